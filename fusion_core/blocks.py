@@ -1,0 +1,118 @@
+"""The one structure that flows between all parts: a block of next-token distributions.
+
+Shape legend: T rows (tokens of the window), K candidates per row, S sources.
+Convention: **row t predicts token t** from the text before it. A special token that the model is given in front
+(BOS) is context, never a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+PADDING_ID = -1
+_MASS_TOLERANCE = 1e-3
+"""Slack on "a row's mass is at most one": float16 log-probabilities on the wire round by up to 2^-11 relative."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceShare:
+    """What one source contributed to a fused window.
+
+    `weight` is its share of the mixture (0 when it took no part), averaged over the rows of the window;
+    `nats_per_byte` its own loss on the window (NaN when `present` is false).
+    """
+
+    name: str
+    present: bool
+    weight: float
+    nats_per_byte: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Next-token distributions over one document window in one vocabulary.
+
+    Attributes:
+        text_bytes: the window, UTF-8, exactly as read.
+        token_ids_T: int32, the realised tokens.
+        byte_ends_T: int32, end offset of every token in `text_bytes`; token t covers [byte_ends[t-1], byte_ends[t]).
+        topk_ids_TK: int32, candidate ids in order of falling log-probability, -1 where padded.
+        topk_logprobs_TK: float32 nats, -inf where padded.
+        tail_T: float32, log of the mass outside the K candidates (-inf when there is none).
+        gold_T: float32, log-probability of the realised token, exact even when it is outside the K candidates.
+        vocabulary: fingerprint of the vocabulary that all ids belong to.
+        mask_T: bool, False where the row must not be trained on (text not represented losslessly, not alignable).
+        shares: per source, for fused blocks; empty for a source's own block.
+        covered_mass: mean mass that reached the candidates before the cut to K, for fused blocks; 1 - mean tail else.
+    """
+
+    text_bytes: bytes
+    token_ids_T: Int32
+    byte_ends_T: Int32
+    topk_ids_TK: Int32
+    topk_logprobs_TK: Float32
+    tail_T: Float32
+    gold_T: Float32
+    vocabulary: str
+    mask_T: Bool
+    shares: tuple[SourceShare, ...] = field(default=())
+    covered_mass: float = float("nan")
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids_T.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.topk_ids_TK.shape[1])
+
+    @property
+    def nats_per_byte(self) -> float:
+        """Loss of the realised tokens in nats per byte of text: comparable across tokenizers (DESIGN section 5)."""
+        return float(-self.gold_T.sum(dtype=np.float64)) / max(1, len(self.text_bytes))
+
+    def validate(self) -> None:
+        """Raises ValueError naming the column that breaks the contract."""
+        num_tokens, k = self.topk_ids_TK.shape if self.topk_ids_TK.ndim == 2 else (-1, -1)
+        expected = {
+            "token_ids": (self.token_ids_T, np.int32, (num_tokens,)),
+            "byte_ends": (self.byte_ends_T, np.int32, (num_tokens,)),
+            "topk_ids": (self.topk_ids_TK, np.int32, (num_tokens, k)),
+            "topk_logprobs": (self.topk_logprobs_TK, np.float32, (num_tokens, k)),
+            "tail": (self.tail_T, np.float32, (num_tokens,)),
+            "gold": (self.gold_T, np.float32, (num_tokens,)),
+            "mask": (self.mask_T, np.bool_, (num_tokens,)),
+        }
+        for name, (column, dtype, shape) in expected.items():
+            if column.shape != shape or column.dtype != dtype:
+                raise ValueError(
+                    f"{name}: expected shape {shape} of {np.dtype(dtype).name}, got {column.shape} of {column.dtype}"
+                )
+        if not self.vocabulary:
+            raise ValueError("vocabulary: the fingerprint is missing")
+        if num_tokens == 0:
+            if self.text_bytes:
+                raise ValueError("byte_ends: no rows for a text that is not empty")
+            return
+        if np.any(np.diff(self.byte_ends_T, prepend=0) < 0) or self.byte_ends_T[-1] != len(self.text_bytes):
+            raise ValueError(f"byte_ends: must rise from 0 to the text's {len(self.text_bytes)} bytes")
+        if np.any(self.token_ids_T < 0):
+            raise ValueError("token_ids: ids must not be negative")
+        if np.any(self.topk_ids_TK < PADDING_ID):
+            raise ValueError("topk_ids: ids must be -1 (padding) or more")
+        for name, column in (("topk_logprobs", self.topk_logprobs_TK), ("tail", self.tail_T), ("gold", self.gold_T)):
+            if np.isnan(column).any():
+                raise ValueError(f"{name}: contains NaN")
+            if np.any(column > _MASS_TOLERANCE):
+                raise ValueError(f"{name}: log-probabilities must not exceed 0")
+        mass_T = np.exp(self.topk_logprobs_TK.astype(np.float64)).sum(axis=1) + np.exp(self.tail_T.astype(np.float64))
+        if np.any(np.abs(mass_T - 1.0) > 5 * _MASS_TOLERANCE):
+            row = int(np.argmax(np.abs(mass_T - 1.0)))
+            raise ValueError(f"topk_logprobs: row {row} and its tail sum to {mass_T[row]:.4f}, not to 1")

@@ -1,0 +1,1 @@
+"""Plumbing shared by the services: configuration, channels, errors, the wire codec, corpus and models on disk."""

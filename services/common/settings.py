@@ -1,0 +1,22 @@
+"""Base class of every configuration model: unknown keys refused, values frozen after validation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Settings(BaseModel):
+    """A section of a recipe. Errors name the key and what is allowed; see `explain`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+def explain(error: ValidationError) -> str:
+    """One line per mistake: dotted key, what is wrong, what was given."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "(recipe)"
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        given = "" if item["type"] in {"missing", "extra_forbidden"} else f" (given: {item['input']!r:.120})"
+        lines.append(f"{key}: {message}{given}")
+    return "\n".join(lines)
