@@ -1,13 +1,29 @@
-"""Client of the fusion service, used by the trainer and the command line. (Interface first; see the lead's work.)"""
+"""Client of the fusion service, used by the trainer and the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import logging
+import queue
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fusion.v1 import fusion_pb2
+import grpc
+
+from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
 from fusion_core.blocks import Block
+from services.common.auth import call_metadata
+from services.common.channel import open_channel
 from services.common.cursor import Cursor
+from services.common.errors import FailedPreconditionError, ServiceError, UnavailableError, error_of
+from services.common.wire import decode_block
+
+logger = logging.getLogger(__name__)
+
+_RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_LONGEST_PAUSE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +41,20 @@ class StreamRequest:
     tokens_only: bool = False
     expected_vocabulary: str = ""
 
+    def to_proto(self) -> fusion_pb2.StreamFusedOpen:
+        return fusion_pb2.StreamFusedOpen(
+            dataset=self.dataset,
+            split=self.split,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_epochs=self.num_epochs,
+            cursor=self.cursor.to_proto() if self.cursor else None,
+            k=self.k,
+            tokens_only=self.tokens_only,
+            expected_vocabulary=self.expected_vocabulary,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FusedWindow:
@@ -38,19 +68,137 @@ class FusedWindow:
 
 
 class FusionClient:
-    """Synchronous client; one channel per stream."""
+    """Blocking client. Every stream has a channel of its own.
+
+    Args:
+        address: host:port of the gRPC proxy.
+        application: name of the Serve application.
+        token: bearer token; default the one in the environment, see services/common/auth.py.
+        timeout_seconds: deadline of a unary call.
+        patience_seconds: how long a broken stream is retried without one new window before the error is raised.
+    """
 
     def __init__(
-        self, address: str, *, application: str = "fusion", token: str | None = None, timeout_seconds: float = 600.0
+        self,
+        address: str,
+        *,
+        application: str = "fusion",
+        token: str | None = None,
+        timeout_seconds: float = 600.0,
+        patience_seconds: float = 300.0,
     ) -> None:
-        raise NotImplementedError
+        self.address = address
+        self.application = application
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        self._patience_seconds = patience_seconds
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
-        raise NotImplementedError
+        """Target vocabulary, sources and limits; raises ServiceError."""
+        with open_channel(self.address) as channel:
+            stub = fusion_pb2_grpc.FusionServiceStub(channel)
+            response: fusion_pb2.GetFusionInfoResponse = self._call(
+                lambda: stub.GetFusionInfo(
+                    fusion_pb2.GetFusionInfoRequest(), metadata=self._metadata(), timeout=self._timeout_seconds
+                )
+            )
+        return response
 
     def fuse(self, texts: Sequence[bytes], *, k: int | None = None, sources: Sequence[str] = ()) -> list[Block]:
-        raise NotImplementedError
+        """Fused blocks for a few texts, in order; raises ServiceError."""
+        request = fusion_pb2.FuseRequest(texts=texts, k=k, sources=sources, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32)
+        with open_channel(self.address) as channel:
+            stub = fusion_pb2_grpc.FusionServiceStub(channel)
+            response = self._call(
+                lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds)
+            )
+        return [decode_block(message) for message in response.blocks]
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
-        """Yields windows with credits granted as they are consumed; reconnects from the cursor on UNAVAILABLE."""
-        raise NotImplementedError
+        """Yields every window of the stream once, at most `prefetch_windows` ahead of the caller.
+
+        A stream that breaks with a retryable status goes on from the last window that the caller has received. Raises
+        ServiceError when it cannot be mended, FailedPreconditionError when the service breaks its word: a block in
+        another vocabulary, or a cursor that does not follow the one before.
+        """
+        at, quiet_since, pause = request.cursor, time.monotonic(), 0.5
+        while True:
+            try:
+                for window in self._stream_once(replace(request, cursor=at), prefetch_windows):
+                    at, quiet_since, pause = window.cursor, time.monotonic(), 0.5
+                    yield window
+            except UnavailableError as error:
+                if time.monotonic() - quiet_since > self._patience_seconds:
+                    raise
+                logger.warning("stream broke, resuming in %.1f s: %s", pause, error)
+            else:
+                return
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _stream_once(self, request: StreamRequest, prefetch_windows: int) -> Iterator[FusedWindow]:
+        outbox: queue.SimpleQueue[fusion_pb2.StreamFusedRequest | None] = queue.SimpleQueue()
+        outbox.put(fusion_pb2.StreamFusedRequest(open=request.to_proto()))
+        outbox.put(_credit(prefetch_windows))
+        grain = max(1, prefetch_windows // 4)
+        with open_channel(self.address) as channel:
+            call = fusion_pb2_grpc.FusionServiceStub(channel).StreamFused(
+                iter(outbox.get, None), metadata=self._metadata()
+            )
+            try:
+                at, owed = request.cursor, 0
+                while (frame := self._call(lambda: next(call, None))) is not None:
+                    windows = _windows(frame, at, request)
+                    at = windows[-1].cursor
+                    for window in windows:
+                        yield window
+                        owed += 1
+                        if owed >= grain:
+                            outbox.put(_credit(owed))
+                            owed = 0
+            finally:
+                outbox.put(None)
+                call.cancel()
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            message = f"{self.application} at {self.address}: {error.details()}"
+            if error.code() in _RETRYABLE:
+                raise UnavailableError(message) from error
+            raise error_of(error.code(), message) from error
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return call_metadata(self.application, self._token)
+
+
+def _credit(windows: int) -> fusion_pb2.StreamFusedRequest:
+    return fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=windows))
+
+
+def _windows(
+    frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, request: StreamRequest
+) -> list[FusedWindow]:
+    """The windows of a frame with a cursor each; checks that the frame follows `before`."""
+    after, num_windows = Cursor.from_proto(frame.cursor), len(frame.blocks)
+    if num_windows == 0:
+        raise ServiceError("stream: a frame without blocks")
+    start = after.back(num_windows) if num_windows <= after.received else None
+    follows = start is not None and (
+        start == before
+        or (start.received == 0 and (before is None or (start.epoch == before.epoch + 1 and start.dealt == 0)))
+    )
+    if start is None or not follows:
+        raise FailedPreconditionError(f"stream: cursor {after} with {num_windows} windows does not follow {before}")
+    windows = []
+    for position, message in enumerate(frame.blocks):
+        block = decode_block(message)
+        if request.expected_vocabulary not in {"", block.vocabulary}:
+            raise FailedPreconditionError(
+                f"stream: a block in vocabulary {block.vocabulary}, expected {request.expected_vocabulary}"
+            )
+        where = message.window
+        cursor = after.back(num_windows - 1 - position)
+        windows.append(FusedWindow(block, where.document, where.start_byte, where.index, cursor))
+    return windows

@@ -1,0 +1,77 @@
+"""From paired tokens to projected rows: what the published methods have in common once each has filled its rows.
+
+Shape legend: S source tokens, T target tokens, M entries per row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.alignment.byte_kernels import carry_realised
+from fusion_core.alignment.projected import ProjectedRows
+from fusion_core.blocks import Block
+from fusion_core.vocabulary import Encoding, Vocabulary
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+def check_same_text(block: Block, target: Encoding, source: Vocabulary) -> None:
+    """Raises ValueError when the block is of another vocabulary, or `target` is not an encoding of its text."""
+    if block.vocabulary != source.fingerprint:
+        raise ValueError(f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {source.fingerprint}")
+    end = int(target.byte_ends_T[-1]) if target.num_tokens else 0
+    if end != len(block.text_bytes):
+        raise ValueError(f"target: byte_ends stop at {end}, the block's text has {len(block.text_bytes)} bytes")
+
+
+def finish_rows(
+    block: Block,
+    target: Encoding,
+    source_of_T: Int32,
+    ids_TM: Int32,
+    probs_TM: Float32,
+    tail_T: Float64,
+    carry: bool,
+) -> ProjectedRows:
+    """Masks the rows without a partner and settles the realised tokens.
+
+    Args:
+        source_of_T: the source token of every target token, -1 for none: such rows are masked.
+        ids_TM, probs_TM, tail_T: the filled rows, changed in place; with `carry` every row has a free last place.
+        carry: gives every realised token the exact probability that the source gave its own realised token, and
+            rescales the rest; else it has whatever the mapping moved onto it, perhaps nothing (`gold_T` is -inf).
+    """
+    mask_T = source_of_T >= 0
+    if not carry:
+        ids_TM[~mask_T], probs_TM[~mask_T], tail_T[~mask_T] = -1, 0.0, 1.0
+    covered_T = np.where(mask_T, 1.0 - tail_T, 0.0).astype(np.float32)
+    gold_T = _loss_of_bytes(block, target)
+    if carry:
+        gold_T[mask_T] = block.gold_T[source_of_T[mask_T]]
+        carry_realised(target.token_ids_T, gold_T, mask_T, ids_TM, probs_TM, tail_T)
+    else:
+        realised_TM = (ids_TM == target.token_ids_T[:, None]) & mask_T[:, None]
+        with np.errstate(divide="ignore"):
+            moved_T = np.log(np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64))
+        gold_T = np.where(mask_T, moved_T, gold_T)
+    return ProjectedRows(
+        ids_TM=ids_TM,
+        probs_TM=probs_TM,
+        tail_T=tail_T.astype(np.float32),
+        gold_T=np.minimum(gold_T, 0.0).astype(np.float32),
+        mask_T=mask_T,
+        covered_T=covered_T,
+    )
+
+
+def _loss_of_bytes(block: Block, target: Encoding) -> Float64:
+    """The log-probability of the source tokens that start within each target token: [T], its sum is the source's."""
+    starts_S = np.concatenate([[0], block.byte_ends_T[:-1]])
+    starts_T = np.concatenate([[0], target.byte_ends_T[:-1]])
+    if not target.num_tokens:
+        return np.zeros(0)
+    owner_S = np.maximum(np.searchsorted(starts_T, starts_S, side="right") - 1, 0)
+    return np.bincount(owner_S, block.gold_T, minlength=target.num_tokens).astype(np.float64)

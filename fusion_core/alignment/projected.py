@@ -1,0 +1,51 @@
+"""A source's distributions written in the target's vocabulary, one row per target token.
+
+Shape legend: T target tokens, M entries per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectedRows:
+    """Sparse next-token distributions over the target's vocabulary; row t predicts target token t.
+
+    Attributes:
+        ids_TM: int32 target ids, each at most once per row, -1 where padded; in no particular order.
+        probs_TM: float32 probabilities (not logs), 0 where padded.
+        tail_T: float32 probability outside the entries; a row's entries and its tail sum to one.
+        gold_T: float32 nats, log-probability of the realised target token; in unmasked rows also an entry.
+        mask_T: bool, False where no distribution could be given: no entries, all mass in the tail. `gold_T` of such a
+            row is only the share of the source's loss that keeps the sum over the window equal to the source's own.
+        covered_T: float32, the mass that the mapping moved onto target tokens, before the realised token's exact
+            probability was put in.
+    """
+
+    ids_TM: Int32
+    probs_TM: Float32
+    tail_T: Float32
+    gold_T: Float32
+    mask_T: Bool
+    covered_T: Float32
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.ids_TM.shape[0])
+
+    @property
+    def masked_share(self) -> float:
+        return 1.0 - float(self.mask_T.mean()) if self.num_tokens else 0.0
+
+    @property
+    def covered_mass(self) -> float:
+        """Mean of `covered_T` over the rows that are not masked; NaN when there is none."""
+        return float(self.covered_T[self.mask_T].mean()) if self.mask_T.any() else float("nan")

@@ -1,0 +1,46 @@
+"""How sources are weighed against each other."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class FusionConfig(BaseModel):
+    """The `fusion` section of a recipe.
+
+    Attributes:
+        strategy: `min_ce` takes the source with the lowest loss; `avg_ce` weighs by softmax(-loss / tau); `fixed` uses
+            `weights`. Losses are nats per byte over the same bytes (FuseLLM, Wan et al. 2024, section 3.3, there per
+            token).
+        tau: temperature of `avg_ce`, in nats per byte.
+        scope: whether the losses are compared over the whole window or over each span of `span_tokens` target tokens.
+        span_tokens: length of a span in target tokens, used when scope is `span`.
+        weights: one weight per source for `fixed`, by name; they are normalised over the sources that answered.
+        k_out: candidates kept per fused row, the realised token always among them; the rest goes to the tail.
+        min_sources: a window with fewer sources than that is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["min_ce", "avg_ce", "fixed"] = "avg_ce"
+    tau: float = Field(default=0.05, gt=0, allow_inf_nan=False)
+    scope: Literal["window", "span"] = "window"
+    span_tokens: int = Field(default=64, ge=1)
+    weights: dict[str, float] = Field(default_factory=dict)
+    k_out: int = Field(default=32, ge=1)
+    min_sources: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _weights_fit_the_strategy(self) -> Self:
+        if self.strategy == "fixed" and not self.weights:
+            raise ValueError("weights: strategy 'fixed' needs a weight for every source, for example {a: 0.7, b: 0.3}")
+        if self.strategy != "fixed" and self.weights:
+            raise ValueError(f"weights: only allowed with strategy 'fixed', not with {self.strategy!r}")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights.{name}: must be a number of at least 0, got {weight}")
+        if self.strategy == "fixed" and not any(self.weights.values()):
+            raise ValueError("weights: at least one weight must be above 0")
+        return self

@@ -1,0 +1,7 @@
+"""Losses of the distillation: causal language modelling and the divergence from fused next-token distributions."""
+
+from fusion_core.losses.buckets import FUSION_LOSSES, FusionLoss, bucket_divergence
+from fusion_core.losses.chunked import Losses, fused_losses
+from fusion_core.losses.rows import SparseRows
+
+__all__ = ["FUSION_LOSSES", "FusionLoss", "Losses", "SparseRows", "bucket_divergence", "fused_losses"]

@@ -1,0 +1,110 @@
+"""The tokenizers that do the splitting, derived from a model's own `tokenizer.json` description.
+
+Three variants of one description:
+    text    as the model reads user text; control tokens cannot be written by the user
+    middle  as `text`, but without what is done at the start of a text only (dummy prefix, stripping)
+    raw     byte-level BPE on bytes that are not valid UTF-8: the merges alone, no pre-tokenizer
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import secrets
+from enum import Enum
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from fusion_core.vocabulary.token_bytes import components
+
+
+_NONCE = secrets.token_hex(16)
+
+
+def _unwritable(token_id: int) -> str:
+    """A name for a control token that no text contains: nobody can know the random part."""
+    return f"\U0010ffff{_NONCE}:{token_id}\U0010fffe"
+
+
+def text_description(description: dict[str, Any], special_ids: frozenset[int]) -> dict[str, Any]:
+    """The description with control tokens renamed, and everything that adds, cuts or randomises switched off.
+
+    Control tokens keep their ids. Renaming them is what makes "<eos>" in user text ordinary text: Unigram models and
+    BPE with `ignore_merges` otherwise find the control token's own name in the vocabulary.
+    """
+    model = dict(description["model"])
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {_unwritable(i) if i in special_ids else piece: i for piece, i in vocabulary.items()}
+        unk_token = model.get("unk_token")
+        if unk_token in vocabulary and vocabulary[unk_token] in special_ids:
+            model["unk_token"] = _unwritable(vocabulary[unk_token])
+    else:
+        model["vocab"] = [[_unwritable(i) if i in special_ids else p, s] for i, (p, s) in enumerate(vocabulary)]
+    if "dropout" in model:
+        model["dropout"] = None
+    added_tokens = [
+        {**added, "content": _unwritable(added["id"]), "lstrip": False, "rstrip": False, "normalized": False}
+        if added["id"] in special_ids
+        else added
+        for added in description.get("added_tokens", ())
+    ]
+    changes = {"truncation": None, "padding": None, "post_processor": None}
+    return {**description, **changes, "model": model, "added_tokens": added_tokens}
+
+
+def _without_start_of_text(node: Any) -> Any:
+    """A normalizer or pre-tokenizer without dummy prefix and stripping; None when nothing is left."""
+    if not node:
+        return None
+    for key in ("normalizers", "pretokenizers"):
+        if key in node:
+            kept = [child for child in map(_without_start_of_text, node[key]) if child is not None]
+            return {**node, key: kept} if kept else None
+    if node["type"] in ("Prepend", "Strip"):
+        return None
+    if node["type"] == "Metaspace":
+        return {**node, "prepend_scheme": "never"}
+    if node["type"] == "ByteLevel" and "add_prefix_space" in node:
+        return {**node, "add_prefix_space": False}
+    return node
+
+
+class DummyPrefix(Enum):
+    """Whether a space is put in front of a text before it is split."""
+
+    NONE = "none"
+    ALWAYS = "always"
+    UNLESS_THERE = "unless there"  # not in front of a text that starts with a space already
+
+
+def dummy_prefix(description: dict[str, Any]) -> DummyPrefix:
+    parts = [p for key in ("normalizer", "pre_tokenizer") for p in components(description.get(key))]
+    if any(part["type"] == "Prepend" for part in parts):
+        return DummyPrefix.ALWAYS
+    for part in parts:
+        if part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never":
+            return DummyPrefix.UNLESS_THERE
+        if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
+            return DummyPrefix.UNLESS_THERE
+    return DummyPrefix.NONE
+
+
+def middle_description(description: dict[str, Any]) -> dict[str, Any]:
+    """The description for a piece of text that does not stand at the start of a text."""
+    middle = copy.copy(description)
+    for key in ("normalizer", "pre_tokenizer"):
+        middle[key] = _without_start_of_text(description.get(key))
+    return middle
+
+
+def raw_description(description: dict[str, Any]) -> dict[str, Any]:
+    """The description whose input is already written in the byte-level alphabet: merges only."""
+    return {**description, "normalizer": None, "pre_tokenizer": None}
+
+
+def build(description: dict[str, Any]) -> Tokenizer:
+    backend = Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
+    backend.encode_special_tokens = True
+    return backend

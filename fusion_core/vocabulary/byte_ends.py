@@ -1,0 +1,75 @@
+"""Where every token of a text ends, in bytes.
+
+Shape legend: T tokens of one text, V ids, B bytes of all ids together, N bytes of the text, C characters of the text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.compiled import compiled
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+
+@compiled
+def ends_when_lossless(
+    blob_B: UInt8, offsets_V1: Int64, token_ids_T: Int32, text_N: UInt8, num_virtual: int, ends_T: Int32
+) -> bool:
+    """Fills `ends_T` and returns True when the tokens' bytes are exactly `num_virtual` spaces and then the text."""
+    position = -num_virtual
+    for t in range(token_ids_T.shape[0]):
+        token = token_ids_T[t]
+        if offsets_V1[token] == offsets_V1[token + 1]:
+            return False
+        for at in range(offsets_V1[token], offsets_V1[token + 1]):
+            expected = 32 if position < 0 else (text_N[position] if position < text_N.shape[0] else -1)
+            if blob_B[at] != expected:
+                return False
+            position += 1
+        ends_T[t] = max(position, 0)
+    return position == text_N.shape[0]
+
+
+@compiled
+def ends_with_losses(
+    blob_B: UInt8,
+    offsets_V1: Int64,
+    token_ids_T: Int32,
+    spans_T2: Int64,
+    byte_of_character_C1: Int64,
+    text_N: UInt8,
+    num_virtual: int,
+    ends_T: Int32,
+    lossless_T: Bool,
+) -> None:
+    """Byte ends where the tokenizer changed some of the text, from the character spans that it reports.
+
+    A token is lossless when its bytes stand in the text exactly where the previous token ended. Any other token
+    takes the text up to the end of its span, so that what was dropped or rewritten belongs to a token marked lossy.
+    """
+    num_tokens, num_bytes = token_ids_T.shape[0], text_N.shape[0]
+    position = 0
+    for t in range(num_tokens):
+        token = token_ids_T[t]
+        skip = num_virtual if t == 0 else 0
+        start, length = offsets_V1[token] + skip, offsets_V1[token + 1] - offsets_V1[token] - skip
+        span_start, span_end = byte_of_character_C1[spans_T2[t, 0]], byte_of_character_C1[spans_T2[t, 1]]
+        end = position + length
+        same = length > 0 and end <= span_end and (position >= span_start or end == span_end)
+        if same:
+            for at in range(length):
+                if blob_B[start + at] != text_N[position + at]:
+                    same = False
+                    break
+        only_prefix = skip > 0 and length == 0
+        lossless_T[t] = same or only_prefix
+        position = end if same or only_prefix else max(position, span_end)
+        ends_T[t] = position
+    if num_tokens > 0 and position < num_bytes:
+        ends_T[num_tokens - 1] = num_bytes
+        lossless_T[num_tokens - 1] = False

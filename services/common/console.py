@@ -1,0 +1,57 @@
+"""Progress on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def model_progress(console: Console, name: str) -> Iterator[Callable[[str, float], None]]:
+    """Reports what is done for a model, and the share of it that is done."""
+    if not console.is_terminal:
+        last = ""
+
+        def line(step: str, share: float) -> None:
+            nonlocal last
+            if step != last:
+                console.print(f"{name}: {step}", highlight=False)
+                last = step
+
+        yield line
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=1.0)
+        yield lambda step, share: progress.update(task, description=f"{name}: {step}", completed=share)
+
+
+@contextmanager
+def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """Reports the state of every application while it starts."""
+    started = time.monotonic()
+    last: dict[str, str] = {}
+    last_line = started
+
+    def text(states: Mapping[str, str]) -> str:
+        return "  ".join(f"{name}: {state.lower()}" for name, state in states.items())
+
+    if console.is_terminal:
+        with console.status("starting Ray") as status:
+            yield lambda states: status.update(text(states))
+        return
+
+    def line(states: Mapping[str, str]) -> None:
+        nonlocal last, last_line
+        now = time.monotonic()
+        if states != last or now - last_line > _LINE_SECONDS:
+            console.print(f"{now - started:4.0f} s  {text(states)}", highlight=False)
+            last, last_line = dict(states), now
+
+    yield line

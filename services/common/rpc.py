@@ -1,0 +1,70 @@
+"""Decorators for the methods of a Ray Serve gRPC deployment: token checked, exceptions turned into status codes.
+
+Serve's proxy takes no interceptors, so what an interceptor would do stands here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from services.common.auth import check_token
+from services.common.errors import status_of
+
+logger = logging.getLogger("ray.serve")
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_OUR_FAULT = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+
+
+def _set_status(grpc_context: Any, error: BaseException) -> None:
+    code, message = status_of(error)
+    grpc_context.set_code(code)
+    grpc_context.set_details(message)
+    if code in _OUR_FAULT:
+        logger.error("call failed", exc_info=error)
+
+
+def unary(
+    method: Callable[[Any, Request], Awaitable[Response]],
+) -> Callable[..., Awaitable[Response]]:
+    """For `async def Method(self, request) -> response`."""
+
+    @functools.wraps(method)
+    async def call(self: Any, request: Request, grpc_context: Any) -> Response:
+        try:
+            check_token(grpc_context.invocation_metadata())
+            return await method(self, request)
+        except BaseException as error:
+            _set_status(grpc_context, error)
+            raise
+
+    del call.__wrapped__  # Serve must see the grpc_context parameter
+    return call
+
+
+def bidirectional(
+    method: Callable[[Any, AsyncIterator[Request]], AsyncGenerator[Response, None]],
+) -> Callable[..., AsyncGenerator[Response, None]]:
+    """For `async def Method(self, requests)` that yields responses."""
+
+    @functools.wraps(method)
+    async def call(
+        self: Any, requests: AsyncIterator[Request], grpc_context: Any
+    ) -> AsyncGenerator[Response, None]:
+        try:
+            check_token(grpc_context.invocation_metadata())
+            async for response in method(self, requests):
+                yield response
+        except BaseException as error:
+            _set_status(grpc_context, error)
+            raise
+
+    del call.__wrapped__  # Serve must see the grpc_context parameter
+    return call

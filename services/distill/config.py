@@ -1,0 +1,142 @@
+"""What a recipe says about the target model and how it is trained. Defaults are those of the FuseLLM paper."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from fusion_core.losses import FusionLoss
+from services.common.settings import Settings
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class DecoderConfig(Settings):
+    """Shape of a Llama-style decoder that starts from random weights. The defaults make about 5M parameters together
+    with a vocabulary of 4,096 ids."""
+
+    hidden_size: int = Field(256, ge=8)
+    num_layers: int = Field(5, ge=1)
+    num_heads: int = Field(4, ge=1)
+    num_key_value_heads: int | None = Field(None, ge=1, description="num_heads when not set")
+    intermediate_size: int = Field(688, ge=8)
+    max_positions: int = Field(2048, ge=16, description="longest window in tokens, BOS included")
+    rope_theta: float = Field(10_000.0, gt=0)
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DecoderConfig:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size: must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.hidden_size}"
+            )
+        if self.num_heads % (self.num_key_value_heads or self.num_heads):
+            raise ValueError(f"num_key_value_heads: must divide num_heads = {self.num_heads}")
+        return self
+
+
+class TokenizerTraining(Settings):
+    """A byte-level BPE of its own, trained on the corpus' train split."""
+
+    vocabulary_size: int = Field(
+        4096, ge=300, le=1_000_000, description="ids, the 256 bytes and 3 special ones included"
+    )
+
+
+class TokenizerConfig(Settings):
+    """Where the tokenizer of a target from scratch comes from. A plain string in a recipe means `folder`."""
+
+    folder: Text | None = Field(None, description="a folder with a fast tokenizer, such as a source's")
+    train: TokenizerTraining | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_as_string(cls, value: Any) -> Any:
+        return {"folder": str(value)} if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _one_way_only(self) -> TokenizerConfig:
+        if (self.folder is None) == (self.train is None):
+            raise ValueError("give either a folder or train: {vocabulary_size: N}")
+        return self
+
+
+class TargetConfig(Settings):
+    """The model that learns: a pretrained one (`model`), or one from scratch (`config` and `tokenizer`)."""
+
+    model: Text | None = Field(None, description="Hugging Face folder or hub id")
+    config: DecoderConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_way_only(self) -> TargetConfig:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give one of model (pretrained) and config (from scratch), not both")
+        if self.model is not None and self.tokenizer is not None:
+            raise ValueError("tokenizer: a pretrained model brings its own; leave it out")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("tokenizer: required with config; a folder, or {train: {vocabulary_size: N}}")
+        return self
+
+
+class DistillConfig(Settings):
+    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, AdamW, linear warm-up, cosine or constant."""
+
+    lambda_: float = Field(0.9, alias="lambda", ge=0, le=1, description="share of CLM; 1 asks no source at all")
+    loss: FusionLoss = "cross_entropy"
+    temperature: float = Field(1.0, gt=0, description="of the fusion term, on both sides")
+    epochs: int = Field(1, ge=1)
+    batch_windows: int = Field(128, ge=1, description="windows per step, over all workers")
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; vectors (norms, biases) have none")
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for no clipping")
+    warmup_share: float = Field(0.008, ge=0, lt=1, description="share of all steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    seed: int = Field(0, ge=0, lt=2**63)
+    k: int | None = Field(None, ge=1, description="candidates per row; the service's own when not set")
+    prefetch_windows: int | None = Field(None, ge=1, description="per worker; two batches when not set")
+
+    checkpoint_every_steps: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    eval_every_steps: int | None = Field(None, ge=1, description="score the held-out split every so many steps")
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the computation; weights stay float32")
+    gradient_checkpointing: bool = False
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: float = Field(1.0, gt=0, description="what Ray reserves")
+    torch_threads: int | None = Field(None, ge=1, description="threads per worker; cpus_per_worker when not set")
+    max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint; -1 for no limit")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("must be two numbers, each from 0 to below 1")
+        return betas
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> DistillConfig:
+        if self.batch_windows % self.num_workers:
+            raise ValueError(
+                f"batch_windows: must be a multiple of num_workers = {self.num_workers}, got {self.batch_windows}"
+            )
+        return self
+
+    @property
+    def threads(self) -> int:
+        return self.torch_threads or max(1, math.floor(self.cpus_per_worker))
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of a step, counted from 0. A function of the step alone: nothing to store, nothing to drift."""
+        warmup = math.ceil(self.warmup_share * total_steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,38 @@
+"""The loss on a held-out split while training, from the stream of its tokens: no source is asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from services.distill.batch import collate
+from services.distill.feed import FusionStream, WindowFeed
+from services.distill.model import DistillModule
+from services.distill.world import World
+from services.fusion.client import StreamRequest
+
+
+def heldout_nats_per_byte(
+    module: DistillModule, client: FusionStream, request: StreamRequest, world: World, *, bos: int, batch_windows: int
+) -> float:
+    """Nats per byte over the whole split of `request`, all workers together.
+
+    `module` is the bare one, without DDP around it: ranks may score different numbers of batches.
+    """
+    feed = WindowFeed(client, replace(request, tokens_only=True), batch_windows=batch_windows)
+    nats = num_bytes = 0.0
+    module.eval()
+    try:
+        with torch.no_grad():
+            while windows := feed.take(epoch=0):
+                blocks = [window.block for window in windows]
+                batch = collate(blocks, bos, vocabulary_size=module.vocabulary_size, tokens_only=True).to(world.device)
+                losses = module(batch, torch.zeros(batch.num_tokens, device=world.device), None)
+                nats += float(losses.clm_N.sum(dtype=torch.float64))
+                num_bytes += sum(len(block.text_bytes) for block in blocks)
+    finally:
+        module.train()
+        feed.close()
+    nats, num_bytes = world.sum([nats, num_bytes])
+    return nats / max(1.0, num_bytes)

@@ -1,0 +1,87 @@
+"""One training run: what it needs to know, and where its files lie."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.distill.config import DistillConfig
+
+
+@dataclass(frozen=True, slots=True)
+class DistillJob:
+    """Everything that driver and workers need. Folders must be visible to all workers under the same path.
+
+    Attributes:
+        run_name: name of the run, unique among the runs of a target.
+        run_folder: where checkpoints, logs and the final model go; see `RunFolder`.
+        target_folder: Hugging Face folder of the target before training.
+        dataset: name of the data set at the fusion service.
+        split: split to train on.
+        fusion_address: host:port of the fusion service.
+        config: how to train.
+        application: name of the fusion service's Serve application.
+        token: bearer token; default the one in the workers' environment.
+        eval_split: split that `eval_every_steps` scores.
+    """
+
+    run_name: str
+    run_folder: Path
+    target_folder: Path
+    dataset: str
+    split: str
+    fusion_address: str
+    config: DistillConfig
+    application: str = "fusion"
+    token: str | None = field(default=None, repr=False)
+    eval_split: str = "held_out"
+
+    @property
+    def files(self) -> RunFolder:
+        return RunFolder(self.run_folder)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names of the files of a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """A line per step; see services/distill/runlog.py."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """A line per step: the windows that it consumed."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """A line per evaluation during training."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def record(self) -> Path:
+        """Settings and versions of the run; see services/distill/record.py."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Ray Train's folder of the run."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model, a Hugging Face folder; there once the run has ended."""
+        return self.path / "model"
+
+    def clear(self) -> None:
+        """Forgets the run: what `--start-over` does. Files of others in the folder stay."""
+        for file in (self.metrics, self.ledger, self.evaluations, self.record):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.model):
+            if folder.exists():
+                shutil.rmtree(folder)

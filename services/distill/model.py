@@ -1,0 +1,108 @@
+"""The target as training sees it: backbone, lm_head and loss in one module, and its Hugging Face folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusion_core.losses import FusionLoss, Losses, fused_losses
+from services.distill.batch import Batch
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "vocab*", "merges.txt", "chat_template*")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars out of the logs."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model from a local Hugging Face folder; raises ValueError when it cannot be used here."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
+    check_head(model)
+    return model
+
+
+def save_model(model: Any, tokenizer_folder: Path, folder: Path) -> None:
+    """Writes weights, configuration and the tokenizer's files as they are in `tokenizer_folder`."""
+    with quiet():
+        model.save_pretrained(folder)
+    for pattern in _TOKENIZER_FILES:
+        for file in tokenizer_folder.glob(pattern):
+            if file.name != "target.json":
+                shutil.copy2(file, folder / file.name)
+
+
+def check_head(model: Any) -> None:
+    """Raises ValueError unless logits are a plain matrix product of the last hidden states.
+
+    The loss is computed from the lm_head's weight, without the model's own forward pass over it.
+    """
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise ValueError(f"target.model: {model.config.model_type} has an lm_head with a bias, which is not supported")
+    text_config = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text_config, name, None) not in {None, 1}:
+            raise ValueError(f"target.model: {name} = {getattr(text_config, name)} in config.json is not supported")
+
+
+class DistillModule(nn.Module):
+    """Losses of a batch from token ids. The whole computation is one forward call, as DDP and FSDP need it."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        vocabulary_size: int,
+        loss: FusionLoss = "cross_entropy",
+        temperature: float = 1.0,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+        self.loss: FusionLoss = loss
+        self.temperature = temperature
+        self.autocast = autocast
+
+    def forward(self, batch: Batch, clm_weights_N: Tensor, fusion_weights_N: Tensor | None) -> Losses:
+        """See `fusion_core.losses.fused_losses` for the weights and the result."""
+        with torch.autocast(batch.inputs_BL.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            # No attention mask: padding stands behind the tokens of its row, where causal attention never looks from
+            # them, and its own positions are not read. Without a mask attention takes its fastest path.
+            states_BLD = self.model.base_model(
+                input_ids=batch.inputs_BL, position_ids=batch.positions_BL, use_cache=False
+            ).last_hidden_state
+        return fused_losses(
+            states_BLD[batch.valid_BL],
+            self.model.get_output_embeddings().weight,
+            batch.token_ids_N,
+            batch.rows,
+            clm_weights_N=clm_weights_N,
+            fusion_weights_N=fusion_weights_N,
+            loss=self.loss,
+            temperature=self.temperature,
+            vocabulary_size=self.vocabulary_size,
+        )

@@ -1,0 +1,50 @@
+"""`run.json`: under which settings and versions a run was started; what a resumed run must agree with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from typing import Any
+
+from services.common.errors import FailedPreconditionError
+from services.common.version import git_revision
+from services.distill.checkpoint import newest_complete
+from services.distill.job import DistillJob
+from services.distill.plan import RunPlan
+
+_PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy", "grpcio")
+
+
+def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
+    """Writes `run.json`; raises FailedPreconditionError naming the setting that differs from those of a checkpoint
+    that this run would go on from."""
+    path = job.files.record
+    if newest_complete(job.files.checkpoints) is not None and path.exists():
+        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        for key, value in json.loads(json.dumps(plan.settings)).items():
+            if earlier.get(key) != value:
+                raise FailedPreconditionError(
+                    f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {value!r} is asked for; "
+                    "start over (--start-over) or choose another run name"
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "run_name": job.run_name,
+        "settings": plan.settings,
+        "config": job.config.model_dump(mode="json", by_alias=True),
+        "dataset": f"{job.dataset}/{job.split}",
+        "git_revision": git_revision(),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,130 @@
+"""The target before distillation: a Hugging Face folder that training starts from and the fusion service reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from services.distill.config import DecoderConfig, TargetConfig
+from services.distill.model import quiet
+from services.distill.tokenizer import train_tokenizer
+
+_RECORD = "target.json"
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What a pretrained folder is made of; pickled weights and code are left behind."""
+
+
+def prepare_target(
+    config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int, *, corpus_fingerprint: str = ""
+) -> Path:
+    """Makes `folder` (tokenizer and weights at a fixed seed) unless it is there already; returns it.
+
+    Args:
+        config: what to make.
+        corpus_texts: the texts of the train split; read only when a tokenizer has to be trained.
+        folder: appears complete or not at all.
+        seed: of the random weights.
+        corpus_fingerprint: identity of `corpus_texts`; a folder made from another corpus is then refused.
+
+    Raises ValueError when the folder holds a target made otherwise, or naming the key that cannot be honoured.
+    """
+    record = {"target": config.model_dump(mode="json"), "seed": seed, "corpus": corpus_fingerprint}
+    if config.tokenizer is None or config.tokenizer.train is None:
+        record["corpus"] = ""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists():
+            _check_same(record, folder)
+            return folder
+        making = folder.with_name(f".{folder.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        try:
+            if config.model is not None:
+                _adopt(config.model, making)
+            else:
+                assert config.config is not None
+                _initialise(config, config.config, corpus_texts, making, seed)
+            (making / _RECORD).write_text(json.dumps(record, indent=2))
+            making.rename(folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _check_same(record: dict[str, Any], folder: Path) -> None:
+    try:
+        found = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"target: {folder} exists and is no prepared target; remove it or rename the run") from error
+    for key, value in record.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{key}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked for; "
+                "remove the folder or rename the run"
+            )
+
+
+def _adopt(model: str, folder: Path) -> None:
+    """A pretrained model under the target's name: links where the file system can, copies elsewhere."""
+    source = Path(model)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            source = Path(snapshot_download(model, allow_patterns=list(_FILES)))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(f"target.model: {model} is no folder, and the hub does not give it: {error}") from error
+    if not (source / "config.json").is_file() or not list(source.glob("*.safetensors")):
+        raise ValueError(f"target.model: {source} has no config.json or no *.safetensors")
+    for pattern in _FILES:
+        for file in source.glob(pattern):
+            try:
+                os.link(file.resolve(), folder / file.name)
+            except OSError:
+                shutil.copy2(file, folder / file.name)
+
+
+def _initialise(
+    config: TargetConfig, shape: DecoderConfig, corpus_texts: Iterable[str], folder: Path, seed: int
+) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    assert config.tokenizer is not None
+    if config.tokenizer.train is not None:
+        train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=shape.max_positions)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
+        tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(  # type: ignore[no-untyped-call]
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=shape.hidden_size,
+                intermediate_size=shape.intermediate_size,
+                num_hidden_layers=shape.num_layers,
+                num_attention_heads=shape.num_heads,
+                num_key_value_heads=shape.num_key_value_heads or shape.num_heads,
+                max_position_embeddings=shape.max_positions,
+                rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+                tie_word_embeddings=shape.tie_embeddings,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    with quiet():
+        model.save_pretrained(folder)

@@ -1,0 +1,115 @@
+"""From a text to its fused block: all sources asked side by side, projected and mixed off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+
+from fusion.v1 import fusion_pb2
+from fusion_core.blocks import Block
+from fusion_core.fusion import TooFewSources, fuse
+from fusion_core.vocabulary import Vocabulary
+from services.common.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from services.fusion.config import FusionServiceConfig
+from services.fusion.sources import Source
+from services.fusion.store import BlockStore
+from services.source.client import ScoreStream
+
+
+class Fuser:
+    """The sources and the target vocabulary of one fusion service; lives on one event loop."""
+
+    def __init__(self, config: FusionServiceConfig) -> None:
+        self._config = config
+        self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
+        store = BlockStore(Path(config.service.store)) if config.service.store else None
+        self._sources = {
+            endpoint.name: Source(endpoint, self.target, config.service, store) for endpoint in config.sources
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._sources)
+
+    def check_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The sources to ask, all for none named; raises NotFoundError for a name that is not known."""
+        for name in names:
+            if name not in self._sources:
+                raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
+        return tuple(dict.fromkeys(names)) or self.names
+
+    async def statuses(self) -> list[fusion_pb2.SourceStatus]:
+        """How every source answers just now."""
+        return list(await asyncio.gather(*(source.status() for source in self._sources.values())))
+
+    async def problem(self) -> str | None:
+        """Why the service cannot fuse now: too few sources answer. None when it can."""
+        statuses = await self.statuses()
+        serving = sum(status.serving for status in statuses)
+        if serving >= self._config.fusion.min_sources:
+            return None
+        problems = "; ".join(status.problem for status in statuses if status.problem)
+        return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
+
+    async def open_streams(self, stack: AsyncExitStack) -> dict[str, ScoreStream]:
+        """A stream to every source, closed with the stack."""
+        return {name: await stack.enter_async_context(source.stream()) for name, source in self._sources.items()}
+
+    async def fuse(
+        self, text: bytes, *, names: Sequence[str], k: int, streams: Mapping[str, ScoreStream] | None = None
+    ) -> Block:
+        """Asks the named sources and fuses what they answer.
+
+        A source that fails takes no part, and the block says so. Raises UnavailableError when too few answer, and
+        InvalidArgumentError or FailedPreconditionError when a source refuses the text for good.
+        """
+        asked = [self._sources[name].score(text, (streams or {}).get(name)) for name in names]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        blocks: dict[str, Block | None] = {}
+        problems = []
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Block):
+                blocks[name] = answer
+            elif isinstance(answer, UnavailableError):
+                blocks[name] = None
+                problems.append(str(answer))
+            else:
+                raise answer
+        try:
+            return await asyncio.to_thread(self._mix, text, blocks, k)
+        except TooFewSources as error:
+            raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
+
+    def realised_tokens(self, text: bytes) -> Block:
+        """A block without distributions: no candidates, all mass in the tail, every row masked."""
+        encoding = self.target.encode(text)
+        num_tokens = encoding.num_tokens
+        return Block(
+            text_bytes=text,
+            token_ids_T=encoding.token_ids_T,
+            byte_ends_T=encoding.byte_ends_T,
+            topk_ids_TK=np.zeros((num_tokens, 0), dtype=np.int32),
+            topk_logprobs_TK=np.zeros((num_tokens, 0), dtype=np.float32),
+            tail_T=np.zeros(num_tokens, dtype=np.float32),
+            gold_T=np.full(num_tokens, -np.inf, dtype=np.float32),
+            vocabulary=self.target.fingerprint,
+            mask_T=np.zeros(num_tokens, dtype=np.bool_),
+            covered_mass=0.0,
+        )
+
+    def _mix(self, text: bytes, blocks: Mapping[str, Block | None], k: int) -> Block:
+        encoding = self.target.encode(text)
+        if encoding.num_tokens == 0:
+            raise InvalidArgumentError("texts: the target's tokenizer keeps nothing of this text")
+        rows = {
+            name: self._sources[name].projection.project(block, encoding) if block is not None else None
+            for name, block in blocks.items()
+        }
+        # A caller that names fewer sources than the quorum asks for just those.
+        quorum = min(self._config.fusion.min_sources, len(blocks))
+        config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})
+        return fuse(text, encoding, rows, config, self.target.fingerprint)

@@ -1,0 +1,179 @@
+"""The alignment-fusion service as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion.v1 import block_pb2, fusion_pb2
+from services.common.corpus import Corpus
+from services.common.cursor import Cursor
+from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.common.flow import Pipeline
+from services.common.health import health_response
+from services.common.rpc import bidirectional, unary
+from services.common.wire import check_dtype, encode_block
+from services.fusion.config import FusionServiceConfig
+from services.fusion.fuser import Fuser
+from services.fusion.plan import Step, StreamPlan
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A block ready to be sent, and the cursor after it."""
+
+    block: block_pb2.TokenBlock
+    cursor: Cursor
+
+
+class FusionServicer:
+    """Methods of fusion.v1.FusionService and grpc.health.v1.Health."""
+
+    async def __init__(self, config: FusionServiceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._config = config
+        self._fuser = Fuser(config)
+        self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
+        logger.info("fusing %s into %s", ", ".join(s.name for s in config.sources), config.tokenizer)
+
+    @unary
+    async def GetFusionInfo(self, request: fusion_pb2.GetFusionInfoRequest) -> fusion_pb2.GetFusionInfoResponse:
+        config = self._config
+        return fusion_pb2.GetFusionInfoResponse(
+            vocabulary=self._fuser.target.fingerprint,
+            vocabulary_size=self._fuser.target.size,
+            sources=await self._fuser.statuses(),
+            alignment="byte",
+            strategy=config.fusion.strategy,
+            max_k=config.fusion.k_out,
+            max_text_bytes=config.service.max_text_bytes,
+            max_texts=config.service.max_texts,
+            datasets=[
+                fusion_pb2.DatasetInfo(
+                    name=corpus.name,
+                    split=split,
+                    num_windows=corpus.num_windows(split),
+                    num_bytes=corpus.num_bytes(split),
+                    fingerprint=corpus.fingerprint(split),
+                )
+                for corpus in self._corpora.values()
+                for split in corpus.splits
+            ],
+            min_sources=config.fusion.min_sources,
+        )
+
+    @unary
+    async def Fuse(self, request: fusion_pb2.FuseRequest) -> fusion_pb2.FuseResponse:
+        service = self._config.service
+        if not 1 <= len(request.texts) <= service.max_texts:
+            raise InvalidArgumentError(f"texts: 1 to {service.max_texts} texts are allowed, got {len(request.texts)}")
+        for index, text in enumerate(request.texts):
+            _check_text(text, f"texts[{index}]", service.max_text_bytes)
+        k, dtype = self._answer_settings(request)
+        names = self._fuser.check_names(request.sources)
+        blocks = await asyncio.gather(*(self._fuser.fuse(text, names=names, k=k) for text in request.texts))
+        return fusion_pb2.FuseResponse(blocks=[encode_block(block, dtype) for block in blocks])
+
+    @bidirectional
+    async def StreamFused(
+        self, requests: AsyncIterator[fusion_pb2.StreamFusedRequest]
+    ) -> AsyncGenerator[fusion_pb2.StreamFusedResponse, None]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise InvalidArgumentError("message: a stream starts with `open`")
+        async with AsyncExitStack() as stack:
+            pipeline = await self._pipeline(first.open, stack)
+
+            async def read() -> None:
+                async for message in requests:
+                    if message.WhichOneof("message") != "credit":
+                        raise InvalidArgumentError("message: after `open` only credits are expected")
+                    pipeline.credits.grant(message.credit.blocks)
+
+            async for frame in pipeline.frames(read()):
+                yield fusion_pb2.StreamFusedResponse(
+                    blocks=[sent.block for sent in frame], cursor=frame[-1].cursor.to_proto()
+                )
+
+    @unary
+    async def Check(self, request: Any) -> Any:
+        return health_response(request, "fusion.v1.FusionService", await self._fuser.problem())
+
+    async def _pipeline(self, request: fusion_pb2.StreamFusedOpen, stack: AsyncExitStack) -> Pipeline[Step, _Sent]:
+        corpus = self._corpus(request.dataset)
+        if request.split not in corpus.splits:
+            raise NotFoundError(f"split: {request.split!r} is not known; {corpus.name} has {_listed(corpus.splits)}")
+        k, dtype = self._answer_settings(request)
+        plan = StreamPlan(
+            split_fingerprint=corpus.fingerprint(request.split),
+            num_windows=corpus.num_windows(request.split),
+            seed=request.seed,
+            rank=request.rank,
+            world_size=request.world_size,
+            num_epochs=request.num_epochs if request.HasField("num_epochs") else 1,
+        )
+        steps = plan.steps(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
+        streams = {} if request.tokens_only else await self._fuser.open_streams(stack)
+
+        async def compute(step: Step) -> _Sent:
+            window = corpus.window(request.split, step.index)
+            if request.tokens_only:
+                block = self._fuser.realised_tokens(window.text)
+            else:
+                block = await self._fuser.fuse(window.text, names=self._fuser.names, k=k, streams=streams)
+            where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
+            return _Sent(encode_block(block, dtype, where), step.cursor)
+
+        async def items() -> AsyncIterator[Step]:
+            for step in steps:
+                yield step
+
+        return Pipeline(
+            items(),
+            compute,
+            size=lambda sent: sent.block.ByteSize(),
+            may_share=lambda before, after: before.cursor.epoch == after.cursor.epoch,
+        )
+
+    def _answer_settings(self, request: fusion_pb2.FuseRequest | fusion_pb2.StreamFusedOpen) -> tuple[int, int]:
+        """Number of candidates and encoding of the answer; checks the vocabulary that the client expects."""
+        target, max_k = self._fuser.target, self._config.fusion.k_out
+        if request.expected_vocabulary not in {"", target.fingerprint}:
+            raise FailedPreconditionError(
+                f"expected_vocabulary: {request.expected_vocabulary} was asked for, but this service fuses into "
+                f"{target.fingerprint}"
+            )
+        k = request.k if request.HasField("k") else max_k
+        if not 1 <= k <= max_k:
+            raise InvalidArgumentError(f"k: must be 1 to {max_k}, got {k}")
+        return k, check_dtype(request.dtype)
+
+    def _corpus(self, name: str) -> Corpus:
+        if name not in self._corpora:
+            raise NotFoundError(f"dataset: {name!r} is not known; this service has {_listed(self._corpora)}")
+        return self._corpora[name]
+
+
+def _open_corpus(folder: str) -> Corpus:
+    return Corpus.open(Path(folder))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _check_text(text: bytes, field: str, max_bytes: int) -> None:
+    if not text:
+        raise InvalidArgumentError(f"{field}: must not be empty")
+    if len(text) > max_bytes:
+        raise InvalidArgumentError(f"{field}: {len(text)} bytes; at most {max_bytes} are accepted")
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"{field}: not UTF-8 at byte {error.start}") from error

@@ -1,0 +1,140 @@
+"""The sources behind the fusion service: asked with a deadline and retries, read through the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from fusion.v1 import fusion_pb2, source_pb2
+from fusion_core.alignment.byte import ByteProjection
+from fusion_core.blocks import Block
+from fusion_core.vocabulary import Vocabulary
+from services.common.errors import FailedPreconditionError, InvalidArgumentError, ServiceError, UnavailableError
+from services.common.models import resolve_model
+from services.fusion.config import ServiceConfig, SourceEndpoint
+from services.fusion.store import BlockStore
+from services.source.client import ScoreStream, SourceClient
+
+logger = logging.getLogger("ray.serve")
+
+_FIRST_PAUSE_SECONDS = 0.5
+
+
+class Source:
+    """One source: its endpoint, its vocabulary and the projection into the target's."""
+
+    def __init__(
+        self, endpoint: SourceEndpoint, target: Vocabulary, service: ServiceConfig, store: BlockStore | None
+    ) -> None:
+        self.endpoint = endpoint
+        self.name = endpoint.name
+        self.vocabulary = Vocabulary.from_pretrained(resolve_model(endpoint.model))
+        self.projection = ByteProjection(self.vocabulary, target)
+        self._service = service
+        self._store = store
+        self._client = SourceClient(
+            endpoint.address, endpoint.application, timeout_seconds=service.source_timeout_seconds
+        )
+        self._info: source_pb2.GetSourceInfoResponse | None = None
+
+    async def status(self) -> fusion_pb2.SourceStatus:
+        """How the source answers just now."""
+        status = fusion_pb2.SourceStatus(
+            name=self.name, address=self.endpoint.address, top_k=self.endpoint.top_k, model=self.endpoint.model
+        )
+        try:
+            self._info = None
+            info = await self._checked_info()
+        except ServiceError as error:
+            status.problem = str(error)
+        else:
+            status.serving = True
+            status.vocabulary = info.vocabulary
+            status.model = info.model
+        return status
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[ScoreStream]:
+        """A stream of this source's own, for one consumer."""
+        endpoint = self.endpoint
+        stream = ScoreStream(
+            endpoint.address,
+            endpoint.application,
+            top_k=endpoint.top_k,
+            expected_vocabulary=self.vocabulary.fingerprint,
+        )
+        try:
+            yield stream
+        finally:
+            await stream.close()
+
+    async def score(self, text: bytes, stream: ScoreStream | None = None) -> Block:
+        """Scores a text, through the store where there is one; raises ServiceError when all attempts failed."""
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in range(1, self._service.source_attempts + 1):
+            try:
+                async with asyncio.timeout(self._service.source_timeout_seconds):
+                    # After a failure the text goes alone: what broke the stream may have been another text.
+                    return await self._score_once(text, stream if attempt == 1 else None)
+            except (InvalidArgumentError, FailedPreconditionError):
+                raise  # trying again would not help
+            except (ServiceError, TimeoutError) as error:
+                if attempt == self._service.source_attempts:
+                    raise UnavailableError(f"source {self.name}: {error or 'no answer before the deadline'}") from error
+                logger.warning("source %s, attempt %d: %s", self.name, attempt, error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause *= 2
+        raise AssertionError("unreachable")
+
+    async def _score_once(self, text: bytes, stream: ScoreStream | None) -> Block:
+        info = await self._checked_info()
+        key = ""
+        if self._store is not None:
+            key = BlockStore.key(
+                revision=info.revision, vocabulary=info.vocabulary, top_k=self.endpoint.top_k, text=text
+            )
+            if (kept := await asyncio.to_thread(self._store.get, key)) is not None:
+                return kept
+        if stream is not None:
+            block = await stream.score(text)
+        else:
+            [block] = await self._client.score(
+                [text], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
+            )
+        self._check(block, text)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.put, key, block)
+        return block
+
+    async def _checked_info(self) -> source_pb2.GetSourceInfoResponse:
+        if self._info is None:
+            info = await self._client.info()
+            if info.vocabulary != self.vocabulary.fingerprint:
+                raise FailedPreconditionError(
+                    f"source {self.name}: serves vocabulary {info.vocabulary}, but {self.endpoint.model} as configured "
+                    f"has {self.vocabulary.fingerprint}"
+                )
+            if info.max_top_k < self.endpoint.top_k:
+                raise FailedPreconditionError(
+                    f"source {self.name}: serves at most top_k {info.max_top_k}, but {self.endpoint.top_k} is configured"
+                )
+            self._info = info
+        return self._info
+
+    def _check(self, block: Block, text: bytes) -> None:
+        """A source can break without an error; nothing wrong may go further."""
+        if block.text_bytes != text:
+            raise UnavailableError(f"source {self.name}: answered for another text")
+        if block.vocabulary != self.vocabulary.fingerprint:
+            raise FailedPreconditionError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
+        uniform = -np.log(self.vocabulary.size)
+        if block.k > 1 and np.allclose(block.topk_logprobs_TK, uniform, atol=1e-2):
+            raise UnavailableError(f"source {self.name}: every candidate has probability 1/V; its weights are lost")
+
+    async def close(self) -> None:
+        await self._client.close()

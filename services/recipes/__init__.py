@@ -1,0 +1,5 @@
+"""Recipes: one YAML file per run, and the ready ones that ship beside this module."""
+
+from services.recipes.recipe import Recipe, RecipeError, load_recipe
+
+__all__ = ["Recipe", "RecipeError", "load_recipe"]

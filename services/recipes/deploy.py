@@ -1,0 +1,158 @@
+"""From a recipe to running services: the Serve config, and `fusion up` on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from services.common.cluster import Deployment, deployments, port_in_use, start_ray
+from services.common.errors import ServiceError, UnavailableError
+from services.common.health import SERVICER as HEALTH_SERVICER
+from services.fusion.app import SERVICER as FUSION_SERVICER
+from services.recipes.recipe import Recipe
+from services.source.app import SERVICER as SOURCE_SERVICER
+
+Report = Callable[[Mapping[str, str]], None]
+"""Receives the state of every application, by name."""
+
+
+def serve_config(recipe: Recipe) -> dict[str, Any]:
+    """The declarative Serve config: an application for each source without an address, and the fusion service."""
+    service, cores = recipe.service, _cores(recipe)
+    applications: list[dict[str, Any]] = [
+        {
+            "name": source.name,
+            "route_prefix": f"/{source.name}",
+            "import_path": "services.source.app:build",
+            "args": source.model_dump(mode="json"),
+            "runtime_env": {"env_vars": {**cores.get(source.name, {}), **source.env}},
+        }
+        for source in recipe.sources
+        if source.address is None
+    ]
+    if service.address is None:
+        applications.append(
+            {
+                "name": service.application,
+                "route_prefix": f"/{service.application}",
+                "import_path": "services.fusion.app:build",
+                "args": recipe.fusion_service().model_dump(mode="json", by_alias=True),
+            }
+        )
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": service.host, "port": service.http_port},
+        "grpc_options": {
+            "port": service.grpc_port,
+            "grpc_servicer_functions": [SOURCE_SERVICER, FUSION_SERVICER, HEALTH_SERVICER],
+        },
+        "applications": applications,
+    }
+
+
+def _cores(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Cores of their own for vLLM engines that share this machine's CPU.
+
+    Engines whose OpenMP threads spin on the same cores take each other's time: two of them ran four times slower.
+    """
+    names = [s.name for s in recipe.sources if s.address is None and s.engine == "vllm" and s.num_gpus == 0]
+    cores = sorted(os.sched_getaffinity(0))
+    if not names or len(cores) < len(names):
+        return {}
+    share = len(cores) // len(names)
+    return {
+        name: {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[at * share : (at + 1) * share]))}
+        for at, name in enumerate(names)
+    }
+
+
+def check_free(recipe: Recipe) -> None:
+    """Raises ServiceError when this recipe runs already or a port that it needs is taken."""
+    service = recipe.service
+    for other in deployments():
+        if other.name == recipe.name:
+            raise ServiceError(f"{recipe.name} is up already; `fusion down {recipe.name}` ends it")
+    for key in ("grpc_port", "http_port", "dashboard_port"):
+        port = getattr(service, key)
+        if port_in_use(service.host, port):
+            raise ServiceError(f"service.{key}: port {port} is in use; stop what listens there or choose another")
+
+
+def up(recipe: Recipe, recipe_file: Path, report: Report, *, timeout_seconds: float = 900) -> Deployment:
+    """Starts Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot."""
+    check_free(recipe)
+    service = recipe.service
+    log = recipe.run_folder / "ray.log"
+    # Logical CPUs are Ray's way to count replicas; one more is for the training job.
+    wanted = sum(source.num_cpus * source.num_replicas for source in recipe.sources if source.address is None)
+    wanted += service.num_cpus * service.num_replicas + recipe.distill.num_workers * recipe.distill.cpus_per_worker + 2
+    pid, gcs_address = start_ray(
+        host=service.host,
+        dashboard_port=service.dashboard_port,
+        num_cpus=int(wanted + 0.999),
+        log=log,
+    )
+    deployment = Deployment(
+        name=recipe.name,
+        recipe=str(recipe_file.absolute()),
+        pid=pid,
+        pid_created=psutil.Process(pid).create_time(),
+        gcs_address=gcs_address,
+        dashboard=f"http://{service.host}:{service.dashboard_port}",
+        grpc_address=recipe.fusion_address,
+        application=service.application,
+        log=str(log),
+    )
+    deployment.save()
+    try:
+        deploy(serve_config(recipe), deployment.dashboard, report, timeout_seconds=timeout_seconds)
+    except BaseException:
+        deployment.stop()
+        raise
+    return deployment
+
+
+def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout_seconds: float) -> None:
+    """Hands a Serve config to a Ray cluster and waits until every application runs."""
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    deadline = time.monotonic() + timeout_seconds
+    client = _connect(ServeSubmissionClient, dashboard, deadline)
+    client.deploy_applications(dict(config))
+    names = [application["name"] for application in config["applications"]]
+    while True:
+        found = client.get_serve_details().get("applications", {})
+        states = {name: found.get(name, {}).get("status", "NOT_STARTED") for name in names}
+        report(states)
+        for name, state in states.items():
+            if state in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                raise ServiceError(f"application {name} failed to start:\n{_reason(found[name])}")
+        if all(state == "RUNNING" for state in states.values()):
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(name for name, state in states.items() if state != "RUNNING")
+            raise UnavailableError(f"not running after {timeout_seconds:.0f} s: {waiting}")
+        time.sleep(1.0)
+
+
+def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> Any:
+    """The dashboard listens a moment before its modules answer."""
+    while True:
+        try:
+            return client(dashboard)
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"Ray's dashboard at {dashboard} does not answer: {error}") from error
+            time.sleep(0.5)
+
+
+def _reason(application: Mapping[str, Any]) -> str:
+    """The end of what Serve says, where the exception stands."""
+    messages = [application.get("message", "")]
+    messages += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
+    return "\n".join(message.strip()[-1500:] for message in messages if message)

@@ -1,0 +1,136 @@
+"""The whole of a run in one file: corpus, sources, target, fusion, services and distillation."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fusion_core.fusion import FusionConfig
+from services.common.corpus import CorpusConfig
+from services.common.settings import Settings, explain
+from services.distill.config import DistillConfig, TargetConfig
+from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.source.config import SourceConfig
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; one line per mistake, each naming its key."""
+
+
+class Recipe(Settings):
+    """One run. Folders in it are relative to where the command is run."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the run and its folder.")
+    output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
+    corpus: CorpusConfig
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    target: TargetConfig
+    fusion: FusionConfig = Field(default_factory=FusionConfig)
+    service: ServiceConfig = Field(default_factory=ServiceConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"sources: the name {twice[0]} is used twice")
+        if self.service.application in names:
+            raise ValueError(f"service.application: {self.service.application} is the name of a source as well")
+        if self.fusion.min_sources > len(names):
+            raise ValueError(f"fusion.min_sources: {self.fusion.min_sources} is more than the {len(names)} sources")
+        if unknown := sorted(set(self.fusion.weights or {}) - set(names)):
+            raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.output_dir) / self.name
+
+    @property
+    def corpus_folder(self) -> Path:
+        return self.run_folder / "corpus"
+
+    @property
+    def target_folder(self) -> Path:
+        """The target before distillation."""
+        return self.run_folder / "target"
+
+    @property
+    def fusion_address(self) -> str:
+        return self.service.address or f"127.0.0.1:{self.service.grpc_port}"
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe with every default filled in."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False))
+
+    def fusion_service(self) -> FusionServiceConfig:
+        """Arguments of the fusion application."""
+        store = str((self.run_folder / self.service.store).absolute()) if self.service.store else None
+        here = f"127.0.0.1:{self.service.grpc_port}"
+        return FusionServiceConfig(
+            tokenizer=str(self.target_folder.absolute()),
+            sources=tuple(
+                SourceEndpoint(
+                    name=source.name,
+                    model=source.model,
+                    address=source.address or here,
+                    application=source.application_name,
+                    top_k=source.top_k,
+                )
+                for source in self.sources
+            ),
+            fusion=self.fusion,
+            service=self.service.model_copy(update={"store": store}),
+            corpora=(str(self.corpus_folder.absolute()),),
+        )
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("services.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Loads a recipe from a file, or a shipped one by name; `overrides` maps dotted keys to values.
+
+    Raises RecipeError naming the file and key.
+    """
+    path = Path(name_or_path)
+    if not path.is_file() and str(name_or_path) in shipped_recipes():
+        text = (resources.files("services.recipes") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            shipped = ", ".join(shipped_recipes())
+            raise RecipeError(f"{path}: cannot be read ({error}); shipped recipes are {shipped}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected a mapping with the keys {', '.join(Recipe.model_fields)}")
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"{key}: {parent} is no mapping")
+    values[last] = value

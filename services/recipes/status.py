@@ -1,0 +1,52 @@
+"""`fusion status`: health, model and vocabulary of everything that is up."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+
+from services.common.auth import call_metadata
+from services.common.channel import open_channel
+from services.common.cluster import Deployment
+from services.common.errors import ServiceError
+from services.fusion.client import FusionClient
+
+_TIMEOUT_SECONDS = 15.0
+
+
+def show_status(deployment: Deployment, console: Console) -> bool:
+    """Prints a table for one deployment; returns whether the fusion service answers SERVING."""
+    health = health_of(deployment.grpc_address, deployment.application)
+    table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
+    for column in ("application", "health", "model", "vocabulary", "problem"):
+        table.add_column(column, overflow="fold")
+    client = FusionClient(deployment.grpc_address, application=deployment.application, timeout_seconds=_TIMEOUT_SECONDS)
+    try:
+        info = client.info()
+    except ServiceError as error:
+        table.add_row(deployment.application, health, "", "", str(error))
+    else:
+        table.add_row(deployment.application, health, f"fuses by {info.alignment}, {info.strategy}", info.vocabulary)
+        for source in info.sources:
+            state = "SERVING" if source.serving else "NOT_SERVING"
+            table.add_row(source.name, state, source.model, source.vocabulary, source.problem)
+        for dataset in info.datasets:
+            size = f"{dataset.num_windows} windows, {dataset.num_bytes:,} bytes"
+            table.add_row(f"data set {dataset.name}/{dataset.split}", "", size, dataset.fingerprint)
+    console.print(table)
+    console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", highlight=False, soft_wrap=True)
+    return health == "SERVING"
+
+
+def health_of(address: str, application: str) -> str:
+    """The answer of the standard gRPC health check, or the status code when there is none."""
+    with open_channel(address) as channel:
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), metadata=call_metadata(application), timeout=_TIMEOUT_SECONDS
+            )
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))

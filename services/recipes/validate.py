@@ -1,0 +1,45 @@
+"""`fusion validate`: everything that can be known about a recipe before anything is started."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.recipes.prepare import resolve_sources
+from services.recipes.recipe import Recipe, RecipeError
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises RecipeError with a line per problem: missing models and files, engines and devices that are not there."""
+    problems = list(_problems(recipe))
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    try:
+        resolve_sources(recipe)
+    except RecipeError as error:
+        yield str(error)
+    for index, source in enumerate(recipe.sources):
+        if source.address is None and source.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+            yield f"sources[{index}].engine: vllm is not installed here; use transformers, or an address"
+    for pattern in recipe.corpus.files or ():
+        if not glob.glob(pattern, recursive=True):
+            yield f"corpus.files: nothing matches {pattern}"
+    tokenizer = recipe.target.tokenizer
+    if isinstance(tokenizer, Path) and not tokenizer.is_dir():
+        yield f"target.tokenizer: no folder {tokenizer}"
+    if recipe.distill.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            yield "distill.device: cuda is asked for, but torch sees no CUDA device here; use auto or cpu"
+    parent = recipe.run_folder
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        yield f"output_dir: cannot write to {parent}"

@@ -1,0 +1,64 @@
+"""What an engine does: exact next-token log-probabilities along a prompt.
+
+Shape legend: T rows (prompt tokens after the first), K candidates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion_core.blocks import Float32, Int32
+from services.source.config import SourceConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of the tokens of a prompt, each from the tokens before it.
+
+    Attributes:
+        gold_T: float32, of the token that stands there.
+        topk_ids_TK: int32, the K likeliest by falling log-probability.
+        topk_logprobs_TK: float32, theirs.
+    """
+
+    gold_T: Float32
+    topk_ids_TK: Int32
+    topk_logprobs_TK: Float32
+
+
+class Engine(ABC):
+    """A loaded model. Created on the event loop that it serves."""
+
+    name_and_version: str
+    dtype: str
+
+    @classmethod
+    @abstractmethod
+    async def load(cls, config: SourceConfig, folder: Path) -> Engine:
+        """Loads the model; raises ValueError for settings that it cannot honour."""
+
+    @abstractmethod
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        """Scores a prompt of T + 1 tokens: T rows, the first token is context. Cancelling the call frees the engine."""
+
+    @abstractmethod
+    async def check_health(self) -> None:
+        """Raises when the engine can no longer answer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine and its processes."""
+
+
+async def load_engine(config: SourceConfig, folder: Path) -> Engine:
+    """The engine that the configuration names."""
+    if config.engine == "vllm":
+        from services.source.vllm_engine import VllmEngine
+
+        return await VllmEngine.load(config, folder)
+    from services.source.transformers_engine import TransformersEngine
+
+    return await TransformersEngine.load(config, folder)

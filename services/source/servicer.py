@@ -1,0 +1,141 @@
+"""The source service as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fusion.v1 import block_pb2, source_pb2
+from fusion_core.vocabulary import Encoding
+from services.common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from services.common.flow import Pipeline
+from services.common.health import health_response
+from services.common.models import resolve_model
+from services.common.rpc import bidirectional, unary
+from services.common.wire import check_dtype, encode_block
+from services.source.config import SourceConfig
+from services.source.scorer import Scorer
+
+logger = logging.getLogger("ray.serve")
+
+MAX_TEXTS = 256
+"""Texts in one Score call, and texts that a stream may have waiting for credits."""
+
+Work = tuple[bytes, Encoding]
+
+
+class SourceServicer:
+    """Methods of fusion.v1.SourceService and grpc.health.v1.Health."""
+
+    async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        self._config = config
+        folder = resolve_model(config.model)
+        revision = asyncio.get_running_loop().run_in_executor(None, _revision, folder)
+        self._scorer = await Scorer.load(config, folder)
+        self._revision = await revision
+        logger.info("source %s serves %s on %s", config.name, config.model, self._scorer.engine.name_and_version)
+
+    @unary
+    async def GetSourceInfo(self, request: source_pb2.GetSourceInfoRequest) -> source_pb2.GetSourceInfoResponse:
+        config, vocabulary = self._config, self._scorer.vocabulary
+        return source_pb2.GetSourceInfoResponse(
+            name=config.name,
+            model=config.model,
+            engine=self._scorer.engine.name_and_version,
+            dtype=self._scorer.engine.dtype,
+            vocabulary=vocabulary.fingerprint,
+            vocabulary_size=vocabulary.size,
+            max_top_k=config.largest_top_k,
+            max_tokens=config.max_tokens,
+            max_text_bytes=config.max_text_bytes,
+            bos_token=self._scorer.bos_token,
+            revision=self._revision,
+        )
+
+    @unary
+    async def Score(self, request: source_pb2.ScoreRequest) -> source_pb2.ScoreResponse:
+        if not 1 <= len(request.texts) <= MAX_TEXTS:
+            raise InvalidArgumentError(f"texts: 1 to {MAX_TEXTS} texts are allowed, got {len(request.texts)}")
+        answer = self._answer(request)
+        work = zip(request.texts, self._scorer.encode(request.texts), strict=True)
+        return source_pb2.ScoreResponse(blocks=await asyncio.gather(*(answer(item) for item in work)))
+
+    @bidirectional
+    async def StreamScores(
+        self, requests: AsyncIterator[source_pb2.StreamScoresRequest]
+    ) -> AsyncGenerator[source_pb2.StreamScoresResponse, None]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise InvalidArgumentError("message: a stream starts with `open`")
+        waiting: asyncio.Queue[Work | None] = asyncio.Queue(maxsize=MAX_TEXTS)
+        pipeline = Pipeline(_until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
+
+        async def read() -> None:
+            async for message in requests:
+                match message.WhichOneof("message"):
+                    case "credit":
+                        pipeline.credits.grant(message.credit.blocks)
+                    case "texts":
+                        texts = message.texts.texts
+                        if waiting.qsize() + len(texts) > MAX_TEXTS:
+                            raise ResourceExhaustedError(f"texts: at most {MAX_TEXTS} may wait for credits")
+                        for item in zip(texts, self._scorer.encode(texts), strict=True):
+                            waiting.put_nowait(item)
+                    case other:
+                        raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
+            waiting.put_nowait(None)
+
+        async for frame in pipeline.frames(read()):
+            yield source_pb2.StreamScoresResponse(blocks=frame)
+
+    @unary
+    async def Check(self, request: Any) -> Any:
+        problem = None
+        try:
+            await self._scorer.engine.check_health()
+        except Exception as error:
+            problem = f"engine: {error}"
+        return health_response(request, "fusion.v1.SourceService", problem)
+
+    async def check_health(self) -> None:
+        """Serve's own probe: a replica whose engine died is replaced."""
+        await self._scorer.engine.check_health()
+
+    def __del__(self) -> None:
+        if scorer := getattr(self, "_scorer", None):
+            scorer.engine.close()
+
+    def _answer(self, request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen) -> Any:
+        """Checks a request's settings and returns the coroutine function that answers one text under them."""
+        if request.expected_vocabulary not in {"", self._scorer.vocabulary.fingerprint}:
+            raise FailedPreconditionError(
+                f"expected_vocabulary: {request.expected_vocabulary} was asked for, but source {self._config.name} "
+                f"has {self._scorer.vocabulary.fingerprint}"
+            )
+        dtype = check_dtype(request.dtype)
+        top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
+
+        async def answer(work: Work) -> block_pb2.TokenBlock:
+            return encode_block(await self._scorer.score(*work, top_k), dtype)
+
+        return answer
+
+
+async def _until_none(queue: asyncio.Queue[Work | None]) -> AsyncIterator[Work]:
+    while (item := await queue.get()) is not None:
+        yield item
+
+
+def _revision(folder: Path) -> str:
+    """Hash over configuration and weight files; sizes and names are part of it."""
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")])
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,142 @@
+"""Credits: nothing is computed that was not granted, results keep their order, failures end the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.errors import InvalidArgumentError
+from services.common.flow import FRAME_BYTES, Pipeline
+
+
+async def count_to(n: int) -> AsyncIterator[int]:
+    for i in range(n):
+        yield i
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+@given(num_items=st.integers(0, 60), grants=st.lists(st.integers(1, 9), max_size=12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=50)
+def test_in_order_and_never_more_than_granted(num_items: int, grants: list[int], seed: int) -> None:
+    async def run() -> None:
+        rng = random.Random(seed)
+        started = granted = received = 0
+
+        async def compute(item: int) -> int:
+            nonlocal started
+            started += 1
+            assert started <= granted
+            for _ in range(rng.randrange(4)):
+                await asyncio.sleep(0)
+            return item
+
+        pipeline = Pipeline(count_to(num_items), compute, size=lambda item: 100)
+
+        async def read() -> None:
+            nonlocal granted
+            for grant in grants:
+                granted += grant
+                pipeline.credits.grant(grant)
+                await asyncio.sleep(0)
+
+        async for frame in pipeline.frames(read()):
+            assert frame == list(range(received, received + len(frame)))
+            received += len(frame)
+        # The client has closed its side: the stream ends once everything that it paid for is sent.
+        assert received == min(num_items, sum(grants))
+
+    asyncio.run(run())
+
+
+def test_frames_stay_near_their_size() -> None:
+    async def run() -> None:
+        async def compute(item: int) -> int:
+            return item
+
+        pipeline = Pipeline(count_to(50), compute, size=lambda item: FRAME_BYTES // 4)
+        pipeline.credits.grant(50)
+        assert max([len(frame) async for frame in pipeline.frames(forever())]) <= 4
+
+    asyncio.run(run())
+
+
+def test_results_that_must_not_share_a_frame_do_not() -> None:
+    async def run() -> None:
+        async def compute(item: int) -> int:
+            return item
+
+        pipeline = Pipeline(count_to(30), compute, lambda item: 1, lambda before, after: before // 10 == after // 10)
+        pipeline.credits.grant(30)
+        async for frame in pipeline.frames(forever()):
+            assert len({item // 10 for item in frame}) == 1
+
+    asyncio.run(run())
+
+
+def test_failures_end_the_stream() -> None:
+    async def run(reader_fails: bool) -> None:
+        async def compute(item: int) -> int:
+            if item == 3 and not reader_fails:
+                raise RuntimeError("compute")
+            return item
+
+        async def read() -> None:
+            await asyncio.sleep(0)
+            if reader_fails:
+                raise RuntimeError("reader")
+            await forever()
+
+        pipeline = Pipeline(count_to(10), compute, size=lambda item: 1)
+        pipeline.credits.grant(2 if reader_fails else 10)
+        received: list[int] = []
+        with pytest.raises(RuntimeError, match="reader" if reader_fails else "compute"):
+            async for frame in pipeline.frames(read()):
+                received += frame
+        assert received == list(range(len(received)))
+        assert len(received) <= 3
+
+    asyncio.run(run(reader_fails=True))
+    asyncio.run(run(reader_fails=False))
+
+
+def test_leaving_early_cancels_what_is_under_way() -> None:
+    async def run() -> None:
+        cancelled = 0
+
+        async def compute(item: int) -> int:
+            nonlocal cancelled
+            if item == 0:
+                return item
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled += 1
+                raise
+            return item
+
+        pipeline = Pipeline(count_to(5), compute, size=lambda item: 1)
+        pipeline.credits.grant(5)
+        frames = pipeline.frames(forever())
+        assert await anext(frames) == [0]
+        await frames.aclose()
+        assert cancelled == 4
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("blocks", [0, -1, 1 << 21])
+def test_senseless_credit_is_refused(blocks: int) -> None:
+    async def compute(item: int) -> int:
+        return item
+
+    pipeline = Pipeline(count_to(1), compute, size=lambda item: 1)
+    with pytest.raises(InvalidArgumentError, match=r"credit\.blocks"):
+        pipeline.credits.grant(blocks)
