@@ -11,6 +11,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from fusion_core.alignment.first_token_table import UNKNOWN
 from fusion_core.compiled import compiled
 from fusion_core.sparse_row import num_slots, place_of
 
@@ -20,9 +21,6 @@ UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
-
-UNKNOWN = -2
-"""In the first-token table: not looked up yet."""
 
 
 @compiled
@@ -110,7 +108,7 @@ def project_rows(
 
     Writes the conditional distribution "first target token, given that the source's token starts with the bytes that
     are already behind" into ids_TM, probs_TM and tail_T, and the log of the mass of that condition into
-    log_prefix_mass_T. Keys of `first_table` (see `ByteProjection`) that are not known yet are collected in pending_P;
+    log_prefix_mass_T. Keys of `first_table` (see `FirstTokenTable`) that are not known yet are collected in pending_P;
     the return value is their number, which can exceed P. Results are meaningful only when it is 0.
 
     Rows that are not wanted are skipped. A wanted row to which the source gives no mass at all stops being wanted.
@@ -144,18 +142,16 @@ def project_rows(
 
         num_entries, rest = 0, unseen
         for n in range(num_ids):
-            x = ids[n]
-            first = -1
-            if behind > 0:
-                key = 2 * size + offsets_V1[x] + behind if offsets_V1[x + 1] - offsets_V1[x] > behind else -1
-            else:
-                key = (size + x if at_start_T[t] else x) if x < size else -1
-            if key >= 0:
-                first = first_table[key]
-                if first == UNKNOWN:
-                    if num_pending < pending_P.shape[0]:
-                        pending_P[num_pending] = key
-                    num_pending += 1
+            x, key = ids[n], -1
+            if behind > 0 and offsets_V1[x + 1] - offsets_V1[x] > behind:
+                key = 2 * size + offsets_V1[x] + behind
+            elif behind == 0 and x < size:
+                key = size + x if at_start_T[t] else x
+            first = first_table[key] if key >= 0 else -1
+            if first == UNKNOWN:
+                if num_pending < pending_P.shape[0]:
+                    pending_P[num_pending] = key
+                num_pending += 1
             if first < 0:
                 rest += masses[n]
                 continue

@@ -24,7 +24,7 @@ from fusion_core.alignment.token_pairs import UNPAIRED, TokenPairs
 from fusion_core.alignment.vocabulary_map import VocabularyMap, VocabularyMapConfig
 from fusion_core.blocks import Block
 from fusion_core.compiled import compiled
-from fusion_core.sparse_row import new_places, place_of
+from fusion_core.sparse_row import num_slots, place_of
 from fusion_core.vocabulary import Encoding, Vocabulary
 
 Int32 = npt.NDArray[np.int32]
@@ -132,7 +132,8 @@ def _map_rows(
     probs_TM = np.zeros((num_targets, width), np.float32)
     tail_T = np.ones(num_targets, np.float64)
     sums = np.empty(width, np.float64)
-    places = new_places(width)
+    keys = np.full(num_slots(width), -1, np.int64)
+    places = np.empty(keys.shape[0], np.int32)
     for t in range(num_targets):
         s = row_of_T[t]
         if s < 0:
@@ -147,7 +148,7 @@ def _map_rows(
             if mapped < 0:
                 tail += probs_SK[s, k]
                 continue
-            place = place_of(places, t, mapped, used)
+            place = place_of(keys, places, t, mapped, used)
             if place == used:
                 ids_TM[t, place] = mapped
                 sums[place] = 0.0

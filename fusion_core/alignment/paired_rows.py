@@ -38,6 +38,8 @@ def finish_rows(
 ) -> ProjectedRows:
     """Masks the rows without a partner and settles the realised tokens.
 
+    A masked row's `gold_T` is the log-probability of the source tokens that start within the target token.
+
     Args:
         source_of_T: the source token of every target token, -1 for none: such rows are masked.
         ids_TM, probs_TM, tail_T: the filled rows, changed in place; with `carry` every row has a free last place.
@@ -68,7 +70,7 @@ def finish_rows(
 
 
 def _loss_of_bytes(block: Block, target: Encoding) -> Float64:
-    """The log-probability of the source tokens that start within each target token: [T], its sum is the source's."""
+    """The log-probability of the source tokens that start within each target token: float64 [T]."""
     starts_S = np.concatenate([[0], block.byte_ends_T[:-1]])
     starts_T = np.concatenate([[0], target.byte_ends_T[:-1]])
     if not target.num_tokens:

@@ -1,14 +1,14 @@
 """Entropic optimal transport between small distributions, one problem per position.
 
-Minimises <G, C> - w H(G) over plans G with the given marginals: G = diag(u) exp(-C / w) diag(v), by alternately
-scaling rows and columns (Cuturi 2013, "Sinkhorn distances"). The potentials are kept as logarithms; the scalings u, v
-are folded into them before they leave the range of a double ("absorption": Schmitzer 2019, "Stabilized sparse scaling
-algorithms"): as stable as iterations on logarithms, without an exponential per entry and iteration.
+Minimises <G, C> - w H(G) over the plans G with the given marginals. The minimum has the form
+G = exp((f + g - C) / w) and is unique (Cuturi 2013, "Sinkhorn distances"). Sinkhorn's iterations scale rows and columns
+in turn; at the published weight w = 1/30 they need hundreds to tens of thousands. Here they only lead in: columns are
+always scaled exactly, and the row potentials f are moved by Newton steps (Brauer, Clason, Lorenz, Wirth 2017, "A
+Sinkhorn-Newton method for entropic optimal transport"), while w falls to its final value in stages that start from
+the potentials of the stage before. Potentials are logarithms, and every kernel is relative to them, so nothing
+overflows or vanishes however large C / w is.
 
-Positions are worked on side by side, one per lane of the vector registers; a lane whose position has converged takes
-the next one, so that a slow position holds nobody up.
-
-Shape legend: P positions, N source candidates, M target candidates, L lanes.
+Shape legend: P positions, N source candidates, M target candidates; n, m those of one position with mass.
 """
 
 from __future__ import annotations
@@ -25,44 +25,22 @@ Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 UInt16 = npt.NDArray[np.uint16]
 
-_LANES = 16
-_LARGEST_SCALING = 1e60
 _DISTINCT = 1e-9
 """Entries closer than this (relative) are equal, and the first counts as the largest."""
+_START, _COOLING, _STAGE_THRESHOLD = 10.0, 4.0, 1e-2
+"""Stages: w starts at a tenth of the highest cost and falls to a quarter, each stage being settled roughly."""
+_LEAD_IN = 3
+"""Sinkhorn iterations at the start of a stage; a Newton step costs as much as several."""
+_LONGEST_STEP, _MAX_TRIALS = 50.0, 8
+"""No scaling changes by more than exp(50) in one step."""
+_LARGEST_SCALING = 1e60
 
 
-class LargestEntries(NamedTuple):
-    """The largest entry of every row of every position's plan: where it is (-1 for rows without mass) and its mass.
-
-    `iterations` says how many each position took; those that missed the threshold have the maximum.
-    """
-
-    column: Int64  # [P, N]
-    mass: Float64  # [P, N]
-    iterations: Int64  # [P]
-
-
-class _Lanes(NamedTuple):
-    """The problems that are being worked on. Candidates without mass have empty kernels and `idle` 1 in their place."""
-
-    position: Int64  # [L], -1 for a lane without work
-    source: Float64  # [N, L] marginals
-    target: Float64  # [M, L]
-    source_idle: Float64  # [N, L]
-    target_idle: Float64  # [M, L]
-    source_potential: Float64  # [N, L] in units of the entropy's weight
-    target_potential: Float64  # [M, L]
-    source_scaling: Float64  # [N, L]
-    target_scaling: Float64  # [M, L]
-    row_sums: Float64  # [N, L]
-    column_sums: Float64  # [M, L]
-    kernel: Float64  # [N, M, L]
-
-
+@compiled
 def largest_entries(
-    costs_PNM: UInt16, source_PN: Float64, target_PM: Float64, *, weight: float, threshold: float, max_iterations: int
-) -> LargestEntries:
-    """Solves every position's transport problem and keeps the largest entry of every row.
+    costs_PNM: UInt16, source_PN: Float64, target_PM: Float64, weight: float, threshold: float, max_iterations: int
+) -> tuple[Int64, Float64, Float64]:
+    """The largest entry of every row of every position's transport plan.
 
     Args:
         costs_PNM: cost of moving source candidate n to target candidate m.
@@ -70,175 +48,223 @@ def largest_entries(
         weight: w, the weight of the entropy.
         threshold: a position is finished when no row of its plan misses its marginal by more.
         max_iterations: a position is finished then at the latest.
+
+    Returns:
+        column_PN (-1 where the source candidate takes no part), mass_PN, and how much each position's rows miss
+        their marginals at most: above `threshold` where `max_iterations` did not suffice.
     """
-    (num_n, num_m), shape = costs_PNM.shape[1:], (costs_PNM.shape[1], costs_PNM.shape[2], _LANES)
-    sides = [np.empty((size, _LANES)) for size in (num_n, num_m) * 5]
-    lanes = _Lanes(np.full(_LANES, -1), *sides, np.zeros(shape))
-    return LargestEntries(*_solve(costs_PNM, source_PN, target_PM, weight, threshold, max_iterations, lanes))
-
-
-@compiled
-def _solve(
-    costs_PNM: UInt16,
-    source_PN: Float64,
-    target_PM: Float64,
-    weight: float,
-    threshold: float,
-    max_iterations: int,
-    lanes: _Lanes,
-) -> tuple[Int64, Float64, Int64]:
-    num_positions, num_n, num_m = costs_PNM.shape
+    num_positions, num_n = costs_PNM.shape[:2]
     column_PN = np.full((num_positions, num_n), -1, np.int64)
     mass_PN = np.zeros((num_positions, num_n), np.float64)
-    iterations_P = np.zeros(num_positions, np.int64)
-    missed_L, extreme_L, terms = np.zeros(_LANES), np.zeros(_LANES), np.empty(max(num_n, num_m))
-    following, busy = 0, 0
-    for lane in range(_LANES):
-        _clear(lanes, lane)
-    while busy > 0 or following < num_positions:
-        for lane in range(_LANES):
-            if lanes.position[lane] >= 0:
-                continue
-            while following < num_positions and lanes.position[lane] < 0:
-                if source_PN[following].max() > 0 and target_PM[following].max() > 0:
-                    lanes.position[lane] = following
-                    _start(lanes, lane, costs_PNM[following], source_PN[following], target_PM[following], weight, terms)
-                    iterations_P[following] = 1
-                    busy += 1
-                following += 1
-        _sum_rows(lanes.kernel, lanes.target_scaling, lanes.source_idle, lanes.row_sums)
-        _missed(lanes.source_scaling, lanes.row_sums, lanes.source, missed_L)
-        for lane in range(_LANES):
-            p = lanes.position[lane]
-            if p >= 0 and (missed_L[lane] <= threshold or iterations_P[p] >= max_iterations):
-                _finish(lanes, lane, column_PN[p], mass_PN[p])
-                _clear(lanes, lane)
-                busy -= 1
-        np.divide(lanes.source, lanes.row_sums, lanes.source_scaling)
-        _sum_columns(lanes.kernel, lanes.source_scaling, lanes.target_idle, lanes.column_sums)
-        np.divide(lanes.target, lanes.column_sums, lanes.target_scaling)
-        _extremes(lanes, extreme_L)
-        for lane in range(_LANES):
-            if lanes.position[lane] >= 0:
-                iterations_P[lanes.position[lane]] += 1
-                if extreme_L[lane] > _LARGEST_SCALING:
-                    _absorb(lanes, lane, costs_PNM[lanes.position[lane]], weight)
-    return column_PN, mass_PN, iterations_P
-
-
-@compiled
-def _clear(lanes: _Lanes, lane: int) -> None:
-    lanes.position[lane] = -1
-    lanes.source[:, lane], lanes.source_idle[:, lane], lanes.source_scaling[:, lane] = 0.0, 1.0, 0.0
-    lanes.target[:, lane], lanes.target_idle[:, lane], lanes.target_scaling[:, lane] = 0.0, 1.0, 0.0
-    lanes.kernel[:, :, lane] = 0.0
-
-
-@compiled
-def _start(
-    lanes: _Lanes, lane: int, costs_NM: UInt16, source_N: Float64, target_M: Float64, weight: float, terms: Float64
-) -> None:
-    """Takes a position up with its first iteration done, in logarithms throughout.
-
-    From then on no row or column vanishes in rounding: a scaling shrinks a row at most by the marginals.
-    """
-    for n in range(source_N.shape[0]):
-        if source_N[n] > 0:
-            used = 0
-            for m in range(target_M.shape[0]):
-                if target_M[m] > 0:
-                    terms[used] = -(costs_NM[n, m] / weight)
-                    used += 1
-            lanes.source_potential[n, lane] = math.log(source_N[n]) - _log_sum_exp(terms[:used])
-            lanes.source[n, lane], lanes.source_idle[n, lane], lanes.source_scaling[n, lane] = source_N[n], 0.0, 1.0
-    for m in range(target_M.shape[0]):
-        if target_M[m] > 0:
-            used = 0
-            for n in range(source_N.shape[0]):
-                if source_N[n] > 0:
-                    terms[used] = lanes.source_potential[n, lane] - costs_NM[n, m] / weight
-                    used += 1
-            lanes.target_potential[m, lane] = math.log(target_M[m]) - _log_sum_exp(terms[:used])
-            lanes.target[m, lane], lanes.target_idle[m, lane], lanes.target_scaling[m, lane] = target_M[m], 0.0, 1.0
-    _absorb(lanes, lane, costs_NM, weight)
-
-
-@compiled
-def _log_sum_exp(terms: Float64) -> float:
-    highest = terms.max()
-    total = 0.0
-    for term in terms:
-        total += math.exp(term - highest)
-    return float(highest + math.log(total))
-
-
-@compiled
-def _absorb(lanes: _Lanes, lane: int, costs_NM: UInt16, weight: float) -> None:
-    """Folds a lane's scalings into its potentials and rebuilds its kernel."""
-    for n in range(costs_NM.shape[0]):
-        if lanes.source_idle[n, lane] == 0:
-            lanes.source_potential[n, lane] += math.log(lanes.source_scaling[n, lane])
-            lanes.source_scaling[n, lane] = 1.0
-    for m in range(costs_NM.shape[1]):
-        if lanes.target_idle[m, lane] == 0:
-            lanes.target_potential[m, lane] += math.log(lanes.target_scaling[m, lane])
-            lanes.target_scaling[m, lane] = 1.0
-            for n in range(costs_NM.shape[0]):
-                if lanes.source_idle[n, lane] == 0:
-                    potential = lanes.source_potential[n, lane] + lanes.target_potential[m, lane]
-                    lanes.kernel[n, m, lane] = math.exp(potential - costs_NM[n, m] / weight)
-
-
-# The loops below run in vector registers: the innermost one has a constant length and touches few arrays.
-@compiled
-def _sum_rows(kernel_NML: Float64, scaling_ML: Float64, idle_NL: Float64, sums_NL: Float64) -> None:
-    for n in range(kernel_NML.shape[0]):
-        for lane in range(_LANES):
-            sums_NL[n, lane] = idle_NL[n, lane]
-        for m in range(kernel_NML.shape[1]):
-            for lane in range(_LANES):
-                sums_NL[n, lane] += kernel_NML[n, m, lane] * scaling_ML[m, lane]
-
-
-@compiled
-def _sum_columns(kernel_NML: Float64, scaling_NL: Float64, idle_ML: Float64, sums_ML: Float64) -> None:
-    for m in range(kernel_NML.shape[1]):
-        for lane in range(_LANES):
-            sums_ML[m, lane] = idle_ML[m, lane]
-        for n in range(kernel_NML.shape[0]):
-            for lane in range(_LANES):
-                sums_ML[m, lane] += kernel_NML[n, m, lane] * scaling_NL[n, lane]
-
-
-@compiled
-def _missed(scaling_NL: Float64, sums_NL: Float64, source_NL: Float64, missed_L: Float64) -> None:
-    missed_L[:] = 0.0
-    for n in range(source_NL.shape[0]):
-        for lane in range(_LANES):
-            miss = abs(scaling_NL[n, lane] * sums_NL[n, lane] - source_NL[n, lane])
-            missed_L[lane] = miss if miss > missed_L[lane] else missed_L[lane]
-
-
-@compiled
-def _extremes(lanes: _Lanes, extreme_L: Float64) -> None:
-    """The largest factor by which a scaling of the lane is away from 1."""
-    for lane in range(_LANES):
-        largest = smallest = 1.0
-        for n in range(lanes.source.shape[0]):
-            scaling = lanes.source_scaling[n, lane] + lanes.source_idle[n, lane]
-            largest, smallest = max(largest, scaling), min(smallest, scaling)
-        for m in range(lanes.target.shape[0]):
-            scaling = lanes.target_scaling[m, lane] + lanes.target_idle[m, lane]
-            largest, smallest = max(largest, scaling), min(smallest, scaling)
-        extreme_L[lane] = max(largest, 1.0 / smallest)
-
-
-@compiled
-def _finish(lanes: _Lanes, lane: int, column_N: Int64, mass_N: Float64) -> None:
-    for n in range(lanes.source.shape[0]):
-        if lanes.source_idle[n, lane] == 1:
+    missed_P = np.zeros(num_positions, np.float64)
+    for p in range(num_positions):
+        rows, columns = np.flatnonzero(source_PN[p] > 0), np.flatnonzero(target_PM[p] > 0)
+        if rows.shape[0] == 0 or columns.shape[0] == 0:
             continue
-        for m in range(lanes.target.shape[0]):
-            mass = lanes.source_scaling[n, lane] * lanes.kernel[n, m, lane] * lanes.target_scaling[m, lane]
-            if mass > mass_N[n] * (1 + _DISTINCT):
-                column_N[n], mass_N[n] = m, mass
+        costs_nm = np.empty((rows.shape[0], columns.shape[0]))
+        for i in range(rows.shape[0]):
+            for j in range(columns.shape[0]):
+                costs_nm[i, j] = costs_PNM[p, rows[i], columns[j]]
+        plan_nm, missed_P[p] = _plan(
+            costs_nm, source_PN[p][rows], target_PM[p][columns], weight, threshold, max_iterations
+        )
+        for i in range(rows.shape[0]):
+            best, largest = 0, 0.0
+            for j in range(columns.shape[0]):
+                if plan_nm[i, j] > largest * (1 + _DISTINCT):
+                    best, largest = j, plan_nm[i, j]
+            column_PN[p, rows[i]], mass_PN[p, rows[i]] = columns[best], largest
+    return column_PN, mass_PN, missed_P
+
+
+class _Work(NamedTuple):
+    """One position's unknowns and scratch: plan = diag(scaling_n) kernel diag(scaling_m)."""
+
+    potential_n: Float64
+    potential_m: Float64
+    kernel_nm: Float64
+    kernel_mn: Float64  # its transpose: both sums over it run along memory
+    hessian_nn: Float64
+    step_n: Float64
+
+
+class _Scaled(NamedTuple):
+    """Row scalings, the column scalings that make the columns exact, and the row sums that result."""
+
+    scaling_n: Float64
+    scaling_m: Float64
+    sums_n: Float64
+
+
+@compiled
+def _plan(
+    costs_nm: Float64, source_n: Float64, target_m: Float64, final_weight: float, threshold: float, max_iterations: int
+) -> tuple[Float64, float]:
+    n, m = costs_nm.shape
+    work = _Work(np.zeros(n), np.zeros(m), np.empty((n, m)), np.empty((m, n)), np.empty((n, n)), np.zeros(n))
+    now = _Scaled(np.ones(n), np.ones(m), np.empty(n))
+    trial = _Scaled(np.ones(n), np.ones(m), np.empty(n))
+    weight = max(final_weight, costs_nm.max() / _START)
+    missed = math.inf
+    iterations = 0
+    while True:
+        tolerance = threshold if weight == final_weight else max(threshold, _STAGE_THRESHOLD)
+        rebuild, lead_in = True, _LEAD_IN
+        while rebuild or (missed > tolerance and iterations < max_iterations):
+            if rebuild:
+                missed = _rebuild(costs_nm, source_n, target_m, weight, work, now)
+            elif lead_in > 0 or not _newton(source_n, target_m, work, now, trial):
+                missed = _scale_rows(source_n, target_m, work, now)
+                lead_in -= 1
+            else:
+                now, trial = trial, now
+                missed = np.abs(now.sums_n - source_n).max()
+            iterations += 1
+            rebuild = now.scaling_n.max() > _LARGEST_SCALING or now.scaling_n.min() < 1 / _LARGEST_SCALING
+            if rebuild:
+                _absorb(weight, work, now)
+        if weight == final_weight:
+            break
+        _absorb(weight, work, now)
+        weight = final_weight if weight < 1.5 * final_weight * _COOLING else weight / _COOLING
+    for i in range(n):
+        for j in range(m):
+            work.kernel_nm[i, j] *= now.scaling_n[i] * now.scaling_m[j]
+    return work.kernel_nm, missed
+
+
+@compiled
+def _rebuild(
+    costs_nm: Float64, source_n: Float64, target_m: Float64, weight: float, work: _Work, now: _Scaled
+) -> float:
+    """The kernel relative to potentials from which no row or column vanishes in rounding.
+
+    Rows first, by the largest term of each alone (a Sinkhorn iteration would take the sum, and an exponential of every
+    term), then columns exactly: that shrinks a row's largest term at most by its marginals.
+    """
+    n, m = costs_nm.shape
+    terms, inverse = work.kernel_nm, 1.0 / weight
+    for i in range(n):
+        highest = -math.inf
+        for j in range(m):
+            highest = max(highest, work.potential_m[j] - costs_nm[i, j])
+        work.potential_n[i] = weight * math.log(source_n[i]) - highest
+    for j in range(m):
+        highest = -math.inf
+        for i in range(n):
+            terms[i, j] = (work.potential_n[i] - costs_nm[i, j]) * inverse
+            highest = max(highest, terms[i, j])
+        total = 0.0
+        for i in range(n):
+            work.kernel_mn[j, i] = math.exp(terms[i, j] - highest)
+            total += work.kernel_mn[j, i]
+        work.potential_m[j] = weight * (math.log(target_m[j] / total) - highest)
+        share = target_m[j] / total
+        for i in range(n):
+            work.kernel_mn[j, i] *= share
+            work.kernel_nm[i, j] = work.kernel_mn[j, i]
+    now.scaling_n[:] = 1.0
+    return _scale_columns(source_n, target_m, work, now)
+
+
+@compiled
+def _absorb(weight: float, work: _Work, now: _Scaled) -> None:
+    work.potential_n[:] += weight * np.log(now.scaling_n)
+    work.potential_m[:] += weight * np.log(now.scaling_m)
+
+
+@compiled
+def _scale_columns(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled) -> float:
+    """Makes the columns exact for the given row scalings; returns how much a row misses its marginal at most."""
+    n, m = work.kernel_nm.shape
+    now.scaling_m[:] = 0.0
+    for i in range(n):
+        for j in range(m):
+            now.scaling_m[j] += work.kernel_nm[i, j] * now.scaling_n[i]
+    np.divide(target_m, now.scaling_m, now.scaling_m)
+    now.sums_n[:] = 0.0
+    for j in range(m):
+        for i in range(n):
+            now.sums_n[i] += work.kernel_mn[j, i] * now.scaling_m[j]
+    missed = 0.0
+    for i in range(n):
+        now.sums_n[i] *= now.scaling_n[i]
+        missed = max(missed, abs(now.sums_n[i] - source_n[i]))
+    return missed
+
+
+@compiled
+def _scale_rows(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled) -> float:
+    """One Sinkhorn iteration."""
+    np.divide(source_n, now.sums_n, now.sums_n)
+    now.scaling_n[:] *= now.sums_n
+    return _scale_columns(source_n, target_m, work, now)
+
+
+@compiled
+def _newton(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled, trial: _Scaled) -> bool:
+    """Moves the row potentials by a Newton step into `trial`; False when no length of the step is acceptable.
+
+    The gradient is row sums minus marginal, the Hessian diag(row sums) - G diag(1 / target) G^T.
+    """
+    n, m = work.kernel_nm.shape
+    hessian, step_n = work.hessian_nn, work.step_n
+    hessian[:] = 0.0
+    for j in range(m):
+        for i in range(n):
+            step_n[i] = now.scaling_n[i] * work.kernel_mn[j, i] * now.scaling_m[j]
+        inverse = 1.0 / target_m[j]
+        for i in range(n):
+            share = step_n[i] * inverse
+            for k in range(n):  # the upper triangle is not needed, but whole rows are faster
+                hessian[i, k] -= share * step_n[k]
+    for i in range(n):
+        hessian[i, i] += now.sums_n[i]
+    _solve_fixing_last(hessian, source_n, now.sums_n, step_n)
+    slope = 0.0
+    for i in range(n):
+        # Each on its own: where rows hardly share columns, one huge component must not shrink the others to nothing.
+        step_n[i] = min(max(step_n[i], -_LONGEST_STEP), _LONGEST_STEP)
+        slope += (now.sums_n[i] - source_n[i]) * step_n[i]
+    if slope >= 0:
+        return False
+    length = 1.0
+    for _ in range(_MAX_TRIALS):
+        for i in range(n):
+            trial.scaling_n[i] = now.scaling_n[i] * math.exp(length * step_n[i])
+        _scale_columns(source_n, target_m, work, trial)
+        trial_slope = 0.0
+        for i in range(n):
+            trial_slope += (trial.sums_n[i] - source_n[i]) * step_n[i]
+        # The objective is convex along the step: anywhere that is not steeply uphill is far enough down.
+        if trial_slope <= -0.5 * slope:
+            return True
+        length *= min(0.7, max(0.1, slope / (slope - trial_slope)))
+    return False
+
+
+@compiled
+def _solve_fixing_last(hessian: Float64, source_n: Float64, sums_n: Float64, step_n: Float64) -> None:
+    """Solves hessian * step = source - sums in place, by Cholesky factors whose diagonal is kept as its inverse.
+
+    The last potential stays where it is: adding a constant to all of them changes nothing.
+    """
+    size = source_n.shape[0] - 1
+    step_n[size] = 0.0
+    for i in range(size):
+        for k in range(i):
+            value = hessian[i, k]
+            for inner in range(k):
+                value -= hessian[i, inner] * hessian[k, inner]
+            hessian[i, k] = value * hessian[k, k]
+        pivot, step = hessian[i, i], source_n[i] - sums_n[i]
+        for k in range(i):
+            pivot -= hessian[i, k] * hessian[i, k]
+            step -= hessian[i, k] * step_n[k]
+        # A row that shares no column with another has curvature 0 up to rounding.
+        hessian[i, i] = 1.0 / math.sqrt(max(pivot, 1e-14 * source_n[i]))
+        step_n[i] = step * hessian[i, i]
+    for i in range(size - 1, -1, -1):
+        for k in range(i + 1, size):
+            step_n[i] -= hessian[k, i] * step_n[k]
+        step_n[i] *= hessian[i, i]

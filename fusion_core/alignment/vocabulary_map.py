@@ -2,7 +2,8 @@
 
 What is compared is the bytes that an id stands for, decoded (see `pieces`); the space in front of a word is one
 symbol like any other. The reference compares the tokenizers' own spellings ("Ċ" against "<0x0A>") instead.
-Roles come first: EOS maps to EOS, BOS to BOS, PAD to PAD. Control tokens and holes have no bytes and map nowhere.
+Roles come first: EOS maps to EOS, BOS to BOS, PAD to PAD. Other control tokens and holes have no bytes and map nowhere.
+Of several target ids with the same bytes ("a" and "<0x61>") the one that the tokenizer produces is meant.
 
 Shape legend: V ids of the source vocabulary.
 """
@@ -106,6 +107,8 @@ class VocabularyMap:
         cls, source: Vocabulary, target: Vocabulary, config: VocabularyMapConfig, corpus: list[bytes] | None = None
     ) -> VocabularyMap:
         """Builds the map without looking at the cache; `corpus`, the documents, is needed for `co_occurrence` only."""
+        if source.fingerprint == target.fingerprint:
+            return cls(np.arange(source.size, dtype=np.int32), source.fingerprint, target.fingerprint)
         canonical = _canonical_ids(target)
         pieces = [source.token_bytes(i) for i in range(source.size)]
         target_ids_V = np.array([canonical.get(piece, UNMAPPED) for piece in pieces], np.int32)

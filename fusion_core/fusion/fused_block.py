@@ -17,7 +17,7 @@ from fusion_core.fusion.weights import nats_per_byte, source_weights
 from fusion_core.vocabulary import Encoding
 
 
-class TooFewSources(ValueError):
+class TooFewSources(ValueError):  # noqa: N818 - it says what is the matter, as StopIteration does
     """Fewer sources answered for a window than the configuration asks for."""
 
 

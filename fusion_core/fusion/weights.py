@@ -18,13 +18,13 @@ Int64 = npt.NDArray[np.int64]
 
 
 def nats_per_byte(gold_ST: Float64, mask_ST: Bool, num_bytes_T: Int64, span_of_T: Int64) -> Float64:
-    """[S, P] loss of every source in every span over the rows that none of them has masked; NaN without such rows."""
+    """[S, P] loss of every source in every span over the rows that none of them has masked; NaN where these hold no byte."""
     num_spans = int(span_of_T[-1]) + 1 if len(span_of_T) else 1
     common_T = mask_ST.all(axis=0)
     bytes_P = np.bincount(span_of_T[common_T], num_bytes_T[common_T], num_spans)
     nats_SP = np.stack([np.bincount(span_of_T[common_T], -gold_T[common_T], num_spans) for gold_T in gold_ST])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        loss_SP: Float64 = nats_SP / bytes_P
+    # A lone dummy prefix is a row without bytes: no loss per byte can be told from it.
+    loss_SP: Float64 = np.where(bytes_P > 0, nats_SP / np.maximum(bytes_P, 1), np.nan)
     return loss_SP
 
 

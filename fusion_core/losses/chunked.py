@@ -103,7 +103,7 @@ class _Plan:
 
 class _ChunkedLosses(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def forward(  # type: ignore[no-untyped-def]
         ctx,
         hidden_ND: Tensor,
         head_VD: Tensor,

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 
 from fusion_core.vocabulary.token_bytes import components
 
-
 _NONCE = secrets.token_hex(16)
 
 

@@ -32,7 +32,7 @@ def ends_when_lossless(
                 return False
             position += 1
         ends_T[t] = max(position, 0)
-    return position == text_N.shape[0]
+    return bool(position == text_N.shape[0])
 
 
 @compiled

@@ -33,9 +33,10 @@ class FirstTokens:
         ids = [e.ids for e in self._middle.encode_batch_fast(valid, add_special_tokens=False)]
         first_R = np.full(len(remainders), -1, dtype=np.int32)
         for index, remainder in enumerate(remainders):
-            whole = len(valid[index].encode()) == len(remainder)
-            # Bytes after the valid part can still join its last token, but no earlier one.
-            if ids[index] and (whole or len(ids[index]) > 1):
+            # Bytes after the valid part can still join its last token, but no earlier one; and only byte-level
+            # tokens join parts of characters.
+            cut = len(valid[index].encode()) < len(remainder)
+            if ids[index] and not (cut and self._raw is not None and len(ids[index]) == 1):
                 token = ids[index][0]
             else:
                 token = self._of_bytes(remainder, vocabulary)

@@ -20,7 +20,7 @@ from services.common.errors import UnavailableError
 from services.common.home import fusion_home
 
 _START_SECONDS = 120
-_STOP_SECONDS = 30
+_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ def deployments() -> list[Deployment]:
 def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tuple[int, str]:
     """Starts a Ray head that outlives this process; returns its pid and GCS address.
 
-    The cluster listens on `host` only. Raises UnavailableError with the end of the log when it does not come up.
+    Ray takes the machine's own address where `host` is a loopback one, so its ports can be reached from outside: what
+    keeps strangers out is its token, see `enable_ray_authentication`. Raises UnavailableError with the end of the log
+    when it does not come up.
     """
     gcs_port = free_port(host)
     command = [
@@ -118,6 +120,7 @@ def enable_ray_authentication() -> None:
     Call it before Ray is imported: Ray reads the mode once. The token is Ray's own, in the place where Ray keeps it, so
     that stock `ray` commands of the same user find it.
     """
+    assert "ray" not in sys.modules or "RAY_AUTH_MODE" in os.environ, "Ray was imported before its mode was set"
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from services.common.errors import InvalidArgumentError
 from services.common.wire import FRAME_BYTES
@@ -87,7 +87,7 @@ class Pipeline(Generic[Item, Result]):
                     frame_bytes += self._size(frame[-1])
                 yield frame
         finally:
-            left = [starting, reading, *self._tasks]
+            left: list[asyncio.Future[Any]] = [starting, reading, *self._tasks]
             for future in left:
                 future.cancel()
             await asyncio.gather(*left, return_exceptions=True)

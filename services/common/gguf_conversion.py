@@ -26,10 +26,10 @@ def convert(gguf_path: Path, folder: Path) -> None:
 
     # transformers opens the file three times, and reading 262k strings takes the reader 15 s each time.
     gguf.GGUFReader = cache(gguf.GGUFReader)  # type: ignore[assignment, misc]
+    fields = {key: field.contents() for key, field in gguf.GGUFReader(str(gguf_path)).fields.items()}
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    fields = {key: field.contents() for key, field in gguf.GGUFReader(str(gguf_path)).fields.items()}
     loaded = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
     tokenizer = rebuild_tokenizer(loaded, fields)
     check_tokenizer(tokenizer, fields)

@@ -6,6 +6,7 @@ PyPI that carry them as GGUF files, and are converted to float32 once. Nothing o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -187,14 +188,17 @@ def _from_hub(model: Model, folder: Path, progress: Progress) -> dict[str, Any] 
     except (OSError, ValueError, KeyError) as error:
         progress(f"the hub cannot be reached ({getattr(error, 'reason', error)}), using packages", 0.0)
         return None
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     progress(f"downloading {model.hub} from the hub", 0.01)
     try:
-        snapshot_download(model.hub, revision=revision, allow_patterns=_HUB_FILES, local_dir=folder)
-    except HfHubHTTPError as error:  # gated without a token, above all
-        progress(f"the hub refuses {model.hub} ({type(error).__name__}), using packages", 0.0)
+        endpoint = constants.ENDPOINT
+        snapshot_download(model.hub, revision=revision, allow_patterns=_HUB_FILES, local_dir=folder, endpoint=endpoint)
+    except (httpx.HTTPError, OSError) as error:  # gated without a token, above all
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        progress(f"the hub did not give {model.hub} ({type(error).__name__}), using packages", 0.0)
         shutil.rmtree(folder, ignore_errors=True)
         return None
     shutil.rmtree(folder / ".cache", ignore_errors=True)

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from services.common.home import FetchError, fusion_home
+from services.common.home import FetchError, exclusive, fusion_home
 
 Registry = Literal["pypi", "npm", "debian"]
 
@@ -51,29 +51,36 @@ def file_sha256(path: Path) -> str:
 
 def download(package: Package) -> Path:
     """The package's archive, downloaded unless a finished one is there; raises FetchError."""
-    folder = fusion_home() / "downloads" / f"{package.registry}-{package.name.replace('/', '-')}-{package.version}"
-    for archive in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if archive.is_file() and (not package.sha256 or file_sha256(archive) == package.sha256):
-            return archive
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _run(package, _command(package, partial), partial)
-    archives = [path for path in partial.iterdir() if path.is_file()]
-    if len(archives) != 1:
-        raise FetchError(f"{package}: the registry has no such package for this machine")
-    if package.sha256 and (found := file_sha256(archives[0])) != package.sha256:
-        shutil.rmtree(partial)
-        raise FetchError(f"{package}: the archive's SHA-256 is {found}, expected {package.sha256}")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder / archives[0].name
+    folder = _folder(package)
+    with exclusive(folder):
+        for archive in folder.iterdir() if folder.is_dir() else ():
+            if not package.sha256 or file_sha256(archive) == package.sha256:
+                return archive
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            _run(package, _command(package, partial), partial)
+            archives = list(partial.iterdir())
+            if len(archives) != 1:
+                raise FetchError(f"{package}: {len(archives)} archives came instead of one")
+            if package.sha256 and (found := file_sha256(archives[0])) != package.sha256:
+                raise FetchError(f"{package}: the archive's SHA-256 is {found}, expected {package.sha256}")
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder / archives[0].name
 
 
 def discard(package: Package) -> None:
     """Deletes the downloaded archive."""
-    archive = fusion_home() / "downloads" / f"{package.registry}-{package.name.replace('/', '-')}-{package.version}"
-    shutil.rmtree(archive, ignore_errors=True)
+    shutil.rmtree(_folder(package), ignore_errors=True)
+
+
+def _folder(package: Package) -> Path:
+    name = f"{package.registry}-{package.name}-{package.version}"
+    return fusion_home() / "downloads" / name.replace("/", "-").replace(":", "-")
 
 
 def _command(package: Package, folder: Path) -> list[str]:
@@ -83,7 +90,7 @@ def _command(package: Package, folder: Path) -> list[str]:
         pip = [sys.executable, "-m", "pip", "download", *options, *_WHEEL_TAGS, *platforms]
         return [*pip, f"--dest={folder}", f"{package.name}=={package.version}"]
     if package.registry == "npm":
-        return ["npm", "pack", "--silent", "--fetch-retries=1", f"{package.name}@{package.version}"]
+        return ["npm", "pack", "--loglevel=error", "--fetch-retries=1", f"{package.name}@{package.version}"]
     return ["apt-get", "download", "-o", "Acquire::Retries=1", f"{package.name}={package.version}"]
 
 
@@ -104,9 +111,11 @@ def _run(package: Package, command: Sequence[str], folder: Path) -> None:
         raise FetchError(f"{package}: no space left on the disk that holds {folder.parent} (FUSION_HOME)")
     if "No module named pip" in output:
         raise FetchError(f"{package}: this Python has no pip; run `make setup`, or `python -m ensurepip`")
+    if "Retrying (" in output:  # pip's words; what it says at the end is only that it found no version
+        raise FetchError(f"{package}: the package index cannot be reached")
     lines = [line.strip() for line in output.splitlines() if line.strip() and "WARNING" not in line]
-    errors = [line for line in lines if "err" in line.lower()] or lines or [f"exit code {done.returncode}"]
-    raise FetchError(f"{package}: cannot be downloaded: {errors[-1].removeprefix('ERROR: ')}")
+    errors = [line.removeprefix("ERROR: ") for line in lines if "err" in line.lower()] or lines
+    raise FetchError(f"{package}: cannot be downloaded: {'; '.join(errors[:2]) or f'exit code {done.returncode}'}")
 
 
 def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:

@@ -55,9 +55,7 @@ def bidirectional(
     """For `async def Method(self, requests)` that yields responses."""
 
     @functools.wraps(method)
-    async def call(
-        self: Any, requests: AsyncIterator[Request], grpc_context: Any
-    ) -> AsyncGenerator[Response, None]:
+    async def call(self: Any, requests: AsyncIterator[Request], grpc_context: Any) -> AsyncGenerator[Response, None]:
         try:
             check_token(grpc_context.invocation_metadata())
             async for response in method(self, requests):

@@ -34,7 +34,7 @@ def check_dtype(dtype: int) -> int:
     if dtype == block_pb2.LOGPROB_DTYPE_UNSPECIFIED:
         return block_pb2.LOGPROB_DTYPE_FLOAT16
     if dtype not in _DTYPES:
-        allowed = ", ".join(block_pb2.LogprobDtype.Name(value) for value in _DTYPES)  # type: ignore[arg-type]
+        allowed = ", ".join(block_pb2.LogprobDtype.Name(value) for value in _DTYPES)
         raise InvalidArgumentError(f"dtype: {dtype} is not known; allowed are {allowed}")
     return dtype
 
@@ -51,7 +51,7 @@ def encode_block(
         vocabulary=block.vocabulary,
         num_tokens=block.num_tokens,
         k=block.k,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=block_pb2.LogprobDtype.Name(dtype),
         token_ids=block.token_ids_T.astype(_INT32).tobytes(),
         byte_ends=block.byte_ends_T.astype(_INT32).tobytes(),
         topk_ids=block.topk_ids_TK.astype(_INT32).tobytes(),

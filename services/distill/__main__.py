@@ -59,7 +59,7 @@ def main(
     except (ServiceError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-    except TrainingFailedError as error:
+    except (TrainingFailedError, ArithmeticError) as error:
         print(f"error: training failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     print(f"[distill {run_name}] done; the model is in {job.files.model}", flush=True)

@@ -74,7 +74,7 @@ class TargetConfig(Settings):
     @model_validator(mode="after")
     def _one_way_only(self) -> TargetConfig:
         if (self.model is None) == (self.config is None):
-            raise ValueError("give one of model (pretrained) and config (from scratch), not both")
+            raise ValueError("give exactly one of model (pretrained) and config (from scratch)")
         if self.model is not None and self.tokenizer is not None:
             raise ValueError("tokenizer: a pretrained model brings its own; leave it out")
         if self.config is not None and self.tokenizer is None:
@@ -83,7 +83,11 @@ class TargetConfig(Settings):
 
 
 class DistillConfig(Settings):
-    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, AdamW, linear warm-up, cosine or constant."""
+    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, AdamW, linear warm-up, cosine or constant.
+
+    Both terms are means over the tokens of a step's global batch. Batches do not cross the end of an epoch; the last
+    one of an epoch may be short, and its gradient is scaled by its share of `batch_windows`.
+    """
 
     lambda_: float = Field(0.9, alias="lambda", ge=0, le=1, description="share of CLM; 1 asks no source at all")
     loss: FusionLoss = "cross_entropy"

@@ -52,10 +52,7 @@ class RunLogs:
         for log in self._logs.values():
             log.sync()
 
-    def __enter__(self) -> RunLogs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for log in self._logs.values():
             log.close()
 

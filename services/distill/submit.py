@@ -27,6 +27,7 @@ def submit(
     dashboard: str,
     env: Mapping[str, str] | None = None,
     follow: bool = True,
+    detach_on_interrupt: bool = True,
     console: Console | None = None,
 ) -> int:
     """Starts a job, or joins the one of the same name that still runs; returns its exit code, 0 when not followed.
@@ -36,7 +37,8 @@ def submit(
         name: identity of the run; the submission id is `name` and the number of the attempt, such as `a-fused-2`.
         dashboard: address of Ray's dashboard, `http://host:8265`.
         env: environment variables of the job, shown on the dashboard: no secrets.
-        follow: print logs and progress until the end; Ctrl-C detaches and leaves the job running.
+        follow: print logs and progress until the end.
+        detach_on_interrupt: Ctrl-C leaves the job running; else KeyboardInterrupt goes to the caller.
         console: where to print; a terminal gets a progress bar, anything else plain lines.
 
     Raises UnavailableError when the dashboard does not answer, ServiceError when the job is refused.
@@ -62,6 +64,8 @@ def submit(
     try:
         asyncio.run(_follow(client, submission_id, console))
     except KeyboardInterrupt:
+        if not detach_on_interrupt:
+            raise
         console.print(f"\ndetached; {submission_id} goes on", highlight=False)
         console.print(_hint(submission_id, dashboard), highlight=False, soft_wrap=True)
         return 0
@@ -139,10 +143,10 @@ async def _lines(client: Any, submission_id: str) -> AsyncIterator[str]:
                     number += 1
                     if number > seen:
                         yield _ANSI.sub("", line).rstrip("\r")
-            if rest and number + 1 > seen:
-                yield _ANSI.sub("", rest)
-            seen = max(seen, number + bool(rest))
+            seen = max(seen, number)
             if (await asyncio.to_thread(client.get_job_status, submission_id)).is_terminal():
+                if rest:
+                    yield _ANSI.sub("", rest)
                 return
         except (OSError, RuntimeError) as error:
             seen = max(seen, number)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import UnavailableError
-from services.distill.checkpoint import newest_complete
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from services.distill.feed import FusionStream
 from services.distill.job import DistillJob
 from services.distill.plan import RunPlan, make_plan
 from services.distill.record import claim_run_folder
+from services.distill.snapshot import mend_snapshot
 from services.fusion.client import FusionClient
 
 logger = logging.getLogger(__name__)
+
+_HOPELESS = (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    ValueError,
+    ArithmeticError,
+)
 
 OpenClient = Callable[[DistillJob], FusionStream]
 
@@ -35,41 +51,49 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
         start_over: forget checkpoints and logs of the same run folder.
         open_client: opens the stream, here and in every worker.
 
-    Raises ServiceError or ValueError before any worker starts when something does not fit, and
-    ray.train.TrainingFailedError when the workers failed more often than `max_failures`.
+    Raises ServiceError or ValueError when something does not fit, most of it before any worker starts; ArithmeticError
+    when training diverges; ray.train.TrainingFailedError when workers failed more often than `max_failures`.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    plan = make_plan(job, open_client(job))
     if start_over:
         job.files.clear()
-    plan = make_plan(job, open_client(job))
     claim_run_folder(job, plan)
-    fallback = _mend_snapshot(job)
+    fallback = mend_snapshot(job.files.checkpoints)
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
+        # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
+        address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
+        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
     config = job.config
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     use_gpu = _use_gpu(config.device, cluster)
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-    _check_resources(resources, config.num_workers, cluster)
+    placeable = _check_resources(resources, config.num_workers, cluster)
+    if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+        # Who loses the only node loses the watcher with it: one process and one alarming line in the log less.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
-    TorchTrainer(
-        partial(_work, job, plan, open_client, fallback),
+    trainer = TorchTrainer(
+        partial(_work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=RunConfig(  # type: ignore[call-arg]  # type checkers see Ray Train V1 here
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=job.files.checkpoints.name,
             storage_path=str(job.run_folder.absolute()),
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
-    ).fit()
+    )
+    hopeless: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
+    if hopeless is not None:
+        raise hopeless
 
 
-def _work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path | None) -> None:
-    """What every worker does."""
+def _work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path | None) -> Exception | None:
+    """What every worker does. Returns the error that another attempt would only meet again."""
     import ray.train
     import ray.train.torch
     import torch
@@ -77,6 +101,7 @@ def _work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Pat
     from services.distill.trainer import Trainer
     from services.distill.world import World
 
+    _quieten_reports()
     torch.set_num_threads(job.config.threads)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -91,17 +116,23 @@ def _work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Pat
         checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
-    def trainer(folder: str | Path | None) -> Trainer:
-        restore_from = Path(folder) if folder else None
-        return Trainer(job, plan, open_client(job), world, restore_from=restore_from, report=report)
-
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        ready = trainer(fallback)
-    else:
-        with checkpoint.as_directory() as folder:
-            ready = trainer(folder)
-    ready.run()
+    try:
+        with checkpoint.as_directory() if checkpoint else nullcontext(fallback) as folder:
+            restore_from = Path(folder) if folder else None
+            trainer = Trainer(job, plan, open_client(job), world, restore_from=restore_from, report=report)
+        trainer.run()
+    except _HOPELESS as error:
+        if world.size > 1:
+            raise  # the others wait for this worker: only its end tells them
+        return error
+    return None
+
+
+def _quieten_reports() -> None:
+    """Ray Train logs every report in full, on every worker."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not str(record.msg).startswith("Reporting training result"))
 
 
 def _use_gpu(device: str, cluster: dict[str, float]) -> bool:
@@ -111,32 +142,15 @@ def _use_gpu(device: str, cluster: dict[str, float]) -> bool:
     return has_gpu and device != "cpu"
 
 
-def _check_resources(per_worker: dict[str, float], num_workers: int, cluster: dict[str, float]) -> None:
-    """A job that can never be placed would wait for ever; an autoscaling cluster may still grow, hence only a warning
-    for more than one worker."""
+def _check_resources(per_worker: dict[str, float], num_workers: int, cluster: dict[str, float]) -> bool:
+    """Whether all workers fit now. A job that can never be placed would wait for ever, so one worker must fit; for more
+    an autoscaling cluster may still grow."""
+    placeable = True
     for name, amount in per_worker.items():
         there = cluster.get(name, 0)
         if amount > there:
             raise UnavailableError(f"distill: a worker needs {amount:g} {name}, the Ray cluster has {there:g}")
         if amount * num_workers > there:
             logger.warning("%d workers need %g %s, the cluster has %g", num_workers, amount * num_workers, name, there)
-
-
-def _mend_snapshot(job: DistillJob) -> Path | None:
-    """Ray Train writes its list of checkpoints in place; a kill in that moment leaves it unreadable, and Ray then
-    refuses to start. The list is set aside, and the newest complete checkpoint is returned to go on from."""
-    snapshot = job.files.checkpoints / "checkpoint_manager_snapshot.json"
-    try:
-        listed = json.loads(snapshot.read_text(encoding="utf-8"))["checkpoint_results"]
-        names = [entry["checkpoint_dir_name"] for entry in listed]
-    except FileNotFoundError:
-        return newest_complete(job.files.checkpoints)
-    except (ValueError, KeyError, TypeError):
-        names = [""]
-    if all(name and (snapshot.parent / name).is_dir() for name in names):
-        return None
-    logger.warning(
-        "%s is damaged (killed while it was written?); going on from the newest complete checkpoint", snapshot
-    )
-    snapshot.replace(snapshot.with_suffix(".damaged"))
-    return newest_complete(job.files.checkpoints)
+            placeable = False
+    return placeable

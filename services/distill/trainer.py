@@ -8,6 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
-from services.distill.batch import Batch, collate
+from services.distill.batch import collate
 from services.distill.checkpoint import Position, load_state, optimizer_state, restore_optimizer, save_checkpoint
 from services.distill.config import DistillConfig
 from services.distill.feed import FusionStream, WindowFeed
@@ -94,7 +95,8 @@ class Trainer:
         progress = ProgressPrinter(
             self._job.run_name, total_steps, done_steps=start.step, done_tokens=start.tokens, enabled=rank == 0
         )
-        with RunLogs(self._job.files, after_step=start.step, enabled=rank == 0) as logs:
+        logs = RunLogs(self._job.files, after_step=start.step, enabled=rank == 0)
+        with closing(logs), closing(feed):
             for step in range(start.step, total_steps):
                 epoch, step_in_epoch = divmod(step, steps_per_epoch)
                 row, windows = self._step(step, epoch, feed, total_steps)
@@ -106,7 +108,6 @@ class Trainer:
                 if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == total_steps:
                     logs.sync()
                     self._checkpoint(row)
-        feed.close()
         if rank == 0:
             self._save_final()
         return self._position
@@ -123,12 +124,16 @@ class Trainer:
         blocks = [window.block for window in windows]
         size, tokens_only = self._bare.vocabulary_size, config.lambda_ == 1.0
         batch = collate(blocks, self._plan.bos, vocabulary_size=size, tokens_only=tokens_only).to(world.device)
-        tokens, fused = world.sum([batch.num_tokens, batch.num_fused])
+        tokens, fused, num_windows = world.sum([batch.num_tokens, batch.num_fused, len(windows)])
         if tokens == 0:
             raise FailedPreconditionError(f"split: the stream ended in epoch {epoch}, before step {step + 1}")
         # Dropout of a step is the same however the run got here.
         torch.manual_seed(_step_seed(config.seed, step, world.rank))
-        losses = self._module(batch, *self._weights(batch, tokens, fused))
+        # DDP averages gradients over the workers. The short batch at the end of an epoch counts by its windows.
+        scale = world.size * num_windows / config.batch_windows
+        clm_N = torch.full((batch.num_tokens,), config.lambda_ * scale / tokens, device=world.device)
+        fusion_N = torch.full_like(clm_N, (1 - config.lambda_) * scale / max(1.0, fused))
+        losses = self._module(batch, clm_N, None if tokens_only else fusion_N)
         losses.total.backward()
         rate = config.learning_rate_at(step, total_steps)
         norm = self._update(rate)
@@ -142,16 +147,6 @@ class Trainer:
             )
         settings = {"lambda": config.lambda_, "learning_rate": rate, "gradient_norm": norm}
         return {"step": step + 1, "epoch": epoch, "loss": loss, **settings, **sums}, windows
-
-    def _weights(self, batch: Batch, tokens: float, fused: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weights of the rows: both terms are means over the global batch, masked rows left out of the fusion term.
-
-        DDP averages gradients over the workers, hence the factor of the world's size.
-        """
-        lambda_, size = self._config.lambda_, self._world.size
-        ones_N = torch.ones(batch.num_tokens, device=self._world.device)
-        clm_N = ones_N * (lambda_ * size / tokens)
-        return clm_N, None if batch.rows is None else ones_N * ((1 - lambda_) * size / max(1.0, fused))
 
     def _update(self, rate: float) -> float:
         """Takes the optimiser's step; returns the gradient's norm before clipping."""

@@ -109,9 +109,7 @@ class FusionClient:
         request = fusion_pb2.FuseRequest(texts=texts, k=k, sources=sources, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32)
         with open_channel(self.address) as channel:
             stub = fusion_pb2_grpc.FusionServiceStub(channel)
-            response = self._call(
-                lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds)
-            )
+            response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds))
         return [decode_block(message) for message in response.blocks]
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
@@ -177,9 +175,7 @@ def _credit(windows: int) -> fusion_pb2.StreamFusedRequest:
     return fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=windows))
 
 
-def _windows(
-    frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, request: StreamRequest
-) -> list[FusedWindow]:
+def _windows(frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, request: StreamRequest) -> list[FusedWindow]:
     """The windows of a frame with a cursor each; checks that the frame follows `before`."""
     after, num_windows = Cursor.from_proto(frame.cursor), len(frame.blocks)
     if num_windows == 0:

@@ -121,7 +121,7 @@ class Source:
                 )
             if info.max_top_k < self.endpoint.top_k:
                 raise FailedPreconditionError(
-                    f"source {self.name}: serves at most top_k {info.max_top_k}, but {self.endpoint.top_k} is configured"
+                    f"source {self.name}: serves at most top_k {info.max_top_k}; {self.endpoint.top_k} is configured"
                 )
             self._info = info
         return self._info

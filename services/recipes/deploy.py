@@ -145,10 +145,12 @@ def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> A
     while True:
         try:
             return client(dashboard)
-        except Exception as error:
+        except ConnectionError as error:
             if time.monotonic() > deadline:
                 raise UnavailableError(f"Ray's dashboard at {dashboard} does not answer: {error}") from error
             time.sleep(0.5)
+        except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
+            raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
 
 
 def _reason(application: Mapping[str, Any]) -> str:

@@ -11,7 +11,13 @@ from services.recipes.recipe import Recipe, RecipeError
 
 
 def submit_recipe(
-    recipe: Recipe, *, run_name: str, start_over: bool = False, follow: bool = True, dashboard: str | None = None
+    recipe: Recipe,
+    *,
+    run_name: str,
+    start_over: bool = False,
+    follow: bool = True,
+    detach_on_interrupt: bool = True,
+    dashboard: str | None = None,
 ) -> int:
     """Prepares what is missing, submits the run and follows it; returns its exit code.
 
@@ -24,7 +30,11 @@ def submit_recipe(
     if start_over:
         entrypoint.append("--start-over")
     return submit(
-        entrypoint, name=f"{recipe.name}-{run_name}", dashboard=dashboard or _dashboard(recipe), follow=follow
+        entrypoint,
+        name=f"{recipe.name}-{run_name}",
+        dashboard=dashboard or _dashboard(recipe),
+        follow=follow,
+        detach_on_interrupt=detach_on_interrupt,
     )
 
 

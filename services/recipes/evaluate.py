@@ -20,7 +20,7 @@ def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str) ->
     scores = nats_per_byte(
         folder, list(corpus.texts(split)), device=recipe.distill.device, torch_threads=recipe.distill.torch_threads
     )
-    return scores.nats_per_byte
+    return scores.mean
 
 
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:

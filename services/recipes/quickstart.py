@@ -53,7 +53,9 @@ def run(recipe: Recipe, console: Console) -> None:
         }
         for name, variant in runs.items():
             say(f"training {name} with lambda {variant.distill.lambda_}")
-            code = submit_recipe(variant, run_name=name, start_over=True, follow=True, dashboard=deployment.dashboard)
+            code = submit_recipe(
+                variant, run_name=name, start_over=True, detach_on_interrupt=False, dashboard=deployment.dashboard
+            )
             if code:
                 raise ServiceError(f"training {name} ended with exit code {code}; see {recipe.run_folder / name}")
         say(f"evaluating on {corpus.num_windows(HELD_OUT)} held-out windows")

@@ -29,9 +29,9 @@ class Recipe(Settings):
     corpus: CorpusConfig
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     target: TargetConfig
-    fusion: FusionConfig = Field(default_factory=FusionConfig)
-    service: ServiceConfig = Field(default_factory=ServiceConfig)
-    distill: DistillConfig = Field(default_factory=DistillConfig)
+    fusion: FusionConfig = FusionConfig()
+    service: ServiceConfig = ServiceConfig()
+    distill: DistillConfig = DistillConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -11,33 +11,28 @@ from rich.table import Table
 from fusion_core.blocks import Block
 from services.fusion.client import FusionClient
 
+_END = b"\n"
+"""Sent behind the text: the row that predicts it is the prediction of what follows, whatever comes in truth."""
+
 
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
-    """Prints, for every token of the text, the likeliest tokens before it was seen; then the sources' weights."""
+    """Prints the likeliest tokens at every place of the text and behind it; then the sources' weights."""
     client = FusionClient(address, application=application)
-    [block] = client.fuse([text.encode()], sources=sources)
+    [block] = client.fuse([text.encode() + _END], sources=sources)
     names = _token_texts(block)
-    table = Table(title=f"{block.num_tokens} target tokens, vocabulary {block.vocabulary}", title_justify="left")
-    table.add_column("token")
-    table.add_column("probability", justify="right")
+    table = Table(title=f"target vocabulary {block.vocabulary}", title_justify="left")
+    table.add_column("token", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
     for rank in range(min(top, block.k)):
         table.add_column(f"{rank + 1}.", overflow="fold")
-    table.add_column("tail", justify="right")
+    table.add_column("tail", justify="right", no_wrap=True)
     start = 0
     for row in range(block.num_tokens):
         end = int(block.byte_ends_T[row])
-        cells = [_quote(block.text_bytes[start:end]), f"{math.exp(block.gold_T[row]):.3f}"]
-        if block.mask_T[row]:
-            cells += [
-                f"{names[int(block.topk_ids_TK[row, rank])]} {math.exp(block.topk_logprobs_TK[row, rank]):.3f}"
-                if block.topk_ids_TK[row, rank] >= 0
-                else ""
-                for rank in range(min(top, block.k))
-            ]
-            cells.append(f"{math.exp(block.tail_T[row]):.3f}")
-        else:
-            cells += ["(masked)"]
-        table.add_row(*cells)
+        token = block.text_bytes[start:end]
+        behind = row == block.num_tokens - 1 and token == _END
+        cells = ["(next)", ""] if behind else [_quote(token), f"{math.exp(block.gold_T[row]):.3f}"]
+        table.add_row(*cells, *_candidates(block, row, top, names), end_section=row == block.num_tokens - 2)
         start = end
     console.print(table)
     for share in block.shares:
@@ -48,6 +43,17 @@ def show_fused(text: str, address: str, application: str, top: int, sources: lis
         f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}",
         highlight=False,
     )
+
+
+def _candidates(block: Block, row: int, top: int, names: dict[int, str]) -> list[str]:
+    if not block.mask_T[row]:
+        return ["(masked)"]
+    ids, logprobs = block.topk_ids_TK[row, :top], block.topk_logprobs_TK[row, :top]
+    shown = [
+        f"{names[int(token_id)]} {math.exp(logprob):.3f}" if token_id >= 0 else ""
+        for token_id, logprob in zip(ids, logprobs, strict=True)
+    ]
+    return [*shown, f"{math.exp(block.tail_T[row]):.3f}"]
 
 
 def _token_texts(block: Block) -> dict[int, str]:

@@ -21,7 +21,7 @@ def show_status(deployment: Deployment, console: Console) -> bool:
     health = health_of(deployment.grpc_address, deployment.application)
     table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
     for column in ("application", "health", "model", "vocabulary", "problem"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in {"health", "vocabulary"})
     client = FusionClient(deployment.grpc_address, application=deployment.application, timeout_seconds=_TIMEOUT_SECONDS)
     try:
         info = client.info()
@@ -34,7 +34,7 @@ def show_status(deployment: Deployment, console: Console) -> bool:
             table.add_row(source.name, state, source.model, source.vocabulary, source.problem)
         for dataset in info.datasets:
             size = f"{dataset.num_windows} windows, {dataset.num_bytes:,} bytes"
-            table.add_row(f"data set {dataset.name}/{dataset.split}", "", size, dataset.fingerprint)
+            table.add_row(f"data set {dataset.name}/{dataset.split}", "", size, dataset.fingerprint[:16])
     console.print(table)
     console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", highlight=False, soft_wrap=True)
     return health == "SERVING"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from services.common.corpus_origin import local_files
 from services.recipes.prepare import resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 
@@ -27,9 +27,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     for index, source in enumerate(recipe.sources):
         if source.address is None and source.engine == "vllm" and importlib.util.find_spec("vllm") is None:
             yield f"sources[{index}].engine: vllm is not installed here; use transformers, or an address"
-    for pattern in recipe.corpus.files or ():
-        if not glob.glob(pattern, recursive=True):
-            yield f"corpus.files: nothing matches {pattern}"
+    try:
+        local_files(recipe.corpus.files or ())
+    except ValueError as error:
+        yield f"corpus.{error}"
     tokenizer = recipe.target.tokenizer
     if isinstance(tokenizer, Path) and not tokenizer.is_dir():
         yield f"target.tokenizer: no folder {tokenizer}"

@@ -31,7 +31,11 @@ class SourceClient:
 
     async def info(self, timeout_seconds: float = 10.0) -> source_pb2.GetSourceInfoResponse:
         """Raises ServiceError, UnavailableError when the source cannot be reached."""
-        return await self._call(self._stub.GetSourceInfo, source_pb2.GetSourceInfoRequest(), timeout_seconds)
+        request = source_pb2.GetSourceInfoRequest()
+        response: source_pb2.GetSourceInfoResponse = await self._call(
+            self._stub.GetSourceInfo, request, timeout_seconds
+        )
+        return response
 
     async def score(self, texts: Sequence[bytes], *, top_k: int, expected_vocabulary: str = "") -> list[Block]:
         """Blocks for a few texts, in order."""
@@ -83,9 +87,7 @@ class ScoreStream:
         try:
             async with open_aio_channel(self._address) as channel:
                 stub = source_pb2_grpc.SourceServiceStub(channel)
-                async for frame in stub.StreamScores(
-                    self._requests(outbox), metadata=call_metadata(self._application)
-                ):
+                async for frame in stub.StreamScores(self._requests(outbox), metadata=call_metadata(self._application)):
                     for message in frame.blocks:
                         answer = self._waiting.popleft()
                         if not answer.done():  # its caller may have given up waiting

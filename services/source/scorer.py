@@ -113,7 +113,9 @@ def _bos_id(config: SourceConfig, vocabulary: Vocabulary) -> int:
     for role_id in (vocabulary.bos_id, vocabulary.eos_id):
         if role_id is not None:
             return role_id
-    raise ValueError(f"bos_token: the tokenizer of {config.model} has neither BOS nor EOS; name the token to start with")
+    raise ValueError(
+        f"bos_token: the tokenizer of {config.model} has neither BOS nor EOS; name the token to start with"
+    )
 
 
 class _Budget:

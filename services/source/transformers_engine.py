@@ -39,7 +39,8 @@ class TransformersEngine(Engine):
         if config.torch_threads:
             torch.set_num_threads(config.torch_threads)
         dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).to(device).eval()
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        model = model.to(device).eval()
         return cls(model, transformers.__version__, str(model.dtype).removeprefix("torch."))
 
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:

@@ -33,7 +33,7 @@ def random_rows(generator: torch.Generator, n: int, k: int, v: int, dtype: torch
     return SparseRows(ids, logprobs[:, :k].to(dtype), logprobs[:, k].to(dtype), mask)
 
 
-def oracle(  # noqa: PLR0917
+def oracle(
     hidden: Tensor, head: Tensor, tokens: Tensor, rows: SparseRows | None, loss: str, temperature: float, size: int
 ) -> tuple[Tensor, Tensor]:
     """CLM and fusion loss per row, dense, from the definitions."""
@@ -81,9 +81,7 @@ def oracle(  # noqa: PLR0917
     temperature=st.sampled_from([0.5, 1.0, 1.0, 2.0]),
     lambda_=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
 )
-def test_values_and_gradients_equal_the_dense_oracle(  # noqa: PLR0917
-    seed, n, v, padding, k, chunk, loss, temperature, lambda_
-):
+def test_values_and_gradients_equal_the_dense_oracle(seed, n, v, padding, k, chunk, loss, temperature, lambda_):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
     head = torch.randn(v + padding, 4, generator=generator, dtype=torch.float64).requires_grad_()

@@ -2,6 +2,9 @@
 
 Each is a `tokenizers.Tokenizer`; `vocabulary(name)` wraps one without importing transformers. Names:
     byte_level, byte_level_prefix       byte-level BPE, without and with a space put in front of a text
+    llama3                              byte-level BPE as in Llama 3: own pattern, whole words looked up before merging,
+                                        control tokens and added tokens outside the model's table
+    qwen                                the same as in Qwen 2: text rewritten by NFC, which loses things
     gemma, llama, metaspace             SentencePiece-style BPE with byte fallback: no dummy prefix; one put in by the
                                         normalizer; one put in by the pre-tokenizer
     unigram, unigram_prefix             Unigram with byte fallback, without and with dummy prefix
@@ -28,9 +31,9 @@ from tokenizers import (
 
 from fusion_core.vocabulary import Vocabulary
 
-LOSSLESS = ("byte_level", "byte_level_prefix", "gemma", "llama", "metaspace", "unigram", "unigram_prefix")
+LOSSLESS = ("byte_level", "byte_level_prefix", "llama3", "gemma", "llama", "metaspace", "unigram", "unigram_prefix")
 """Lossless on any text without U+2581 (which SentencePiece-style tokenizers read as a space)."""
-FAMILIES = (*LOSSLESS, "unigram_nfkc")
+FAMILIES = (*LOSSLESS, "qwen", "unigram_nfkc")
 WITHOUT_PREFIX = {
     "byte_level_prefix": "byte_level",
     "llama": "gemma",
@@ -65,6 +68,25 @@ def _byte_level(add_prefix_space: bool, vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def _byte_level_outside(style: str, vocab_size: int) -> Tokenizer:
+    pattern = (
+        r"'(?:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.BPE(ignore_merges=style == "llama3"))
+    if style == "qwen":
+        tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("\t\t", "<table>")])
+    tokenizer.add_special_tokens(["<reserved>"])
     return tokenizer
 
 
@@ -135,6 +157,8 @@ def train(name: str, vocab_size: int) -> Tokenizer:
     """A tokenizer of the named kind; in one process always the same (Unigram training is not, across processes)."""
     if name in ("byte_level", "byte_level_prefix"):
         return _byte_level(name == "byte_level_prefix", vocab_size)
+    if name in ("llama3", "qwen"):
+        return _byte_level_outside(name, vocab_size)
     if name in ("gemma", "llama", "metaspace"):
         return _sentencepiece_bpe(name, vocab_size)
     return _unigram(name == "unigram_prefix", name != "unigram_nfkc", vocab_size)

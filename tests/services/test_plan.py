@@ -52,7 +52,7 @@ def test_every_window_arrives_once_whatever_the_world_sizes(
             for rank in range(world_size)
         ]
         last = number == len(worlds) - 1
-        take = min(stops[number], min(map(len, shards)))
+        take = min(stops[number], *map(len, shards))
         for shard in shards:
             received += [step.index for step in (shard if last else shard[:take])]
         if take:
@@ -71,7 +71,12 @@ def test_resumed_stream_goes_on_where_it_stopped(stop: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"world_size": 0}, "world_size"), ({"rank": 1}, "rank"), ({"num_epochs": 0}, "num_epochs"), ({"num_windows": 0}, "split")],
+    [
+        ({"world_size": 0}, "world_size"),
+        ({"rank": 1}, "rank"),
+        ({"num_epochs": 0}, "num_epochs"),
+        ({"num_windows": 0}, "split"),
+    ],
 )
 def test_settings_out_of_range_are_named(changes: dict[str, int], field: str) -> None:
     with pytest.raises(InvalidArgumentError, match=rf"^{field}: "):

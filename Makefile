@@ -1,0 +1,82 @@
+# Every target sets up what it needs, from a fresh clone on: python3.11, make and git are enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.txt
+READY := $(VENV)/.ready
+STUBS := build/stubs/.ready
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 \
+  pyproject.toml --extra dev
+# PyPI's builds of these break `import transformers` beside the CPU build of torch, and text models run without them.
+NOT_NEEDED := torchvision torchaudio torchcodec
+COMPILE_CPU := $(COMPILE) $(NOT_NEEDED:%=--no-emit-package %) requirements/cpu.in --extra cpu -o requirements/cpu.txt
+
+# uv does not read pip's settings; these two it needs where there is a mirror or a folder of wheels.
+empty :=
+comma := ,
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
+
+.PHONY: help setup proto quickstart test lint format bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) $(STUBS) ## environment in .venv, from requirements/cpu.txt
+
+proto: $(STUBS) ## gRPC stubs from protos/, to build/stubs
+
+quickstart: setup ## fuse two real models into a small target, end to end; results in runs/quickstart
+	$(BIN)/fusion quickstart
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff, mypy --strict, buf lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint protos
+
+format: setup ## ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## all benchmarks in quick mode; results in runs/bench
+	@mkdir -p runs/bench
+	@for file in $$(grep -l __main__ tests/bench/*.py || true); do \
+	  name=$$(basename $$file .py); echo "== $$name"; \
+	  $(BIN)/python -m tests.bench.$$name --quick --json runs/bench/$$name.json; \
+	done
+
+lock: $(READY) ## resolve requirements/*.in again, to the newest versions
+	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu
+	env -u UV_FIND_LINKS $(COMPILE) --python-platform x86_64-manylinux_2_28 requirements/gpu.in --extra gpu \
+	  -o requirements/gpu.txt
+
+clean: ## remove everything that is generated, the environment included
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+
+# torch apart: its CPU build comes from PIP_FIND_LINKS or from PyTorch's index, and asking both would mean waiting for
+# the one that is not there. The rest comes from the package index alone. --no-deps: the lock is complete.
+$(READY): $(LOCK) pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11), f"Python 3.11 is needed, this is {sys.version}"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet "$$(grep '^uv==' $(LOCK))"
+	torch=$$(grep '^torch==' $(LOCK)); \
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-index --quiet "$$torch" 2>/dev/null \
+	  || $(BIN)/uv pip install --python $(BIN)/python --no-deps --torch-backend cpu "$$torch"
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -r $(LOCK)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+$(STUBS): $(wildcard protos/fusion/v1/*.proto) protos/build_stubs.py $(READY)
+	$(BIN)/python protos/build_stubs.py
+	touch $@

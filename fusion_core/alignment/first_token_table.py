@@ -1,0 +1,63 @@
+"""The first target token of every remainder of every source token, looked up once.
+
+Shape legend: V source ids, B bytes of all source ids together.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.vocabulary import Vocabulary
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+UNKNOWN = -2
+"""In the table: not looked up yet. -1: there is no such target token."""
+
+
+class FirstTokenTable:
+    """One array of target ids by key, filled as keys are met; safe to use from several threads.
+
+    Keys: 0..V-1 a whole source token; V..2V-1 the same after the target's dummy prefix, for the start of a text;
+    2V + p what is left of a source token from position p of the source's blob on.
+
+    The end-of-text token goes to the target's by role, other control tokens have none. With the same vocabulary on both
+    sides every whole token goes to itself, also where the tokenizer would never produce it.
+    """
+
+    def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
+        self.source, self.target = source, target
+        values = np.full(2 * source.size + len(source.blob_B), UNKNOWN, dtype=np.int32)
+        without_bytes_V = source.offsets_V1[1:] == source.offsets_V1[:-1]
+        values[: source.size][without_bytes_V] = -1
+        values[source.size : 2 * source.size][without_bytes_V] = -1
+        if source.fingerprint == target.fingerprint:
+            values[: source.size] = np.arange(source.size)
+        elif source.eos_id is not None and target.eos_id is not None:
+            values[source.eos_id] = values[source.size + source.eos_id] = target.eos_id
+        self.values: Int32 = values
+        self._lock = threading.Lock()
+
+    def resolve(self, keys: Int64) -> None:
+        """Looks up the keys that are not known yet, in one batch."""
+        with self._lock:
+            keys = np.unique(keys)
+            keys = keys[self.values[keys] == UNKNOWN]
+            remainders = [self._remainder(int(key)) for key in keys]
+            distinct = list(dict.fromkeys(remainders))
+            first_of = dict(zip(distinct, self.target.first_tokens(distinct).tolist(), strict=True))
+            self.values[keys] = [first_of[remainder] for remainder in remainders]
+
+    def _remainder(self, key: int) -> bytes:
+        size = self.source.size
+        if key < size:
+            return self.source.token_bytes(key)
+        if key < 2 * size:
+            return b" " + self.source.token_bytes(key - size)
+        position = key - 2 * size
+        token = int(np.searchsorted(self.source.offsets_V1, position, side="right")) - 1
+        return self.source.blob_B[position : self.source.offsets_V1[token + 1]].tobytes()

@@ -1,0 +1,202 @@
+"""The exact reference against complete enumeration of small languages, and the projection against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusion_core.alignment.byte import ByteConfig, ByteProjection
+from fusion_core.alignment.reference import ReferenceEnumerator
+from fusion_core.vocabulary import Vocabulary
+from tests.fusion_core.strategies import block_of
+from tests.fusion_core.tokenizers import CORPUS, vocabulary
+
+FAMILIES = ("byte_level", "gemma", "unigram", "metaspace")
+pairs = st.sampled_from([(a, b) for a in FAMILIES for b in FAMILIES if a != b])
+seeds = st.integers(0, 2**32 - 1)
+NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], np.ndarray]
+
+
+@cache
+def letters(name: str) -> list[int]:
+    """Some short tokens of a vocabulary that combine to longer ones."""
+    subject = vocabulary(name)
+    wanted = [b"t", b"h", b"e", b"th", b"the", b" ", b" t", b" the", b"re", b"\n", "é".encode()[:1], "é".encode()[1:]]
+    return [i for i in range(subject.size) if subject.token_bytes(i) in wanted]
+
+
+def tiny_language(source: Vocabulary, ids: list[int], seed: int, length: int) -> NextTokenProbs:
+    """Texts of at most `length` tokens over a few ids; the probabilities depend on the whole prefix."""
+
+    def next_token(prefixes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        rows = np.zeros((len(prefixes), source.size))
+        for row, prefix in zip(rows, prefixes, strict=True):
+            rng = np.random.default_rng([seed, *prefix])
+            row[source.eos_id] = 1.0
+            if len(prefix) < length:
+                row[ids] = np.exp(rng.normal(0, 2, len(ids)))
+                row[source.eos_id] = 0.2
+        return rows / rows.sum(axis=1, keepdims=True)
+
+    return next_token
+
+
+def everything(source: Vocabulary, next_token: NextTokenProbs, behind: bytes) -> list[tuple[bytes, float, int]]:
+    """(text after `behind`, probability, first id) of every complete text whose first token starts with `behind`."""
+    found: list[tuple[bytes, float, int]] = []
+
+    def walk(prefix: tuple[int, ...], mass: float, text: bytes) -> None:
+        row = next_token([prefix])[0]
+        for x in np.flatnonzero(row):
+            token = source.token_bytes(int(x))
+            if not prefix and behind and not token.startswith(behind):
+                continue
+            if x == source.eos_id:
+                found.append((text, mass * row[x], prefix[0] if prefix else -1))
+            else:
+                walk((*prefix, int(x)), mass * row[x], text + token)
+
+    walk((), 1.0, b"")
+    total = sum(mass for _, mass, _ in found)
+    return [(text[len(behind) :], mass / total, first) for text, mass, first in found]
+
+
+def truth(target: Vocabulary, texts: list[tuple[bytes, float, int]]) -> np.ndarray:
+    probs_U = np.zeros(target.size + 1)  # the last place: no target token
+    firsts = target.first_tokens([text for text, _, _ in texts])
+    for (text, mass, _), first in zip(texts, firsts, strict=True):
+        probs_U[target.eos_id if not text else first] += mass
+    return probs_U
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs, seeds, st.sampled_from([b"", b"", b"t", b" ", b"th"]))
+def test_equals_complete_enumeration(pair: tuple[str, str], seed: int, behind: bytes) -> None:
+    source, target = map(vocabulary, pair)
+    ids = letters(pair[0])
+    if not any(source.token_bytes(i).startswith(behind) for i in ids):
+        return
+    next_token = tiny_language(source, ids, seed, length=3)
+    expected = truth(target, everything(source, next_token, behind))
+    found = ReferenceEnumerator(source, target).first_token(next_token, (), behind)
+    assert found.undecided == pytest.approx(0.0, abs=1e-12)
+    assert np.allclose(found.probs_U, expected[:-1], atol=1e-9)
+    assert found.outside == pytest.approx(expected[-1], abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs, seeds, st.integers(1, 40), st.integers(1, 3), st.sampled_from([0.0, 0.01, 0.1]))
+def test_what_is_cut_off_is_reported(
+    pair: tuple[str, str], seed: int, max_calls: int, max_tokens: int, min_mass: float
+) -> None:
+    source, target = map(vocabulary, pair)
+    next_token = tiny_language(source, letters(pair[0]), seed, length=3)
+    enumerator = ReferenceEnumerator(source, target)
+    exact = enumerator.first_token(next_token, ())
+    part = enumerator.first_token(
+        next_token, (), min_mass=min_mass, max_tokens=max_tokens, max_calls=max_calls, batch_size=3
+    )
+    assert part.num_calls <= max_calls
+    assert part.probs_U.sum() + part.outside + part.undecided == pytest.approx(1.0, abs=1e-9)
+    assert np.all(part.probs_U <= exact.probs_U + 1e-9)
+    assert part.undecided_after_one == pytest.approx(exact.undecided_after_one)
+    assert exact.total_variation(part.probs_U) <= part.undecided + 1e-9
+
+
+def undecided_and_off(pair: tuple[str, str], words: list[int], seed: int) -> list[tuple[float, float]]:
+    """Per target token of a short text: undecided mass after one source token, total variation of the mapping."""
+    source, target = map(vocabulary, pair)
+    some = [int(i) for i in np.random.default_rng(seed).choice(letters(pair[0]), 6, replace=False)]
+    text = b"".join(source.token_bytes(some[word]) for word in words).decode("utf-8", "ignore").encode()
+    encoding, target_encoding = source.encode(text), target.encode(text)
+    realised = tuple(encoding.token_ids_T.tolist())
+    next_token = tiny_language(source, sorted({*some, *realised}), seed, length=len(realised))
+    rows = next_token([realised[:i] for i in range(len(realised))])
+    block = block_of(source, text, encoding, np.maximum(rows, 1e-30), source.size)
+    projection = ByteProjection(source, target, ByteConfig(carry_realised=False))
+    projected = projection.project(block, target_encoding)
+    enumerator = ReferenceEnumerator(source, target)
+    starts = [0, *encoding.byte_ends_T.tolist()]
+    found = []
+    for t in range(target_encoding.num_tokens):
+        begin = int(target_encoding.byte_ends_T[t - 1]) if t else 0
+        row = max(i for i, start in enumerate(starts[:-1]) if start <= begin)
+        exact = enumerator.first_token(next_token, realised[:row], text[starts[row] : begin])
+        assert exact.undecided == pytest.approx(0.0, abs=1e-12)
+        probs_U = np.zeros(target.size)
+        present = projected.ids_TM[t] >= 0
+        probs_U[projected.ids_TM[t][present]] = projected.probs_TM[t][present]
+        found.append((exact.undecided_after_one, exact.total_variation(probs_U)))
+    return found
+
+
+unprefixed = st.sampled_from([(a, b) for a in FAMILIES[:3] for b in FAMILIES[:3] if a != b])
+
+
+@settings(max_examples=30, deadline=None)
+@given(unprefixed, st.lists(st.integers(0, 5), min_size=1, max_size=2), seeds)
+def test_projection_is_as_close_as_one_source_token_can_tell(
+    pair: tuple[str, str], words: list[int], seed: int
+) -> None:
+    """Total variation from the truth is at most the mass of source tokens that end before the bytes decide."""
+    for undecided, off in undecided_and_off(pair, words, seed):
+        assert off <= undecided + 1e-5
+
+
+def test_masses_must_exist() -> None:
+    source = vocabulary("byte_level")
+    never = tiny_language(source, letters("byte_level"), 0, length=0)
+    with pytest.raises(ValueError, match="behind: the source gives no mass"):
+        ReferenceEnumerator(source, vocabulary("gemma")).first_token(never, (), b"t")
+
+
+def prefix_counts(vocabulary_: Vocabulary, texts: list[bytes]) -> dict[tuple[int, ...], dict[int, float]]:
+    """Of a language of equally likely texts: next-token probabilities after every prefix of tokens."""
+    counts: dict[tuple[int, ...], dict[int, float]] = {}
+    for encoding in vocabulary_.encode_batch(texts):
+        ids = (*encoding.token_ids_T.tolist(), vocabulary_.eos_id)
+        for i, token in enumerate(ids):
+            after = counts.setdefault(ids[:i], {})
+            after[token] = after.get(token, 0.0) + 1.0
+    return {p: {x: n / sum(after.values()) for x, n in after.items()} for p, after in counts.items()}
+
+
+@pytest.mark.parametrize(("source_name", "target_name"), [("byte_level", "unigram"), ("gemma", "byte_level")])
+def test_rows_are_close_to_the_truth_where_the_source_token_is_the_longer_one(
+    source_name: str, target_name: str
+) -> None:
+    """The truth of a language of 4,000 texts, in both vocabularies; its source model writes as its tokenizer splits."""
+    source, target = vocabulary(source_name, 1200), vocabulary(target_name, 420)
+    rng = np.random.default_rng(7)
+    words = " ".join(CORPUS).split()
+    chosen = rng.zipf(1.3, size=(4000, 3)) % len(words)
+    texts = [" ".join(words[i] for i in row).encode() for row in chosen]
+    of_source, of_target = prefix_counts(source, texts), prefix_counts(target, texts)
+    projection = ByteProjection(source, target)
+    off = []
+    for text in texts[:150]:
+        encoding, target_encoding = source.encode(text), target.encode(text)
+        realised, wanted = encoding.token_ids_T.tolist(), target_encoding.token_ids_T.tolist()
+        rows = np.full((len(realised), source.size), 1e-12)
+        for i in range(len(realised)):
+            for x, p in of_source[tuple(realised[:i])].items():
+                rows[i, x] = p
+        projected = projection.project(block_of(source, text, encoding, rows, 64), target_encoding)
+        ends = [0, *encoding.byte_ends_T.tolist()]
+        for t, end in enumerate(target_encoding.byte_ends_T.tolist()):
+            begin = int(target_encoding.byte_ends_T[t - 1]) if t else 0
+            truth_of = of_target[tuple(wanted[:t])]
+            if len(truth_of) < 2 or end > min(e for e in ends if e > begin):
+                continue
+            present = projected.ids_TM[t] >= 0
+            pairs_ = zip(projected.ids_TM[t][present].tolist(), projected.probs_TM[t][present].tolist(), strict=True)
+            found = dict(pairs_)
+            both = {*found, *truth_of}
+            off.append(sum(abs(found.get(x, 0.0) - truth_of.get(x, 0.0)) for x in both) / 2)
+    assert len(off) > 100
+    assert float(np.median(off)) < 0.02

@@ -1,0 +1,131 @@
+"""The job on Ray Train: two workers on gloo, one of which is killed, against one undisturbed worker without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from services.common.errors import FailedPreconditionError, UnavailableError
+from services.distill.job import DistillJob
+from services.distill.runlog import read_rows
+from services.distill.snapshot import mend_snapshot
+from services.distill.train import run
+from services.fusion.client import FusedWindow, StreamRequest
+from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
+from tests.services.test_distill_trainer import job_in, train, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+class DeadlyFusion(FakeFusion):
+    """Kills the worker of rank 1, once, at its 17th window: in step 9 of 10, behind the second checkpoint."""
+
+    def __init__(self, tokenizer: Path, texts: list[bytes], marker: Path) -> None:
+        super().__init__(tokenizer, texts)
+        self.marker = marker
+
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+        for number, window in enumerate(super().stream(request, prefetch_windows=prefetch_windows)):
+            if request.rank == 1 and number == 16 and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield window
+
+
+def open_deadly(tokenizer: Path, marker: Path, _job: DistillJob) -> DeadlyFusion:
+    return DeadlyFusion(tokenizer, corpus(18), marker)
+
+
+def open_fake(tokenizer: Path, _job: DistillJob) -> FakeFusion:
+    return FakeFusion(tokenizer, corpus(18))
+
+
+def open_counted(tokenizer: Path, folder: Path, job: DistillJob) -> FakeFusion:
+    (folder / f"opened-{time.monotonic_ns()}").touch()
+    return open_fake(tokenizer, job)
+
+
+@pytest.fixture(scope="module")
+def _ray():
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("_ray")
+def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, target):  # noqa: F811
+    torch.set_num_threads(1)
+    alone = job_in(tmp_path / "alone", target)
+    train(alone, FakeFusion(target, corpus(18)))
+
+    job = job_in(tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1)
+    run(job, open_client=partial(open_deadly, target, tmp_path / "killed"))
+    assert (tmp_path / "killed").exists()
+    assert read_rows(job.files.ledger) == read_rows(alone.files.ledger)
+    ours, theirs = read_rows(job.files.metrics), read_rows(alone.files.metrics)
+    for key in ("loss", "clm", "fusion", "gradient_norm"):
+        assert [row[key] for row in ours] == pytest.approx([row[key] for row in theirs], abs=1e-4)
+    for key in ("tokens", "windows", "total_tokens", "total_windows", "masked_share", "covered_mass", "epoch"):
+        assert [row[key] for row in ours] == pytest.approx([row[key] for row in theirs])
+    trained = weights(job.files.model)
+    for name, weight in weights(alone.files.model).items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-4)
+    kept = sorted(folder.name for folder in job.files.checkpoints.iterdir() if folder.is_dir())
+    assert kept == ["step-00000009", "step-00000010"]
+
+
+@pytest.mark.usefixtures("_ray")
+def test_divergence_ends_the_job_without_further_attempts(tmp_path, target):  # noqa: F811
+    job = job_in(tmp_path, target, learning_rate=1e30, clip_norm=None)
+    with pytest.raises(ArithmeticError, match="training has diverged"):
+        run(job, open_client=partial(open_counted, target, tmp_path))
+    assert len(list(tmp_path.glob("opened-*"))) == 2, "once by the driver, once by the worker"
+
+
+@pytest.mark.usefixtures("_ray")
+def test_what_the_cluster_cannot_do_is_refused_at_once(tmp_path, target):  # noqa: F811
+    client = partial(open_fake, target)
+    with pytest.raises(UnavailableError, match="a worker needs 5 CPU, the Ray cluster has 2"):
+        run(job_in(tmp_path / "a", target, cpus_per_worker=5), open_client=client)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"distill\.device: cuda is asked for"):
+            run(job_in(tmp_path / "b", target, device="cuda"), open_client=client)
+
+
+def test_a_service_for_another_target_is_refused_before_ray_starts(tmp_path, target):  # noqa: F811
+    fusion = FakeFusion(target, corpus(3))
+    fusion.vocabulary.fingerprint = "feedfeedfeedfeed"
+    with pytest.raises(FailedPreconditionError, match="fuses into feedfeedfeedfeed"):
+        run(job_in(tmp_path, target), open_client=lambda _job: fusion)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_list_of_checkpoints_that_a_kill_has_cut_off_is_set_aside(tmp_path, target):  # noqa: F811
+    job = job_in(tmp_path, target, epochs=1)
+    assert mend_snapshot(job.files.checkpoints) is None
+    train(job, FakeFusion(target, corpus(18)))
+    newest = job.files.checkpoints / "step-5"
+    assert mend_snapshot(job.files.checkpoints) == newest, "Ray knows of none"
+    snapshot = job.files.checkpoints / "checkpoint_manager_snapshot.json"
+    whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step-3"}]})
+    snapshot.write_text(whole)
+    assert mend_snapshot(job.files.checkpoints) is None, "Ray knows"
+    for damaged in (whole[:30], "", whole.replace("step-3", "step-4")):
+        snapshot.write_text(damaged)
+        assert mend_snapshot(job.files.checkpoints) == newest
+        assert not snapshot.exists()

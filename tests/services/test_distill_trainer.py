@@ -1,0 +1,230 @@
+"""The training loop, from the stream to the model on disk, without Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.common.cursor import Cursor
+from services.common.errors import FailedPreconditionError, NotFoundError
+from services.distill.checkpoint import load_state, newest_complete
+from services.distill.config import DistillConfig
+from services.distill.job import DistillJob
+from services.distill.model import load_model
+from services.distill.plan import make_plan
+from services.distill.record import claim_run_folder
+from services.distill.runlog import read_rows
+from services.distill.trainer import Trainer
+from services.distill.world import World
+from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
+
+SETTINGS = {
+    "lambda": 0.3, "epochs": 2, "batch_windows": 4, "learning_rate": 3e-3, "checkpoint_every_steps": 3, "seed": 5,
+}  # fmt: skip
+TIMES = ("tokens_per_second", "step_seconds", "data_wait_seconds")
+
+
+def job_in(folder: Path, target_folder: Path, **changes: object) -> DistillJob:
+    config = DistillConfig.model_validate(SETTINGS | changes)
+    return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config)
+
+
+def train(job: DistillJob, fusion: FakeFusion) -> None:
+    """One attempt: goes on from the newest checkpoint, keeps its own."""
+
+    def keep(_metrics: dict, folder: Path | None, step: int) -> None:
+        assert folder is not None
+        shutil.copytree(folder, job.files.checkpoints / f"step-{step}", dirs_exist_ok=True)
+
+    newest = newest_complete(job.files.checkpoints)
+    Trainer(job, make_plan(job, fusion), fusion, World(), restore_from=newest, report=keep).run()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, target):  # noqa: F811
+    torch.set_num_threads(1)
+    job = job_in(tmp_path_factory.mktemp("undisturbed"), target)
+    train(job, FakeFusion(target, corpus(18)))
+    return job
+
+
+def test_a_run_learns_and_leaves_a_model_that_transformers_loads(undisturbed, target):  # noqa: F811
+    rows = read_rows(undisturbed.files.metrics)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert [row["epoch"] for row in rows] == [0] * 5 + [1] * 5
+    assert rows[-1]["clm"] < rows[0]["clm"] - 0.1
+    assert rows[0]["clm"] == pytest.approx(math.log(300), rel=0.05)
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.3 * row["clm"] + 0.7 * row["fusion"])
+        assert 0.1 < row["masked_share"] < 0.25
+        assert row["covered_mass"] == pytest.approx(0.97)
+        assert row["source_weights"] == pytest.approx({"left": 0.25, "right": 0.75})
+        assert row["tokens_per_second"] > 0 and row["data_wait_seconds"] >= 0
+    assert rows[-1]["total_tokens"] == sum(row["tokens"] for row in rows)
+    model = AutoModelForCausalLM.from_pretrained(undisturbed.files.model)
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed.files.model)
+    assert tokenizer.decode(tokenizer("what comes next").input_ids, skip_special_tokens=True) == "what comes next"
+    assert not torch.equal(model.lm_head.weight, load_model(target).lm_head.weight)
+
+
+def test_the_ledger_holds_every_window_once_per_epoch(undisturbed):
+    ledger = read_rows(undisturbed.files.ledger)
+    for epoch in range(2):
+        seen = Counter(index for row in ledger if row["epoch"] == epoch for index in row["windows"])
+        assert seen == Counter(range(18))
+
+
+@pytest.mark.parametrize("break_after", [5, 19, 33])
+def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path, target, undisturbed, break_after):  # noqa: F811
+    job = job_in(tmp_path, target)
+    fusion = FakeFusion(target, corpus(18), break_after=break_after)
+    with pytest.raises(FailedPreconditionError, match="the stream broke"):
+        train(job, fusion)
+    # What a killed writer leaves behind: steps after the checkpoint, and half a line.
+    with job.files.metrics.open("a") as stream:
+        stream.write('{"step": 9, "lo')
+    train(job, fusion)
+
+    ours, theirs = read_rows(job.files.metrics), read_rows(undisturbed.files.metrics)
+    assert len(ours) == len(theirs)
+    for mine, reference in zip(ours, theirs, strict=True):
+        for key in reference.keys() - set(TIMES):
+            assert mine[key] == pytest.approx(reference[key], abs=1e-6), key
+    assert read_rows(job.files.ledger) == read_rows(undisturbed.files.ledger)
+    trained = weights(job.files.model)
+    for name, weight in weights(undisturbed.files.model).items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_is_a_model_folder_with_the_position(undisturbed):
+    folder = newest_complete(undisturbed.files.checkpoints)
+    assert folder is not None and folder.name == "step-10"
+    AutoModelForCausalLM.from_pretrained(folder)
+    _, position = load_state(undisturbed.files.checkpoints / "step-3")
+    assert (position.step, position.windows, position.world_size) == (3, 12, 1)
+    assert position.cursor is not None and (position.cursor.epoch, position.cursor.received) == (0, 12)
+    _, after_epoch = load_state(undisturbed.files.checkpoints / "step-10")
+    assert after_epoch.cursor == Cursor(epoch=2, dealt=0, received=0, plan=position.cursor.plan)
+    assert position.cursor_for(2) == Cursor(epoch=0, dealt=12, received=0, plan=position.cursor.plan)
+
+
+def test_an_incomplete_checkpoint_is_passed_over(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.files.checkpoints, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "step-10" / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "checkpoints" / "step-9" / "trainer_state.pt").unlink()
+    newest = newest_complete(tmp_path / "checkpoints")
+    assert newest is not None and newest.name == "step-6"
+    assert newest_complete(tmp_path / "nothing") is None
+
+
+def test_clm_only_asks_for_tokens_and_equals_plain_training(tmp_path, target):  # noqa: F811
+    """Against a loop written with transformers' own loss, on the same windows; the last batch is half a batch."""
+    texts = corpus(10)
+    job = job_in(tmp_path, target, **{"lambda": 1.0}, epochs=1, schedule="constant", warmup_share=0.0, weight_decay=0.0)
+    fusion = FakeFusion(target, texts)
+    train(job, fusion)
+    assert [request.tokens_only for request in fusion.requests] == [True]
+
+    model = AutoModelForCausalLM.from_pretrained(target)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    expected = []
+    for row in read_rows(job.files.ledger):
+        nats, count = torch.zeros(()), 0
+        for index in row["windows"]:
+            tokens = torch.tensor([[0, *fusion.vocabulary.encode(texts[index]).token_ids_T.tolist()]])
+            nats = nats + model(input_ids=tokens, labels=tokens).loss * (tokens.shape[1] - 1)
+            count += tokens.shape[1] - 1
+        (nats / count * len(row["windows"]) / 4).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(float(nats.detach() / count))
+    rows = read_rows(job.files.metrics)
+    assert [row["clm"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert [row["loss"] for row in rows] == [row["clm"] for row in rows]
+    assert all(row["fusion"] is None and row["masked_share"] is None for row in rows)
+    trained = weights(job.files.model)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(trained[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_held_out_scores_are_written_while_training(tmp_path, target):  # noqa: F811
+    job = job_in(tmp_path, target, eval_every_steps=2, epochs=1)
+    train(job, FakeFusion(target, corpus(18), held_out=corpus(5, seed=9)))
+    scores = read_rows(job.files.evaluations)
+    assert [score["step"] for score in scores] == [2, 4]
+    assert 0 < scores[1]["nats_per_byte"] < scores[0]["nats_per_byte"]
+
+
+def test_bfloat16_and_gradient_checkpointing_train(tmp_path, target):  # noqa: F811
+    job = job_in(tmp_path, target, dtype="bfloat16", gradient_checkpointing=True, epochs=1, eval_every_steps=3)
+    train(job, FakeFusion(target, corpus(18), held_out=corpus(3, seed=9)))
+    rows = read_rows(job.files.metrics)
+    assert rows[-1]["clm"] < rows[0]["clm"]
+    assert weights(job.files.model)["lm_head.weight"].dtype == torch.float32
+
+
+def test_divergence_stops_the_run_and_leaves_the_checkpoint_alone(tmp_path, target):  # noqa: F811
+    job = job_in(tmp_path, target, learning_rate=1e30, clip_norm=None)
+    with pytest.raises(ArithmeticError, match="training has diverged"):
+        train(job, FakeFusion(target, corpus(18)))
+    assert newest_complete(job.files.checkpoints) is None
+
+
+def test_a_stream_that_lost_windows_is_noticed(tmp_path, target):  # noqa: F811
+    fusion = FakeFusion(target, corpus(18))
+    job = job_in(tmp_path, target)
+    plan = make_plan(job, fusion)
+    fusion.splits["train"] = corpus(17)
+    with pytest.raises(FailedPreconditionError, match="17 windows came until the end of epoch 0, not 18"):
+        Trainer(job, plan, fusion, World()).run()
+
+
+def test_other_settings_are_not_resumed(tmp_path, target, undisturbed):  # noqa: F811
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed.run_folder, folder)
+    fusion = FakeFusion(target, corpus(18))
+    claim_run_folder(job_in(folder, target), make_plan(undisturbed, fusion))
+    other = job_in(folder, target, **{"lambda": 0.5})
+    with pytest.raises(FailedPreconditionError, match=r"distill\.lambda: run run was started with 0\.3, now 0\.5"):
+        claim_run_folder(other, make_plan(other, fusion))
+    with pytest.raises(FailedPreconditionError, match="belongs to another target, data set or training settings"):
+        train(other, fusion)
+    harmless = job_in(folder, target, checkpoint_every_steps=7, cpus_per_worker=2)
+    claim_run_folder(harmless, make_plan(harmless, fusion))
+    other.files.clear()
+    claim_run_folder(other, make_plan(other, fusion))
+    assert json.loads(other.files.record.read_text())["config"]["lambda"] == 0.5
+
+
+def test_what_the_service_does_not_fit_is_refused_before_training(tmp_path, target):  # noqa: F811
+    fusion = FakeFusion(target, corpus(4))
+    job = job_in(tmp_path, target)
+    fusion.splits["train"] = []
+    with pytest.raises(ValueError, match="split train of toy has no windows"):
+        make_plan(job, fusion)
+    del fusion.splits["train"]
+    with pytest.raises(NotFoundError, match="toy/train is not streamed by nowhere:1; it has toy/held_out"):
+        make_plan(job, fusion)
+    fusion.vocabulary.fingerprint = "0123"
+    with pytest.raises(FailedPreconditionError, match="fuses into 0123"):
+        make_plan(job, fusion)
