@@ -11,13 +11,15 @@ Shape legend: S source tokens, N source rows of one chunk, V source ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from fusion_core.alignment.byte_window import MappedRows, SourceRows, Window
+from fusion_core.alignment.byte_window import Window
 from fusion_core.alignment.first_token_table import FirstTokenTable
+from fusion_core.alignment.hypotheses import SourceRows
 from fusion_core.alignment.projected import ProjectedRows
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
@@ -29,13 +31,22 @@ class ByteConfig(BaseModel):
     """The settings of `byte`.
 
     Attributes:
-        carry_realised: give every realised token its exact probability by the chain rule and rescale the rest; false
-            leaves what the mapping moved onto it, for measuring the mapping by itself.
+        follow_tokens: follow source tokens of earlier rows that reach beyond a target boundary, so that a row is what
+            the source says given the target tokens before it; false conditions on the last source boundary alone.
+        carry_realised: give every realised token its exact probability by the chain rule. False leaves what the mapping
+            moved onto it, for measuring the mapping by itself, and needs follow_tokens to be false.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    follow_tokens: bool = True
     carry_realised: bool = True
+
+    @model_validator(mode="after")
+    def _following_carries(self) -> Self:
+        if self.follow_tokens and not self.carry_realised:
+            raise ValueError("carry_realised: false is only allowed with follow_tokens: false")
+        return self
 
 
 class ByteProjection:
@@ -51,8 +62,8 @@ class ByteProjection:
         self._table = FirstTokenTable(source, target)
 
     def warm(self) -> None:
-        """Looks up every whole source token in advance, so that the first windows run at full speed."""
-        self._table.resolve(np.arange(self.source.size, dtype=np.int64))
+        """Looks up every whole source token now (seconds for a large vocabulary) instead of in the first window."""
+        self._table.resolve_whole_tokens()
 
     def project(self, block: Block, target: Encoding) -> ProjectedRows:
         """The block's distributions in the target's vocabulary, one row per token of `target`.
@@ -68,11 +79,11 @@ class ByteProjection:
                 f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {self.source.fingerprint}"
             )
         gold_S = block.gold_T.astype(np.float64)
-        rows = SourceRows(
-            block.topk_ids_TK, np.exp(block.topk_logprobs_TK), np.exp(block.tail_T.astype(np.float64)), np.exp(gold_S)
-        )
-        window = Window(self._table, block.text_bytes, block.token_ids_T, block.byte_ends_T, block.mask_T, target)
-        return window.finish([window.map(rows, 0)], gold_S, self.config.carry_realised)
+        source = Encoding(block.token_ids_T, block.byte_ends_T, block.mask_T)
+        window = Window(self._table, block.text_bytes, source, target, follows=self.config.follow_tokens)
+        probs_TK, tail_T = np.exp(block.topk_logprobs_TK), np.exp(block.tail_T.astype(np.float64))
+        window.map(SourceRows(block.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S)), 0)
+        return window.finish(gold_S, self.config.carry_realised)
 
     def project_full(
         self,
@@ -95,25 +106,26 @@ class ByteProjection:
         Raises:
             ValueError: the chunks do not hold exactly one row per source token, or `target` belongs to another text.
         """
-        window = Window(self._table, text, source.token_ids_T, source.byte_ends_T, source.lossless_T, target)
+        window = Window(self._table, text, source, target, follows=self.config.follow_tokens)
         gold_S = np.empty(source.num_tokens, dtype=np.float64)
-        first = 0
-        parts: list[MappedRows] = []
+        num_rows, held_NV = 0, np.empty((0, 0), dtype=np.float32)
         for logprobs_NV in logprob_chunks:
-            num_rows, width = logprobs_NV.shape
-            if first + num_rows > source.num_tokens or width < self.source.size:
+            num_new, width = logprobs_NV.shape
+            if num_rows + num_new > source.num_tokens or width < self.source.size:
                 raise ValueError(
                     f"logprob_chunks: expected {source.num_tokens} rows of at least {self.source.size} ids, "
-                    f"got a chunk of {num_rows} x {width} after {first} rows"
+                    f"got a chunk of {num_new} x {width} after {num_rows} rows"
                 )
-            realised_N = source.token_ids_T[first : first + num_rows]
-            gold_N = logprobs_NV[np.arange(num_rows), realised_N].astype(np.float64)
-            gold_S[first : first + num_rows] = gold_N
-            ids_NV = np.tile(np.arange(width, dtype=np.int32), (num_rows, 1))
+            new_N = np.arange(num_new)
+            gold_S[num_rows + new_N] = logprobs_NV[new_N, source.token_ids_T[num_rows + new_N]]
             probs_NV = np.exp(logprobs_NV).astype(np.float32, copy=False)
-            rows = SourceRows(ids_NV, probs_NV, np.zeros(num_rows), np.exp(gold_N))
-            parts.append(window.map(rows, first, self.target.size if max_entries is None else max_entries))
-            first += num_rows
-        if first != source.num_tokens:
-            raise ValueError(f"logprob_chunks: expected {source.num_tokens} rows, got {first}")
-        return window.finish(parts, gold_S, self.config.carry_realised)
+            # Rows stay until the target token that starts in them has ended.
+            held_NV = np.concatenate([held_NV, probs_NV]) if len(held_NV) else probs_NV
+            first, num_rows = num_rows - len(held_NV) + num_new, num_rows + num_new
+            ids_NV = np.tile(np.arange(width, dtype=np.int32), (len(held_NV), 1))
+            rows = SourceRows(ids_NV, held_NV, np.zeros(len(held_NV)), np.exp(gold_S[first:num_rows]))
+            window.map(rows, first, self.target.size if max_entries is None else max_entries)
+            held_NV = held_NV[max(0, window.first_row_needed - first) :]
+        if num_rows != source.num_tokens:
+            raise ValueError(f"logprob_chunks: expected {source.num_tokens} rows, got {num_rows}")
+        return window.finish(gold_S, self.config.carry_realised)

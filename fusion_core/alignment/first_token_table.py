@@ -40,17 +40,39 @@ class FirstTokenTable:
         elif source.eos_id is not None and target.eos_id is not None:
             values[source.eos_id] = values[source.size + source.eos_id] = target.eos_id
         self.values: Int32 = values
+        self.num_first_U: Int32 | None = None
         self._lock = threading.Lock()
 
     def resolve(self, keys: Int64) -> None:
-        """Looks up the keys that are not known yet, in one batch."""
+        """Looks up the keys that are not known yet, and what is left of their tokens behind the first target token."""
         with self._lock:
             keys = np.unique(keys)
-            keys = keys[self.values[keys] == UNKNOWN]
-            remainders = [self._remainder(int(key)) for key in keys]
-            distinct = list(dict.fromkeys(remainders))
-            first_of = dict(zip(distinct, self.target.first_tokens(distinct).tolist(), strict=True))
-            self.values[keys] = [first_of[remainder] for remainder in remainders]
+            while len(keys := keys[self.values[keys] == UNKNOWN]):
+                remainders = [self._remainder(int(key)) for key in keys]
+                distinct = list(dict.fromkeys(remainders))
+                first_of = dict(zip(distinct, self.target.first_tokens(distinct).tolist(), strict=True))
+                self.values[keys] = [first_of[remainder] for remainder in remainders]
+                keys = np.unique(self._behind(keys))
+
+    def resolve_whole_tokens(self) -> None:
+        """Looks up every whole source token, and counts how many begin with each target token."""
+        if self.num_first_U is None:
+            self.resolve(np.arange(self.source.size, dtype=np.int64))
+            firsts_V = self.values[: self.source.size]
+            self.num_first_U = np.bincount(firsts_V[firsts_V >= 0], minlength=self.target.size).astype(np.int32)
+
+    def _behind(self, keys: Int64) -> Int64:
+        """The keys of what is left of the tokens behind their first target token; nothing where nothing is left."""
+        size, source, target = self.source.size, self.source, self.target
+        first = self.values[keys]
+        keys, first = keys[first >= 0], first[first >= 0]
+        whole = keys < 2 * size
+        position = np.where(whole, source.offsets_V1[keys % size], keys - 2 * size)
+        token = np.where(whole, keys % size, np.searchsorted(source.offsets_V1, position, side="right") - 1)
+        length = target.offsets_V1[first + 1] - target.offsets_V1[first]
+        position = position + length - (whole & (keys >= size))  # the dummy prefix is not the token's own
+        left: Int64 = 2 * size + position[position < source.offsets_V1[token + 1]]
+        return left
 
     def _remainder(self, key: int) -> bytes:
         size = self.source.size

@@ -178,7 +178,7 @@ def follow(
     """
     size, k = tables.rank_V.shape[0], rows.ids_RK.shape[1]
     width, room = out.ids_TM.shape[1] - 1, hypotheses.ids_L.shape[0]
-    keys = np.full(num_slots(width + 1), -1, dtype=np.int64)
+    keys = np.full(num_slots(room + k + 1), -1, dtype=np.int64)
     places = np.empty(len(keys), dtype=np.int32)
     sums = np.empty(width + 1, dtype=np.float64)
     known, known_masses = np.empty(k + 1, dtype=np.int32), np.empty(k + 1, dtype=np.float64)
@@ -190,32 +190,32 @@ def follow(
     for t in range(window.starts_T.shape[0]):
         row, begin, end = window.row_T[t], window.starts_T[t], window.ends_T[t]
         row_start, realised = window.source_starts_S1[row], window.source_ids_S[row]
-        opens = row_start == begin
-        if not window.readable_S[row] or not (window.wanted_T[t] or row_start < begin):
-            hypotheses.state[2] = 0.0
+        opens, readable = row_start == begin, window.readable_S[row]
+        in_progress = hypotheses.state[2] > 0.0
+        hypotheses.state[2] = 0.0
+        if not readable and not opens:
             continue
-        num_known, unseen_mass, num_others = known_ids(rows, row - first_row, realised, size, known, known_masses)
+        # The row of a token that cannot be read is all unknown.
+        num_known, unseen_mass, num_others = 0, 1.0, 1
+        if readable:
+            num_known, unseen_mass, num_others = known_ids(rows, row - first_row, realised, size, known, known_masses)
         unseen_each = unseen_mass / num_others if num_others > 0 else 0.0
 
-        num = 0
-        if hypotheses.state[2] > 0.0:
-            num = int(hypotheses.state[0])
+        num, num_unknown = 0, float(num_others)
+        if in_progress:
+            num, num_unknown = int(hypotheses.state[0]), hypotheses.state[1]
             ids[:num], starts[:num] = hypotheses.ids_L[:num], hypotheses.starts_L[:num]
             masses[:num] = hypotheses.masses_L[:num]
-            num_unknown = hypotheses.state[1]
-        else:
-            num_unknown = num_others
-            if not opens:
-                num_unknown = num_unknown_with_prefix(tables, realised, begin - row_start, known, num_known)
+        elif not opens:
+            num_unknown = num_unknown_with_prefix(tables, realised, begin - row_start, known, num_known)
         if opens:
-            num_unknown = num_others
-        if opens or hypotheses.state[2] == 0.0:
+            num_unknown = float(num_others)
+        if opens or not in_progress:
             for n in range(num_known):
                 x = known[n]
                 if opens or (x < size and starts_with_text(tables, x, window.text_N, row_start, begin)):
                     ids[num], starts[num], masses[num] = x, row_start, known_masses[n]
                     num += 1
-        hypotheses.state[2] = 0.0
         unseen = unseen_mass if opens else unseen_each * num_unknown
         mass = masses[:num].sum() + unseen
         out.log_mass_T[t] = math.log(mass)
@@ -272,16 +272,15 @@ def follow(
                     continue
                 if firsts[h] != target_id:
                     moved += masses[h]
-                kept_mass += masses[h]
                 if ends_at == end:
+                    kept_mass += masses[h]
                     continue
             elif firsts[h] != target_id or masses[h] < threshold:
                 continue
-            else:
-                kept_mass += masses[h]
             if num_kept < room:
                 hypotheses.ids_L[num_kept], hypotheses.starts_L[num_kept] = x, starts[h]
                 hypotheses.masses_L[num_kept] = masses[h]
+                kept_mass += masses[h]
                 num_kept += 1
         path, now = 1.0, row
         now_known, now_each, now_others = num_known, unseen_each, num_others
@@ -298,13 +297,14 @@ def follow(
                     continue
                 if n > 0 and mass_here < threshold:
                     continue
-                kept_mass += mass_here
-                moved += mass_here
                 if n == 0 and window.source_starts_S1[now + 1] == end:
-                    continue
-                if num_kept < room:
+                    kept_mass += mass_here
+                    moved += mass_here
+                elif num_kept < room:
                     hypotheses.ids_L[num_kept], hypotheses.starts_L[num_kept] = x, now_start
                     hypotheses.masses_L[num_kept] = mass_here
+                    kept_mass += mass_here
+                    moved += mass_here
                     num_kept += 1
         num_unknown_after = 0.0
         if end < window.source_starts_S1[last_row + 1]:

@@ -27,8 +27,8 @@ UInt16 = npt.NDArray[np.uint16]
 
 _DISTINCT = 1e-9
 """Entries closer than this (relative) are equal, and the first counts as the largest."""
-_START, _COOLING, _STAGE_THRESHOLD = 10.0, 4.0, 1e-2
-"""Stages: w starts at a tenth of the highest cost and falls to a quarter, each stage being settled roughly."""
+_START, _COOLING, _STAGE_THRESHOLD = 10.0, 6.0, 1e-2
+"""Stages: w starts at a tenth of the highest cost and falls to a sixth, each stage being settled roughly."""
 _LEAD_IN = 3
 """Sinkhorn iterations at the start of a stage; a Newton step costs as much as several."""
 _LONGEST_STEP, _MAX_TRIALS = 50.0, 8
@@ -118,9 +118,9 @@ def _plan(
                 lead_in -= 1
             else:
                 now, trial = trial, now
-                missed = np.abs(now.sums_n - source_n).max()
+                missed = _largest_miss(source_n, now)
             iterations += 1
-            rebuild = now.scaling_n.max() > _LARGEST_SCALING or now.scaling_n.min() < 1 / _LARGEST_SCALING
+            rebuild = _out_of_range(now)
             if rebuild:
                 _absorb(weight, work, now)
         if weight == final_weight:
@@ -186,11 +186,25 @@ def _scale_columns(source_n: Float64, target_m: Float64, work: _Work, now: _Scal
     for j in range(m):
         for i in range(n):
             now.sums_n[i] += work.kernel_mn[j, i] * now.scaling_m[j]
-    missed = 0.0
     for i in range(n):
         now.sums_n[i] *= now.scaling_n[i]
+    return _largest_miss(source_n, now)
+
+
+@compiled
+def _largest_miss(source_n: Float64, now: _Scaled) -> float:
+    missed = 0.0
+    for i in range(source_n.shape[0]):
         missed = max(missed, abs(now.sums_n[i] - source_n[i]))
     return missed
+
+
+@compiled
+def _out_of_range(now: _Scaled) -> bool:
+    for scaling in now.scaling_n:
+        if scaling > _LARGEST_SCALING or scaling < 1 / _LARGEST_SCALING:
+            return True
+    return False
 
 
 @compiled

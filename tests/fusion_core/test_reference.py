@@ -118,7 +118,7 @@ def undecided_and_off(pair: tuple[str, str], words: list[int], seed: int) -> lis
     next_token = tiny_language(source, sorted({*some, *realised}), seed, length=len(realised))
     rows = next_token([realised[:i] for i in range(len(realised))])
     block = block_of(source, text, encoding, np.maximum(rows, 1e-30), source.size)
-    projection = ByteProjection(source, target, ByteConfig(carry_realised=False))
+    projection = ByteProjection(source, target, ByteConfig(follow_tokens=False, carry_realised=False))
     projected = projection.project(block, target_encoding)
     enumerator = ReferenceEnumerator(source, target)
     starts = [0, *encoding.byte_ends_T.tolist()]

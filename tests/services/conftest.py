@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from services.common.cluster import Deployment, enable_ray_authentication, free_port
-from services.common.models import fetch
+from services.common.models import MODELS, fetch
 from services.distill.config import TargetConfig
 from services.distill.target import prepare_target
 from services.fusion.client import FusionClient
@@ -143,11 +143,12 @@ def make_tiny_model(folder: Path, *, vocabulary_size: int, seed: int) -> Path:
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A FUSION_HOME of the tests' own, so that they neither see nor stop what else is up; fetched models are shared."""
-    real_model = fetch(REAL_MODEL)
+    fetched = {name: fetch(name) for name in MODELS}
     before = os.environ.get("FUSION_HOME")
     home = tmp_path_factory.mktemp("home")
     (home / "models").mkdir()
-    (home / "models" / REAL_MODEL).symlink_to(real_model)
+    for name, folder in fetched.items():
+        (home / "models" / name).symlink_to(folder)
     os.environ["FUSION_HOME"] = str(home)
     enable_ray_authentication()
     yield home

@@ -20,6 +20,7 @@ from fusion.v1 import fusion_pb2, fusion_pb2_grpc
 from fusion_core.blocks import Block
 from services.common.wire import encode_block
 from tests.services.blocks import random_block
+from tests.services.conftest import Live
 
 REPOSITORY = Path(__file__).parents[2]
 CLIENT = REPOSITORY / "tests" / "clients" / "node"
@@ -124,3 +125,15 @@ def test_node_refuses_a_column_of_the_wrong_length(service: tuple[str, OneBlock]
     done = node(service[0], "--token=secret")
     assert done.returncode == 1
     assert json.loads(done.stderr)["message"] == "gold: 8 bytes, expected 3 x 4"
+
+
+@pytest.mark.timeout(900)
+def test_node_fuses_on_the_live_service(live: Live) -> None:
+    """Through Serve's proxy, which serves reflection itself."""
+    done = node(live.deployment.grpc_address, text="The capital of France is")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["api"] in {"v1", "v1alpha"}
+    assert answer["vocabulary"] == live.client.info().vocabulary
+    assert answer["last_mass"] == pytest.approx(1.0, abs=5e-3)
+    assert {source["name"] for source in answer["sources"]} == {"smollm2", "tiny"}

@@ -1,0 +1,184 @@
+"""The command line: what a user types wrong ends with exit code 2 and one message naming it; the services go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services.cli import app
+from services.fusion.config import ServiceConfig
+from services.recipes.recipe import RecipeError, load_recipe, shipped_recipes
+from tests.services.conftest import Live
+
+pytestmark = pytest.mark.timeout(900)
+
+FUSION = str(Path(sys.executable).parent / "fusion")
+
+
+def fusion(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [FUSION, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **env},
+    )
+
+
+@pytest.fixture
+def written(recipe_file: Path, tmp_path: Path) -> Any:
+    """Writes the recipe of the tests with one dotted key changed, and returns its path."""
+
+    def write(key: str, value: Any) -> str:
+        recipe = yaml.safe_load(recipe_file.read_text())
+        *parents, last = key.split(".")
+        section = recipe
+        for parent in parents:
+            section = section[int(parent)] if parent.isdigit() else section.setdefault(parent, {})
+        section[last] = value
+        path = tmp_path / "changed.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return str(path)
+
+    return write
+
+
+def test_validate_accepts_what_is_good(recipe_file: Path) -> None:
+    done = fusion("validate", str(recipe_file))
+    assert done.returncode == 0, done.stderr
+    assert "2 sources" in done.stdout
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_good(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+BAD_RECIPES = [
+    ("colour", "red", "colour: unknown key"),
+    ("fusion.strategy", "best", "fusion.strategy: Input should be 'min_ce', 'avg_ce' or 'fixed'"),
+    ("fusion.tau", 0, "fusion.tau: "),
+    ("fusion.min_sources", 3, "fusion.min_sources: 3 is more than the 2 sources"),
+    ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
+    ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
+    ("sources.0.model", "/no/such/folder", "sources[0].model: "),
+    ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm' or 'transformers'"),
+    ("sources.0.top_k", 0, "sources.0.top_k: "),
+    ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
+    ("service.grpc_port", 70000, "service.grpc_port: "),
+    ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_RECIPES)
+def test_validate_names_the_key(written: Any, key: str, value: Any, message: str) -> None:
+    done = CliRunner().invoke(app, ["validate", written(key, value)], terminal_width=200)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for content, message in ((None, "shipped recipes are"), ("{", "not YAML"), ("- a", "expected a mapping")):
+        path = tmp_path / "recipe.yaml"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(path)
+
+
+def test_set_changes_a_key_and_refuses_what_is_no_setting(recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, {"distill.lambda": 1}).distill.lambda_ == 1
+    done = fusion("validate", str(recipe_file), "--set", "distill.lambda")
+    assert (done.returncode, "expected KEY=VALUE" in done.stderr) == (2, True)
+
+
+def test_port_in_use_is_named(written: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = fusion("up", written("service.grpc_port", port), "--set", "name=another")
+    assert done.returncode == 2
+    assert f"service.grpc_port: port {port} is in use" in done.stderr
+
+
+def test_full_disk_is_named(written: Any, tmp_path: Path) -> None:
+    """A file system of 64 KiB that is full: preparing must say so, not leave half a corpus behind."""
+    with small_disk(tmp_path / "disk") as disk:
+        (disk / "filler").write_bytes(b"x" * 60 * 1024)
+        done = fusion("up", written("output_dir", str(disk)), "--set", "name=full")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "No space left on device" in done.stderr or "no space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(disk.glob("full/corpus/windows.parquet"))
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs rights that this user does not have")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    done = fusion("fetch", "--text", "x", "--address", "127.0.0.1:9")
+    assert done.returncode == 2
+    assert "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_store_lies_in_the_run_folder_unless_told_otherwise(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.fusion_service().service.store == str(recipe.run_folder / "store")
+    assert load_recipe(recipe_file, {"service.store": None}).fusion_service().service.store is None
+    assert ServiceConfig().store == "store"
+
+
+def test_status_fetch_and_second_up(live: Live) -> None:
+    status = fusion("status")
+    assert status.returncode == 0, status.stdout + status.stderr
+    for word in ("SERVING", "smollm2", "tiny", live.client.info().vocabulary):
+        assert word in status.stdout
+    fetched = fusion("fetch", "--text", "The capital of France is", "--top", "3")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "(next)" in fetched.stdout
+    assert "source smollm2: weight" in fetched.stdout
+    again = fusion("up", str(live.recipe_file))
+    assert (again.returncode, "is up already" in again.stderr) == (2, True)
+
+
+def test_eval_and_report(live: Live) -> None:
+    done = fusion("eval", str(live.recipe_file), str(live.recipe.target_folder))
+    assert done.returncode == 0, done.stderr
+    assert "nats per byte" in done.stdout
+    run = live.recipe.run_folder / "for-report"
+    run.mkdir(exist_ok=True)
+    (run / "summary.json").write_text(json.dumps({"nats_per_byte": {"clm_only": 2.0, "fused": 2.5}}))
+    reported = fusion("report", str(run))
+    assert reported.returncode == 0, reported.stderr
+    assert "NOT better than CLM only" in (run / "report.md").read_text()
+    assert fusion("report", str(live.recipe.run_folder / "nothing")).returncode == 2
+
+
+def test_doctor_and_help() -> None:
+    assert "vLLM" in fusion("doctor").stdout
+    shown = fusion("--help").stdout
+    for command in ("models", "validate", "up", "down", "status", "fetch", "distill", "eval", "report", "doctor"):
+        assert command in shown
