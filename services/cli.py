@@ -92,6 +92,7 @@ def validate(recipe: RecipeArgument, set_: SetOption = None) -> None:
 @app.command()
 def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Start the sources and the fusion service on this machine and leave them running."""
+    from services.common.auth import read_token
     from services.common.console import deployment_progress
     from services.recipes.deploy import up as start
     from services.recipes.prepare import prepare
@@ -103,6 +104,8 @@ def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
             deployment = start(checked, recipe_file, progress)
         out.print(f"fusion service: {deployment.grpc_address} (application {deployment.application})", highlight=False)
         out.print(f"Ray dashboard:  {deployment.dashboard}", highlight=False)
+        if read_token() is None:
+            err.print("warning: no FUSION_TOKEN is set, and Serve's gRPC port listens on all interfaces")
         out.print(f"recipe:         {deployment.recipe}", highlight=False, soft_wrap=True)
 
 

@@ -82,7 +82,7 @@ class ByteProjection:
         source = Encoding(block.token_ids_T, block.byte_ends_T, block.mask_T)
         window = Window(self._table, block.text_bytes, source, target, follows=self.config.follow_tokens)
         probs_TK, tail_T = np.exp(block.topk_logprobs_TK), np.exp(block.tail_T.astype(np.float64))
-        window.map(SourceRows(block.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S)), 0)
+        window.map(SourceRows(block.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S), 0))
         return window.finish(gold_S, self.config.carry_realised)
 
     def project_full(
@@ -123,8 +123,8 @@ class ByteProjection:
             held_NV = np.concatenate([held_NV, probs_NV]) if len(held_NV) else probs_NV
             first, num_rows = num_rows - len(held_NV) + num_new, num_rows + num_new
             ids_NV = np.tile(np.arange(width, dtype=np.int32), (len(held_NV), 1))
-            rows = SourceRows(ids_NV, held_NV, np.zeros(len(held_NV)), np.exp(gold_S[first:num_rows]))
-            window.map(rows, first, self.target.size if max_entries is None else max_entries)
+            rows = SourceRows(ids_NV, held_NV, np.zeros(len(held_NV)), np.exp(gold_S[first:num_rows]), first)
+            window.map(rows, self.target.size if max_entries is None else max_entries)
             held_NV = held_NV[max(0, window.first_row_needed - first) :]
         if num_rows != source.num_tokens:
             raise ValueError(f"logprob_chunks: expected {source.num_tokens} rows, got {num_rows}")

@@ -97,18 +97,22 @@ class Window:
         rows = self._window.row_T
         return int(rows[self.num_done]) if self.num_done < len(rows) else len(self._window.source_ids_S)
 
-    def map(self, rows: SourceRows, first_row: int, max_entries: int | None = None) -> None:
-        """Maps the next target tokens, as far as the given source rows reach; the first is row `first_row`.
+    def map(self, rows: SourceRows, max_entries: int | None = None) -> None:
+        """Maps the next target tokens, as far as the given source rows reach.
 
-        `first_row` must not be behind `first_row_needed`. Only `max_entries` entries and the realised one are kept.
+        The first given row must not be behind `first_row_needed`. Only `max_entries` entries and the realised one are kept.
         """
         num_rows, k = rows.ids_RK.shape
-        done = int(np.searchsorted(self._window.last_row_T, first_row + num_rows))
+        done = int(np.searchsorted(self._window.last_row_T, rows.first_row + num_rows))
         window = Boundaries(*self._window[:4], *(column[self.num_done : done] for column in self._window[4:]))
         if self._hypotheses is None:
             room = 4 * (k + 1) + 64
             self._hypotheses = Hypotheses(
-                np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.float64), np.zeros(3)
+                np.empty(room, dtype=np.int32),
+                np.empty(room, dtype=np.int64),
+                np.empty(room, dtype=np.float64),
+                np.empty(room, dtype=np.int32),
+                np.zeros(4),
             )
         source, table = self._table.source, self._table
         if self._follows:
@@ -134,7 +138,7 @@ class Window:
                 np.zeros(num_tokens, dtype=np.float32),
             )
             after = Hypotheses(*(column.copy() for column in self._hypotheses))
-            num_pending = follow(rows, first_row, tables, window, after, self._follows, part, pending_P)
+            num_pending = follow(rows, tables, window, after, self._follows, part, pending_P)
             if num_pending == 0:
                 break
             table.resolve(pending_P[:num_pending])

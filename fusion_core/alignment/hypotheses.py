@@ -39,6 +39,10 @@ Bool = npt.NDArray[np.bool_]
 NEGLIGIBLE = 1e-10
 """Hypotheses below this share of the mass are not followed."""
 _LOWEST_PROBABILITY = 1e-200
+_HIGHEST_MASS = 1e250
+
+# Places in `Hypotheses.state`.
+NUMBER, NUM_UNKNOWN, MASS_OF_UNKNOWN, IN_PROGRESS = range(4)
 
 
 class SourceTables(NamedTuple):
@@ -60,6 +64,7 @@ class SourceRows(NamedTuple):
     probs_RK: Float32
     tail_R: Float64
     gold_R: Float64
+    first_row: int
 
 
 class Boundaries(NamedTuple):
@@ -84,12 +89,16 @@ class Boundaries(NamedTuple):
 
 
 class Hypotheses(NamedTuple):
-    """Source tokens in progress at the current boundary; `state` holds their number, the number of unknown ids that
-    could be in progress too (of the last row), and whether they belong to the boundary at all."""
+    """Source tokens in progress at a target boundary: id, start, mass, and the target token that comes next.
+
+    `state` holds their number; how many ids of the last row, probability unknown, could be in progress too, and the
+    mass of each; and whether all this belongs to the boundary at hand.
+    """
 
     ids_L: Int32
     starts_L: Int64
     masses_L: Float64
+    firsts_L: Int32
     state: Float64
 
 
@@ -109,230 +118,174 @@ class MappedRows(NamedTuple):
 
 @compiled
 def known_ids(
-    rows: SourceRows, row: int, realised: int, size: int, ids: Int32, masses: Float64
+    rows: SourceRows, row: int, realised: int, size: int, ids_L: Int32, masses_L: Float64
 ) -> tuple[int, float, int]:
     """Writes the ids whose probability is known, the realised one first with its exact probability.
 
     Returns their number, the mass of all other ids, and the number of these. All masses together are one.
     """
-    ids_K, probs_K, gold = rows.ids_RK[row], rows.probs_RK[row], max(rows.gold_R[row], _LOWEST_PROBABILITY)
-    ids[0], masses[0] = realised, gold
-    num_ids, num_inside, known, is_candidate = 1, 1, 0.0, False
-    for j in range(ids_K.shape[0]):
-        if ids_K[j] == realised:
+    r = row - rows.first_row
+    gold, k = max(rows.gold_R[r], _LOWEST_PROBABILITY), rows.ids_RK.shape[1]
+    ids_L[0], masses_L[0] = realised, gold
+    num, num_inside, known, is_candidate = 1, 1, 0.0, False
+    for j in range(k):
+        x = rows.ids_RK[r, j]
+        if x == realised:
             is_candidate = True
-        elif ids_K[j] >= 0:
-            ids[num_ids], masses[num_ids] = ids_K[j], probs_K[j]
-            known += probs_K[j]
-            num_inside += ids_K[j] < size
-            num_ids += 1
-    unseen = rows.tail_R[row] if is_candidate else max(0.0, rows.tail_R[row] - gold)
+        elif x >= 0:
+            ids_L[num], masses_L[num] = x, rows.probs_RK[r, j]
+            known += masses_L[num]
+            num_inside += x < size
+            num += 1
+    unseen = rows.tail_R[r] if is_candidate else max(0.0, rows.tail_R[r] - gold)
     scale = (1.0 - gold) / (known + unseen) if known + unseen > 0.0 else 0.0
-    for j in range(1, num_ids):
-        masses[j] *= scale
-    return num_ids, unseen * scale, max(0, size - num_inside)
+    for n in range(1, num):
+        masses_L[n] *= scale
+    return num, unseen * scale, max(0, size - num_inside)
 
 
 @compiled
-def starts_with_text(tables: SourceTables, token: int, text_N: UInt8, begin: int, end: int) -> bool:
+def starts_with_text(blob_B: UInt8, offsets_V1: Int64, token: int, text_N: UInt8, begin: int, end: int) -> bool:
     """Whether the token's bytes start with text[begin:end]."""
-    first = tables.offsets_V1[token]
-    if tables.offsets_V1[token + 1] - first < end - begin:
+    if token >= offsets_V1.shape[0] - 1:
         return False
-    for n in range(end - begin):
-        if tables.blob_B[first + n] != text_N[begin + n]:
-            return False
-    return True
+    first = offsets_V1[token]
+    same, n = offsets_V1[token + 1] - first >= end - begin, 0
+    while same and n < end - begin:
+        same = blob_B[first + n] == text_N[begin + n]
+        n += 1
+    return bool(same)
 
 
 @compiled
-def num_unknown_with_prefix(tables: SourceTables, realised: int, length: int, ids: Int32, num_ids: int) -> float:
-    """How many ids that are not among `ids` start with the realised token's first `length` bytes."""
+def num_unknown(rows: SourceRows, row: int, tables: SourceTables, realised: int, length: int) -> float:
+    """How many ids whose probability is unknown start with the realised token's first `length` bytes."""
     at = tables.offsets_V1[realised] + length - 1
     low, high = tables.prefix_low_B[at], tables.prefix_high_B[at]
-    number = high - low
-    for n in range(num_ids):
-        if ids[n] < tables.rank_V.shape[0] and low <= tables.rank_V[ids[n]] < high:
+    number = high - low - 1
+    for j in range(rows.ids_RK.shape[1]):
+        x = rows.ids_RK[row - rows.first_row, j]
+        if 0 <= x < tables.rank_V.shape[0] and x != realised and low <= tables.rank_V[x] < high:
             number -= 1
     return float(max(0, number))
 
 
 @compiled
-def follow(
-    rows: SourceRows,
-    first_row: int,
-    tables: SourceTables,
-    window: Boundaries,
-    hypotheses: Hypotheses,
-    follows: bool,
-    out: MappedRows,
-    pending_P: Int64,
-) -> int:
-    """Maps the T target tokens at hand, whose source rows are all in `rows`.
+def begin_at(rows: SourceRows, tables: SourceTables, window: Boundaries, t: int, hypotheses: Hypotheses) -> float:
+    """Completes the hypotheses at the start of target token t; returns the mass of ids whose probability is unknown.
 
-    `hypotheses` is the state before the first of them and is left as the state after the last. Without `follows` every
-    target token starts anew from the last row alone, and the realised token keeps what is mapped onto it.
-
-    Keys of the first-token table that are not known yet are collected in pending_P; the return value is their number,
-    which can exceed P. Results are meaningful only when it is 0.
+    A row that opens there is added. Without hypotheses in progress, those of the last row that start with the bytes
+    behind take their place. Negative when the last row's token cannot be read.
     """
-    size, k = tables.rank_V.shape[0], rows.ids_RK.shape[1]
-    width, room = out.ids_TM.shape[1] - 1, hypotheses.ids_L.shape[0]
-    keys = np.full(num_slots(room + k + 1), -1, dtype=np.int64)
-    places = np.empty(len(keys), dtype=np.int32)
-    sums = np.empty(width + 1, dtype=np.float64)
-    known, known_masses = np.empty(k + 1, dtype=np.int32), np.empty(k + 1, dtype=np.float64)
-    # Hypotheses at the start of the current token: those in progress, then those of the row that opens there.
-    ids, starts = np.empty(room + k + 1, dtype=np.int32), np.empty(room + k + 1, dtype=np.int64)
-    masses, firsts = np.empty(room + k + 1, dtype=np.float64), np.empty(room + k + 1, dtype=np.int32)
-    num_pending = 0
+    state, row, begin = hypotheses.state, window.row_T[t], window.starts_T[t]
+    start, realised = window.source_starts_S1[row], window.source_ids_S[row]
+    num = int(state[NUMBER]) if state[IN_PROGRESS] > 0.0 else 0
+    if state[IN_PROGRESS] > 0.0 and start < begin:
+        return float(state[NUM_UNKNOWN] * state[MASS_OF_UNKNOWN])
+    if not window.readable_S[row]:
+        state[NUMBER] = num
+        return 1.0 if start == begin else -1.0  # a row that cannot be used is all unknown
+    num_known, unseen, num_others = known_ids(
+        rows, row, realised, tables.rank_V.shape[0], hypotheses.ids_L[num:], hypotheses.masses_L[num:]
+    )
+    state[NUM_UNKNOWN], state[MASS_OF_UNKNOWN] = num_others, unseen / num_others if num_others > 0 else 0.0
+    if start == begin:
+        hypotheses.starts_L[num : num + num_known] = start
+        state[NUMBER] = num + num_known
+        return float(unseen)
+    for n in range(num_known):
+        if starts_with_text(tables.blob_B, tables.offsets_V1, hypotheses.ids_L[n], window.text_N, start, begin):
+            hypotheses.ids_L[num], hypotheses.masses_L[num] = hypotheses.ids_L[n], hypotheses.masses_L[n]
+            hypotheses.starts_L[num] = start
+            num += 1
+    state[NUMBER] = num
+    state[NUM_UNKNOWN] = num_unknown(rows, row, tables, realised, begin - start)
+    return float(state[NUM_UNKNOWN] * state[MASS_OF_UNKNOWN])
 
-    for t in range(window.starts_T.shape[0]):
-        row, begin, end = window.row_T[t], window.starts_T[t], window.ends_T[t]
-        row_start, realised = window.source_starts_S1[row], window.source_ids_S[row]
-        opens, readable = row_start == begin, window.readable_S[row]
-        in_progress = hypotheses.state[2] > 0.0
-        hypotheses.state[2] = 0.0
-        if not readable and not opens:
-            continue
-        # The row of a token that cannot be read is all unknown.
-        num_known, unseen_mass, num_others = 0, 1.0, 1
-        if readable:
-            num_known, unseen_mass, num_others = known_ids(rows, row - first_row, realised, size, known, known_masses)
-        unseen_each = unseen_mass / num_others if num_others > 0 else 0.0
 
-        num, num_unknown = 0, float(num_others)
-        if in_progress:
-            num, num_unknown = int(hypotheses.state[0]), hypotheses.state[1]
-            ids[:num], starts[:num] = hypotheses.ids_L[:num], hypotheses.starts_L[:num]
-            masses[:num] = hypotheses.masses_L[:num]
-        elif not opens:
-            num_unknown = num_unknown_with_prefix(tables, realised, begin - row_start, known, num_known)
-        if opens:
-            num_unknown = float(num_others)
-        if opens or not in_progress:
-            for n in range(num_known):
-                x = known[n]
-                if opens or (x < size and starts_with_text(tables, x, window.text_N, row_start, begin)):
-                    ids[num], starts[num], masses[num] = x, row_start, known_masses[n]
-                    num += 1
-        unseen = unseen_mass if opens else unseen_each * num_unknown
-        mass = masses[:num].sum() + unseen
-        out.log_mass_T[t] = math.log(mass)
-        if not window.wanted_T[t]:
-            continue
+@compiled
+def key_of(offsets_V1: Int64, token: int, behind: int, at_start: bool) -> int:
+    """Where the first-token table has what is left of the token after `behind` bytes; -1 when nothing is left."""
+    size = offsets_V1.shape[0] - 1
+    if token >= size:
+        return -1
+    if behind == 0:
+        return size + token if at_start else token
+    position = offsets_V1[token] + behind
+    return int(2 * size + position) if position < offsets_V1[token + 1] else -1
 
-        num_entries, rest, realised_place = 0, unseen, -1
-        for h in range(num):
-            x, behind, first = ids[h], begin - starts[h], -1
-            if x < size:
-                key = np.int64(-1)
-                if behind > 0:
-                    if tables.offsets_V1[x + 1] - tables.offsets_V1[x] > behind:
-                        key = 2 * size + tables.offsets_V1[x] + behind
-                else:
-                    key = np.int64(size + x if window.at_start_T[t] else x)
-                if key >= 0:
-                    first = tables.first_token[key]
-                    if first == UNKNOWN:
-                        if num_pending < pending_P.shape[0]:
-                            pending_P[num_pending] = key
-                        num_pending += 1
-            firsts[h] = first
-            place = -1
-            if first >= 0:
-                place = place_of(keys, places, t, first, num_entries)
-                if place == num_entries and num_entries < width:
-                    out.ids_TM[t, place] = first
-                    sums[place] = 0.0
-                    num_entries += 1
-            if 0 <= place < num_entries:
-                sums[place] += masses[h]
-            else:
-                rest += masses[h]
-            if x == realised and starts[h] == row_start:
-                realised_place = place if place < num_entries else -1
-        for m in range(num_entries):
-            out.probs_TM[t, m] = sums[m] / mass
-        out.tail_T[t] = rest / mass
-        out.covered_T[t] = 1.0 - rest / mass
-        if not follows:
-            continue
 
-        # What agrees with the realised target token goes on; `moved` is realised mass that was mapped elsewhere.
-        target_id, last_row = window.target_ids_T[t], window.last_row_T[t]
-        threshold = NEGLIGIBLE * mass
-        num_kept, kept_mass, moved = 0, 0.0, 0.0
-        for h in range(num):
-            x = ids[h]
-            is_realised = x == realised and starts[h] == row_start
-            ends_at = starts[h] + (tables.offsets_V1[x + 1] - tables.offsets_V1[x] if x < size else 0)
-            if is_realised:
-                if ends_at < end:
-                    continue
-                if firsts[h] != target_id:
-                    moved += masses[h]
-                if ends_at == end:
-                    kept_mass += masses[h]
-                    continue
-            elif firsts[h] != target_id or masses[h] < threshold:
+@compiled
+def advance(
+    rows: SourceRows, tables: SourceTables, window: Boundaries, t: int, hypotheses: Hypotheses, threshold: float
+) -> tuple[float, float]:
+    """Keeps what agrees with the realised target token t, and adds what begins within it and reaches its end.
+
+    Returns the mass that is kept, and how much of it had the realised source token mapped to another target token.
+    """
+    row, end, target_id = window.row_T[t], window.ends_T[t], window.target_ids_T[t]
+    last, starts_S1, state = window.last_row_T[t], window.source_starts_S1, hypotheses.state
+    size, room = tables.rank_V.shape[0], hypotheses.ids_L.shape[0] - rows.ids_RK.shape[1] - 1
+    num, num_agreeing = 0, 0
+    kept, moved = 0.0, 0.0
+    for h in range(int(state[NUMBER])):
+        x, start = hypotheses.ids_L[h], hypotheses.starts_L[h]
+        agrees = hypotheses.firsts_L[h] == target_id
+        num_agreeing += agrees and start == starts_S1[row]
+        mass = hypotheses.masses_L[h]
+        if x == window.source_ids_S[row] and start == starts_S1[row]:
+            if starts_S1[row + 1] < end:
                 continue
-            if num_kept < room:
-                hypotheses.ids_L[num_kept], hypotheses.starts_L[num_kept] = x, starts[h]
-                hypotheses.masses_L[num_kept] = masses[h]
-                kept_mass += masses[h]
-                num_kept += 1
-        path, now = 1.0, row
-        now_known, now_each, now_others = num_known, unseen_each, num_others
-        while now < last_row:
-            path *= max(rows.gold_R[now - first_row], _LOWEST_PROBABILITY)
-            now += 1
-            now_start, now_id = window.source_starts_S1[now], window.source_ids_S[now]
-            now_known, now_mass, now_others = known_ids(rows, now - first_row, now_id, size, known, known_masses)
-            now_each = now_mass / now_others if now_others > 0 else 0.0
-            for n in range(now_known):
-                x = known[n]
-                mass_here = path * known_masses[n]
-                if x >= size or not starts_with_text(tables, x, window.text_N, now_start, end):
-                    continue
-                if n > 0 and mass_here < threshold:
-                    continue
-                if n == 0 and window.source_starts_S1[now + 1] == end:
-                    kept_mass += mass_here
-                    moved += mass_here
-                elif num_kept < room:
-                    hypotheses.ids_L[num_kept], hypotheses.starts_L[num_kept] = x, now_start
-                    hypotheses.masses_L[num_kept] = mass_here
-                    kept_mass += mass_here
-                    moved += mass_here
-                    num_kept += 1
-        num_unknown_after = 0.0
-        if end < window.source_starts_S1[last_row + 1]:
-            length = end - window.source_starts_S1[last_row]
-            realised_last = window.source_ids_S[last_row]
-            num_unknown_after = num_unknown_with_prefix(tables, realised_last, length, known, now_known)
-            if last_row == row:
-                num_unknown_after = min(num_unknown, num_unknown_after)
-                if opens and not window.at_start_T[t]:
-                    agreeing = tables.num_first_U[target_id]
-                    for h in range(num):
-                        agreeing -= starts[h] == row_start and firsts[h] == target_id
-                    num_unknown_after = min(num_unknown_after, max(0.0, float(agreeing)))
-            unseen_after = path * now_each * num_unknown_after
-            kept_mass += unseen_after
-            if last_row > row:
-                moved += unseen_after
-        if end == window.source_starts_S1[window.source_starts_S1.shape[0] - 1]:
-            # At the end of the text only the realised source tokens count: their sum is the source's own.
-            kept_mass = path * max(rows.gold_R[last_row - first_row], _LOWEST_PROBABILITY)
-        else:
-            hypotheses.state[0], hypotheses.state[1], hypotheses.state[2] = num_kept, num_unknown_after, 1.0
-            if end == window.source_starts_S1[last_row + 1]:
-                path *= max(rows.gold_R[last_row - first_row], _LOWEST_PROBABILITY)
-            for n in range(num_kept):
-                hypotheses.masses_L[n] = min(hypotheses.masses_L[n] / path, 1e250)
-        settle(out, t, num_entries, target_id, realised_place, kept_mass / mass, moved / mass)
-    return num_pending
+            moved += 0.0 if agrees else mass
+            if starts_S1[row + 1] == end:
+                kept += mass
+                continue
+        elif not agrees or mass < threshold:
+            continue
+        if num < room:
+            hypotheses.ids_L[num], hypotheses.starts_L[num], hypotheses.masses_L[num] = x, start, mass
+            kept += mass
+            num += 1
+
+    path, unknown = 1.0, state[NUM_UNKNOWN]
+    for now in range(row + 1, last + 1):
+        path *= max(rows.gold_R[now - 1 - rows.first_row], _LOWEST_PROBABILITY)
+        num_known, unseen, num_others = known_ids(
+            rows, now, window.source_ids_S[now], size, hypotheses.ids_L[num:], hypotheses.masses_L[num:]
+        )
+        state[MASS_OF_UNKNOWN], unknown = path * unseen / num_others if num_others > 0 else 0.0, float(num_others)
+        first = num
+        for n in range(first, first + num_known):
+            x, mass = hypotheses.ids_L[n], path * hypotheses.masses_L[n]
+            if not starts_with_text(tables.blob_B, tables.offsets_V1, x, window.text_N, starts_S1[now], end) or (
+                n > first and mass < threshold
+            ):
+                continue
+            if n == first and starts_S1[now + 1] == end:
+                kept, moved = kept + mass, moved + mass
+            elif num < room:
+                hypotheses.ids_L[num], hypotheses.starts_L[num], hypotheses.masses_L[num] = x, starts_S1[now], mass
+                kept, moved = kept + mass, moved + mass
+                num += 1
+    state[NUMBER], state[NUM_UNKNOWN] = num, 0.0
+    if end < starts_S1[last + 1] and state[MASS_OF_UNKNOWN] > 0.0:
+        length = end - starts_S1[last]
+        state[NUM_UNKNOWN] = min(unknown, num_unknown(rows, last, tables, window.source_ids_S[last], length))
+        if last == row and starts_S1[row] == window.starts_T[t] and not window.at_start_T[t]:
+            # For the row's first target token it is known exactly how many ids go on with it.
+            state[NUM_UNKNOWN] = min(state[NUM_UNKNOWN], max(0.0, float(tables.num_first_U[target_id] - num_agreeing)))
+        unseen = state[NUM_UNKNOWN] * state[MASS_OF_UNKNOWN]
+        kept += unseen
+        moved += unseen if last > row else 0.0
+    if end == starts_S1[last + 1]:
+        path *= max(rows.gold_R[last - rows.first_row], _LOWEST_PROBABILITY)
+    if end == starts_S1[starts_S1.shape[0] - 1]:
+        # At the end of the text only the realised source tokens count: then the sum is the source's own.
+        kept = path
+    for n in range(num):
+        hypotheses.masses_L[n] = min(hypotheses.masses_L[n] / path, _HIGHEST_MASS)
+    state[MASS_OF_UNKNOWN] /= path
+    return kept, moved
 
 
 @compiled
@@ -360,11 +313,78 @@ def settle(
     out.tail_T[t] -= taken
     needed -= taken
     probs_M[place] = realised
-    if needed > 0.0:  # rounding, or a source whose rows do not sum to one
-        total = 0.0
-        for m in range(num_entries):
-            total += probs_M[m]
-        scale = (total - realised - needed) / max(total - realised, 1e-30)
+    if needed > 0.0:  # rounding
+        others = probs_M[:num_entries].sum() - realised
         for m in range(num_entries):
             if m != place:
-                probs_M[m] *= max(0.0, scale)
+                probs_M[m] *= max(0.0, 1.0 - needed / max(others, 1e-30))
+
+
+@compiled
+def follow(
+    rows: SourceRows,
+    tables: SourceTables,
+    window: Boundaries,
+    hypotheses: Hypotheses,
+    follows: bool,
+    out: MappedRows,
+    pending_P: Int64,
+) -> int:
+    """Maps the T target tokens at hand, whose source rows are all in `rows`.
+
+    `hypotheses` is the state before the first of them and is left as the state after the last. Without `follows` every
+    target token starts anew from the last row alone, and the realised token keeps what is mapped onto it.
+
+    Keys of the first-token table that are not known yet are collected in pending_P; the return value is their number,
+    which can exceed P. Results are meaningful only when it is 0.
+    """
+    width = out.ids_TM.shape[1] - 1
+    keys = np.full(num_slots(width + 1), -1, dtype=np.int64)
+    places = np.empty(len(keys), dtype=np.int32)
+    sums = np.empty(width + 1, dtype=np.float64)
+    ids_L, starts_L, masses_L, firsts_L, _ = hypotheses
+    offsets_V1, first_token = tables.offsets_V1, tables.first_token
+    num_pending = 0
+    for t in range(window.starts_T.shape[0]):
+        unseen = begin_at(rows, tables, window, t, hypotheses)
+        hypotheses.state[IN_PROGRESS] = 0.0
+        if unseen < 0.0:
+            continue
+        num, row = int(hypotheses.state[NUMBER]), window.row_T[t]
+        mass = hypotheses.masses_L[:num].sum() + unseen
+        out.log_mass_T[t] = math.log(mass)
+        if not window.wanted_T[t]:
+            continue
+        num_entries, rest, realised_place = 0, unseen, -1
+        begin, at_start = window.starts_T[t], window.at_start_T[t]
+        row_id, row_start = window.source_ids_S[row], window.source_starts_S1[row]
+        for h in range(num):
+            x, start = ids_L[h], starts_L[h]
+            key = key_of(offsets_V1, x, begin - start, at_start)
+            first = first_token[key] if key >= 0 else -1
+            if first == UNKNOWN:
+                if num_pending < pending_P.shape[0]:
+                    pending_P[num_pending] = key
+                num_pending += 1
+            firsts_L[h] = first
+            place = width
+            if first >= 0 and num_entries < width:
+                place = place_of(keys, places, t, first, num_entries)
+                if place == num_entries:
+                    out.ids_TM[t, place], sums[place] = first, 0.0
+                    num_entries += 1
+            if place == width:
+                rest += masses_L[h]
+                continue
+            sums[place] += masses_L[h]
+            if x == row_id and start == row_start:
+                realised_place = place
+        for m in range(num_entries):
+            out.probs_TM[t, m] = sums[m] / mass
+        out.tail_T[t] = rest / mass
+        out.covered_T[t] = 1.0 - rest / mass
+        if follows:
+            kept, moved = advance(rows, tables, window, t, hypotheses, NEGLIGIBLE * mass)
+            settle(out, t, num_entries, window.target_ids_T[t], realised_place, kept / mass, moved / mass)
+            hypotheses.state[IN_PROGRESS] = 1.0
+    return num_pending

@@ -17,6 +17,8 @@ Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
+_ABSENT_LOGPROB = -1e4
+
 
 def check_same_text(block: Block, target: Encoding, source: Vocabulary) -> None:
     """Raises ValueError when the block is of another vocabulary, or `target` is not an encoding of its text."""
@@ -42,9 +44,10 @@ def finish_rows(
 
     Args:
         source_of_T: the source token of every target token, -1 for none: such rows are masked.
-        ids_TM, probs_TM, tail_T: the filled rows, changed in place; with `carry` every row has a free last place.
+        ids_TM, probs_TM, tail_T: the filled rows, changed in place; every row has a free place behind its entries.
         carry: gives every realised token the exact probability that the source gave its own realised token, and
-            rescales the rest; else it has whatever the mapping moved onto it, perhaps nothing (`gold_T` is -inf).
+            rescales the rest; else it has whatever the mapping moved onto it. If that is nothing, it is an entry of
+            probability 0, and its `gold_T` is -10,000: as good as never, but a number that losses can be made of.
     """
     mask_T = source_of_T >= 0
     if not carry:
@@ -56,9 +59,12 @@ def finish_rows(
         carry_realised(target.token_ids_T, gold_T, mask_T, ids_TM, probs_TM, tail_T)
     else:
         realised_TM = (ids_TM == target.token_ids_T[:, None]) & mask_T[:, None]
-        with np.errstate(divide="ignore"):
-            moved_T = np.log(np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64))
-        gold_T = np.where(mask_T, moved_T, gold_T)
+        absent_T = np.flatnonzero(mask_T & ~realised_TM.any(axis=1))
+        ids_TM[absent_T, (ids_TM[absent_T] >= 0).sum(axis=1)] = target.token_ids_T[absent_T]
+        moved_T = np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64)
+        supported_T = moved_T > 0
+        gold_T[mask_T] = _ABSENT_LOGPROB
+        gold_T[supported_T] = np.log(moved_T[supported_T])
     return ProjectedRows(
         ids_TM=ids_TM,
         probs_TM=probs_TM,

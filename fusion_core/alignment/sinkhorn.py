@@ -201,10 +201,10 @@ def _largest_miss(source_n: Float64, now: _Scaled) -> float:
 
 @compiled
 def _out_of_range(now: _Scaled) -> bool:
+    largest = smallest = 1.0
     for scaling in now.scaling_n:
-        if scaling > _LARGEST_SCALING or scaling < 1 / _LARGEST_SCALING:
-            return True
-    return False
+        largest, smallest = max(largest, scaling), min(smallest, scaling)
+    return largest > _LARGEST_SCALING or smallest < 1 / _LARGEST_SCALING
 
 
 @compiled

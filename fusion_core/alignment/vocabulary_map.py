@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion_core.alignment.co_occurrence import CoOccurrence, most_similar
 from fusion_core.alignment.edit_distance import NearestPieces
-from fusion_core.alignment.pieces import Int32, Pieces, common_alphabet, decode_pieces
+from fusion_core.alignment.pieces import Int32, Int64, Pieces, common_alphabet, decode_pieces
 from fusion_core.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -122,24 +122,35 @@ class VocabularyMap:
             nearest, distances = search.first(patterns)
             if config.strategy == "co_occurrence":
                 assert corpus is not None, "co_occurrence needs documents"
-                # Contexts are target ids; on the source side, those that some source piece equals.
-                shared = np.full(target.size, UNMAPPED, np.int32)
-                exact = target_ids_V[target_ids_V != UNMAPPED]
-                shared[exact] = exact
-                of_source = CoOccurrence.count(_encode(source, corpus), target_ids_V, config.window)
-                of_target = CoOccurrence.count(_encode(target, corpus), shared, config.window)
-                for place in np.flatnonzero([of_source.has(int(i)) for i in missing]):
+                company = _Company(source, target, target_ids_V, corpus, config.window)
+                for place in np.flatnonzero([company.has(int(i)) for i in missing]):
                     pattern = patterns.symbols[patterns.offsets[place] : patterns.offsets[place + 1]]
                     tied = search.all_at(pattern, int(distances[place]))
-                    if len(tied) > 1:
-                        chosen = most_similar(of_source, int(missing[place]), of_target, candidates[tied])
-                        nearest[place] = tied[chosen]
+                    nearest[place] = tied[company.most_similar(int(missing[place]), candidates[tied])]
             target_ids_V[missing] = candidates[nearest]
         for role in ("pad_id", "bos_id", "eos_id"):  # EOS last: a token that is both ends the text when predicted
             source_id, target_id = getattr(source, role), getattr(target, role)
             if source_id is not None:
                 target_ids_V[source_id] = UNMAPPED if target_id is None else target_id
         return cls(target_ids_V, source.fingerprint, target.fingerprint)
+
+
+class _Company:
+    """What the tokens of two vocabularies stand next to in a corpus, in contexts that both have: target ids."""
+
+    def __init__(
+        self, source: Vocabulary, target: Vocabulary, exact_V: Int32, corpus: list[bytes], window: int
+    ) -> None:
+        shared = np.full(target.size, UNMAPPED, np.int32)
+        shared[exact_V[exact_V != UNMAPPED]] = exact_V[exact_V != UNMAPPED]
+        self._source = CoOccurrence.count(_encode(source, corpus), exact_V, window)
+        self._target = CoOccurrence.count(_encode(target, corpus), shared, window)
+
+    def has(self, source_id: int) -> bool:
+        return self._source.has(source_id)
+
+    def most_similar(self, source_id: int, target_ids: Int64) -> int:
+        return most_similar(self._source, source_id, self._target, target_ids)
 
 
 def _canonical_ids(target: Vocabulary) -> dict[bytes, int]:
@@ -197,6 +208,7 @@ def _save(path: Path, target_ids_V: Int32) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             temporary = file.name
             np.save(file, target_ids_V)
+        Path(temporary).chmod(0o644)  # others who share the cache may read it
         Path(temporary).replace(path)
     except OSError as error:
         logger.warning("cache_dir: the vocabulary map cannot be kept in %s: %s", path.parent, error)

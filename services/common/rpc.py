@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -35,11 +35,23 @@ def unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
     """For `async def Method(self, request) -> response`."""
+    return _unary(method, check_token)
 
+
+def public_unary(
+    method: Callable[[Any, Request], Awaitable[Response]],
+) -> Callable[..., Awaitable[Response]]:
+    """The same without a token: for health checks, which stock probes send bare."""
+    return _unary(method, lambda metadata: None)
+
+
+def _unary(
+    method: Callable[[Any, Request], Awaitable[Response]], check: Callable[[Iterable[tuple[str, str]]], None]
+) -> Callable[..., Awaitable[Response]]:
     @functools.wraps(method)
     async def call(self: Any, request: Request, grpc_context: Any) -> Response:
         try:
-            check_token(grpc_context.invocation_metadata())
+            check(grpc_context.invocation_metadata())
             return await method(self, request)
         except BaseException as error:
             _set_status(grpc_context, error)

@@ -77,7 +77,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
     trainer = TorchTrainer(
-        partial(_work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
+        partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
         scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(  # type: ignore[call-arg]
             name=job.files.checkpoints.name,
@@ -92,7 +92,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
         raise hopeless
 
 
-def _work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path | None) -> Exception | None:
+def work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path | None) -> Exception | None:
     """What every worker does. Returns the error that another attempt would only meet again."""
     import ray.train
     import ray.train.torch

@@ -16,7 +16,7 @@ from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.common.flow import Pipeline
 from services.common.health import health_response
-from services.common.rpc import bidirectional, unary
+from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
@@ -101,7 +101,7 @@ class FusionServicer:
                     blocks=[sent.block for sent in frame], cursor=frame[-1].cursor.to_proto()
                 )
 
-    @unary
+    @public_unary
     async def Check(self, request: Any) -> Any:
         return health_response(request, "fusion.v1.FusionService", await self._fuser.problem())
 

@@ -84,6 +84,7 @@ class Source:
             except (InvalidArgumentError, FailedPreconditionError):
                 raise  # trying again would not help
             except (ServiceError, TimeoutError) as error:
+                self._info = None  # the source may come back as another one
                 if attempt == self._service.source_attempts:
                     raise UnavailableError(f"source {self.name}: {error or 'no answer before the deadline'}") from error
                 logger.warning("source %s, attempt %d: %s", self.name, attempt, error)
@@ -108,7 +109,10 @@ class Source:
             )
         self._check(block, text)
         if self._store is not None:
-            await asyncio.to_thread(self._store.put, key, block)
+            try:
+                await asyncio.to_thread(self._store.put, key, block)
+            except OSError as error:  # a full disk costs the next pass, not this one
+                logger.warning("service.store: cannot keep a window of source %s: %s", self.name, error)
         return block
 
     async def _checked_info(self) -> source_pb2.GetSourceInfoResponse:

@@ -15,7 +15,7 @@ from services.common.errors import FailedPreconditionError, InvalidArgumentError
 from services.common.flow import Pipeline
 from services.common.health import health_response
 from services.common.models import resolve_model
-from services.common.rpc import bidirectional, unary
+from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
@@ -92,7 +92,7 @@ class SourceServicer:
         async for frame in pipeline.frames(read()):
             yield source_pb2.StreamScoresResponse(blocks=frame)
 
-    @unary
+    @public_unary
     async def Check(self, request: Any) -> Any:
         problem = None
         try:

@@ -163,7 +163,7 @@ def measure_transport(report: Report, case: Case) -> None:
 
 
 def _same_row(ids: np.ndarray, probs: np.ndarray, expected: dict[int, float]) -> bool:
-    row = {int(i): float(p) for i, p in zip(ids, probs, strict=True) if i >= 0}
+    row = {int(i): float(p) for i, p in zip(ids, probs, strict=True) if p > 0}
     return row.keys() == expected.keys() and all(abs(row[i] - p) < 1e-4 for i, p in expected.items())
 
 
@@ -211,6 +211,7 @@ def _block(case: Case, text: bytes, vocabulary: Vocabulary, encoding: Encoding, 
     return block
 
 
+# Each takes (report, case) and adds its rows and checks; `byte` belongs here too.
 MEASUREMENTS = (measure_map, measure_path, measure_transport)
 
 

@@ -16,6 +16,7 @@ from fusion_core.alignment.min_edit import MinEditConfig, MinEditProjection
 from fusion_core.alignment.projected import ProjectedRows
 from fusion_core.alignment.token_pairs import TokenPairs
 from fusion_core.alignment.vocabulary_map import VocabularyMap, VocabularyMapConfig
+from fusion_core.fusion import FusionConfig, fuse
 from tests.fusion_core.published import carried, mapped_row, pair_tokens, pieces_without_spaces, warp
 from tests.fusion_core.strategies import random_block, texts
 from tests.fusion_core.tokenizers import FAMILIES, vocabulary
@@ -100,8 +101,8 @@ def test_projection_equals_the_formulas(
         realised = int(encoding.token_ids_T[t])
         if carry:
             expected, tail = carried(expected, tail, realised, float(block.gold_T[s]))
-        assert_row(rows, t, expected, tail)
-        gold = math.log(expected[realised]) if expected.get(realised) else -math.inf
+        assert_row(rows, t, {realised: 0.0} | expected, tail)
+        gold = math.log(expected[realised]) if expected.get(realised) else -1e4
         assert math.isclose(float(rows.gold_T[t]), gold, rel_tol=1e-4, abs_tol=1e-5)
     sums = rows.probs_TM.sum(axis=1) + rows.tail_T
     np.testing.assert_allclose(sums, 1, atol=1e-5)
@@ -127,7 +128,7 @@ def test_published_fallback(names: tuple[str, str], text: bytes, match: str, see
             expected, tail = mapped_row(block, context + 1, mapped)
         else:
             expected, tail = {int(encoding.token_ids_T[t - 1]): 1.0}, 0.0
-        assert_row(rows, t, expected, tail)
+        assert_row(rows, t, {int(encoding.token_ids_T[t]): 0.0} | expected, tail)
 
 
 @settings(deadline=None, max_examples=40)
@@ -144,7 +145,7 @@ def test_same_vocabulary_gives_the_same_rows(name: str, text: bytes, match: str,
     np.testing.assert_array_equal(rows.mask_T, encoding.lossless_T)
     for t in np.flatnonzero(rows.mask_T):
         expected = dict(zip(block.topk_ids_TK[t].tolist(), np.exp(block.topk_logprobs_TK[t]).tolist(), strict=True))
-        assert_row(rows, int(t), expected, math.exp(float(block.tail_T[t])))
+        assert_row(rows, int(t), {int(encoding.token_ids_T[t]): 0.0} | expected, math.exp(float(block.tail_T[t])))
 
 
 @settings(deadline=None, max_examples=60)
@@ -185,7 +186,7 @@ def test_candidates_that_meet_are_added_and_the_rest_joins_the_tail() -> None:
     )
     rows = aligned.project(block, encoding)
     assert rows.mask_T[0], "the map makes the two tokens agree"
-    assert entries(rows, 0) == {to: pytest.approx(0.75)}
+    assert entries(rows, 0) == {to: pytest.approx(0.75)}, "two candidates have become one"
     assert float(rows.tail_T[0]) == pytest.approx(0.25)
 
 
@@ -212,3 +213,15 @@ def test_refuses_other_vocabularies_and_texts() -> None:
 def test_settings_are_checked(given_settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MinEditConfig.model_validate(given_settings)
+
+
+@pytest.mark.parametrize(
+    "config", [MinEditConfig(), MinEditConfig(carry_realised=False), MinEditConfig(published_fallback=True)]
+)
+def test_the_rows_can_be_fused(config: MinEditConfig) -> None:
+    text = b"In 1815, the other thing sat there: def add(a, b)."
+    block, encoding = random_block(vocabulary("byte_level"), text, 3, k=5), vocabulary("gemma", SMALL).encode(text)
+    rows = projection("byte_level", "gemma", "min_edit", config).project(block, encoding)
+    fused = fuse(text, encoding, {"source": rows}, FusionConfig(), vocabulary("gemma", SMALL).fingerprint)
+    fused.validate()
+    assert np.array_equal(fused.mask_T, rows.mask_T)

@@ -105,8 +105,10 @@ def test_projection_equals_the_formulas(names: tuple[str, str], text: bytes, car
             continue
         tail = 1 - sum(row.values())
         assert math.isclose(float(rows.covered_T[t]), 1 - tail, abs_tol=1e-4)
+        realised = int(encoding.token_ids_T[t])
+        row = {realised: 0.0} | row
         if carry:
-            row, tail = carried(row, tail, int(encoding.token_ids_T[t]), float(block.gold_T[s]))
+            row, tail = carried(row, tail, realised, float(block.gold_T[s]))
         got = {i: p for i, p in zip(rows.ids_TM[t].tolist(), rows.probs_TM[t].tolist(), strict=True) if i >= 0}
         assert got.keys() == row.keys()
         assert all(math.isclose(got[i], p, rel_tol=1e-3, abs_tol=1e-5) for i, p in row.items())

@@ -1,0 +1,118 @@
+"""What stands around every method: the token, and exceptions as status codes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from services.common.auth import call_metadata, check_token
+from services.common.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError, error_of, status_of
+from services.common.rpc import bidirectional, public_unary, unary
+
+
+class Context:
+    """Stands for the context object that Serve hands to a method."""
+
+    def __init__(self, *metadata: tuple[str, str]) -> None:
+        self.metadata = metadata
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self.metadata
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+class Service:
+    @unary
+    async def Echo(self, request: Any) -> Any:  # noqa: N802
+        if isinstance(request, BaseException):
+            raise request
+        return request
+
+    @public_unary
+    async def Check(self, request: Any) -> Any:  # noqa: N802
+        return request
+
+    @bidirectional
+    async def Repeat(self, requests: AsyncIterator[Any]) -> Any:  # noqa: N802
+        async for request in requests:
+            if isinstance(request, BaseException):
+                raise request
+            yield request
+
+
+def call(request: Any, context: Context, method: str = "Echo") -> Any:
+    return asyncio.run(getattr(Service(), method)(request, grpc_context=context))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidArgumentError("k: must be 1 to 3"), grpc.StatusCode.INVALID_ARGUMENT),
+        (UnavailableError("warming up"), grpc.StatusCode.UNAVAILABLE),
+        (TimeoutError(), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (KeyError("a document's text"), grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_exceptions_become_status_codes(error: Exception, code: grpc.StatusCode) -> None:
+    context = Context()
+    with pytest.raises(type(error)):
+        call(error, context)
+    assert context.code == code
+    assert "a document's text" not in context.details
+
+
+def test_status_survives_the_way_to_the_client() -> None:
+    error = InvalidArgumentError("k: must be 1 to 3")
+    back = error_of(*status_of(error))
+    assert (type(back), str(back)) == (InvalidArgumentError, str(error))
+
+
+def test_token_is_wanted_everywhere_but_in_health_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_TOKEN", "secret")
+    assert call("x", Context(*call_metadata("fusion"))) == "x"
+    assert call("x", Context(), "Check") == "x"
+    for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", "secret"),)):
+        context = Context(*metadata)
+        with pytest.raises(UnauthenticatedError):
+            call("x", context)
+        assert context.code == grpc.StatusCode.UNAUTHENTICATED
+
+    async def stream(context: Context) -> list[Any]:
+        async def requests() -> AsyncIterator[str]:
+            yield "x"
+
+        return [response async for response in Service().Repeat(requests(), grpc_context=context)]
+
+    assert asyncio.run(stream(Context(*call_metadata("fusion")))) == ["x"]
+    with pytest.raises(UnauthenticatedError):
+        asyncio.run(stream(Context()))
+
+
+def test_token_file_may_change_under_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    monkeypatch.setenv("FUSION_TOKEN_FILE", str(path))
+    with pytest.raises(UnauthenticatedError, match="FUSION_TOKEN_FILE"):
+        check_token(())
+    for token in ("one", "two"):
+        path.write_text(f"{token}\n")
+        check_token((("authorization", f"Bearer {token}"),))
+    with pytest.raises(UnauthenticatedError):
+        check_token((("authorization", "Bearer one"),))
+
+
+def test_without_a_token_the_services_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FUSION_TOKEN", "FUSION_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    check_token(())
