@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from services.common.errors import ServiceError
+from services.common.errors import RunFailedError, ServiceError
 from services.common.home import FetchError
 from services.recipes.recipe import Recipe, RecipeError, load_recipe
 
@@ -25,9 +28,8 @@ app.add_typer(models_app, name="models")
 
 @app.callback()
 def _before_any_command() -> None:
-    from services.common.cluster import enable_ray_authentication
-
-    enable_ray_authentication()
+    # So that `finally` runs, and with it the end of what was started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 out = Console()
@@ -45,8 +47,8 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (ServiceError, FetchError, ValueError, OSError) as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True, markup=True)
-        raise typer.Exit(2) from error
+        err.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
+        raise typer.Exit(1 if isinstance(error, RunFailedError) else 2) from error
 
 
 def read_recipe(name_or_path: str, settings: list[str] | None) -> Recipe:
@@ -93,13 +95,16 @@ def validate(recipe: RecipeArgument, set_: SetOption = None) -> None:
 def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Start the sources and the fusion service on this machine and leave them running."""
     from services.common.auth import read_token
+    from services.common.cluster import enable_ray_authentication
     from services.common.console import deployment_progress
-    from services.recipes.deploy import up as start
     from services.recipes.prepare import prepare
 
     with user_errors():
+        enable_ray_authentication()
         checked = read_recipe(recipe, set_)
         recipe_file = prepare(checked, lambda line: err.print(line, highlight=False))
+        from services.recipes.deploy import up as start  # imports Ray, which reads its mode then
+
         with deployment_progress(err) as progress:
             deployment = start(checked, recipe_file, progress)
         out.print(f"fusion service: {deployment.grpc_address} (application {deployment.application})", highlight=False)
@@ -146,7 +151,9 @@ def status() -> None:
 def fetch(
     text: Annotated[str, typer.Option(help="Text to fuse.")],
     address: Annotated[str | None, typer.Option(help="host:port; default what `fusion up` started.")] = None,
-    application: Annotated[str, typer.Option(help="Serve application of the fusion service.")] = "fusion",
+    application: Annotated[
+        str | None, typer.Option(help="Serve application of the fusion service; default what was started, or fusion.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=32, help="Candidates shown per token.")] = 5,
     source: Annotated[list[str] | None, typer.Option(help="Ask only this source; may be repeated.")] = None,
 ) -> None:
@@ -154,7 +161,10 @@ def fetch(
     from services.recipes.show import show_fused
 
     with user_errors():
-        show_fused(text, _address(address), application, top, source or [], out)
+        if not text:
+            raise RecipeError("--text: must not be empty")
+        found_address, found_application = _service(address)
+        show_fused(text, found_address, application or found_application, top, source or [], out)
 
 
 @app.command()
@@ -169,9 +179,11 @@ def distill(
     ] = None,
 ) -> None:
     """Submit the distillation as a Ray job and follow it. Running it again resumes from the last checkpoint."""
+    from services.common.cluster import enable_ray_authentication
     from services.recipes.distill import submit_recipe
 
     with user_errors():
+        enable_ray_authentication()
         checked = read_recipe(recipe, set_)
         code = submit_recipe(
             checked, run_name=run_name, start_over=start_over, follow=not detach, dashboard=ray_address
@@ -209,29 +221,35 @@ def doctor() -> None:
     """Check this machine: versions, engines, models, ports, memory, disk."""
     from services.recipes.doctor import show_checks
 
-    if not show_checks(out):
+    with user_errors():
+        good = show_checks(out)
+    if not good:
         raise typer.Exit(1)
 
 
 @app.command()
 def quickstart(set_: SetOption = None) -> None:
     """Serve two real models, fuse them into a small target, and compare it with the same target untaught."""
-    from services.recipes.quickstart import run
+    from services.common.cluster import enable_ray_authentication
 
     with user_errors():
+        enable_ray_authentication()
+        from services.recipes.quickstart import run  # imports Ray, which reads its mode then
+
         run(read_recipe("quickstart", set_), out)
 
 
-def _address(address: str | None) -> str:
+def _service(address: str | None) -> tuple[str, str]:
+    """Address and application of the service that is meant."""
     from services.common.cluster import deployments
 
     if address is not None:
-        return address
+        return address, "fusion"
     running = deployments()
     if len(running) != 1:
         names = ", ".join(deployment.name for deployment in running) or "none"
         raise RecipeError(f"--address: needed unless exactly one recipe is up (up now: {names})")
-    return running[0].grpc_address
+    return running[0].grpc_address, running[0].application
 
 
 if __name__ == "__main__":

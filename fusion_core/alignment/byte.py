@@ -1,9 +1,9 @@
 """The byte projection: a source's next-token distributions moved into a target's vocabulary through bytes.
 
-For a target token that starts at byte c, let b <= c be the last boundary of a source token and r = text[b:c]. The
-source's row at b is restricted to tokens that start with r, r is stripped, and every remainder's mass goes to the
-first token of the remainder's target tokenisation. The realised target token gets its exact probability by the chain
-rule over the source tokens that cover it, so that the sum over a window is the source's own log-likelihood.
+A source token gives its mass to the first token of its target tokenisation, then, while the target's tokens go on to
+agree with it, to the next one. For a target token that starts at byte c, the source tokens in question are those of the
+row that opens at c and those of earlier rows that reach beyond c (`follow`). The realised target token gets its exact
+probability, so that the sum over a window is the source's own log-likelihood.
 
 Shape legend: S source tokens, N source rows of one chunk, V source ids.
 """

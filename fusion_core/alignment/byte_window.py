@@ -11,14 +11,8 @@ import numpy.typing as npt
 
 from fusion_core.alignment.byte_kernels import carry_realised, tokens_match
 from fusion_core.alignment.first_token_table import FirstTokenTable
-from fusion_core.alignment.hypotheses import (
-    Boundaries,
-    Hypotheses,
-    MappedRows,
-    SourceRows,
-    SourceTables,
-    follow,
-)
+from fusion_core.alignment.follow import follow
+from fusion_core.alignment.hypotheses import Boundaries, Hypotheses, MappedRows, SourceRows, SourceTables
 from fusion_core.alignment.projected import ProjectedRows
 from fusion_core.vocabulary import Encoding
 
@@ -100,20 +94,14 @@ class Window:
     def map(self, rows: SourceRows, max_entries: int | None = None) -> None:
         """Maps the next target tokens, as far as the given source rows reach.
 
-        The first given row must not be behind `first_row_needed`. Only `max_entries` entries and the realised one are kept.
+        The first given row must not be behind `first_row_needed`. Of a row the largest `max_entries` entries and the
+        realised one are kept.
         """
         num_rows, k = rows.ids_RK.shape
         done = int(np.searchsorted(self._window.last_row_T, rows.first_row + num_rows))
-        window = Boundaries(*self._window[:4], *(column[self.num_done : done] for column in self._window[4:]))
+        window = self._window.of_tokens(self.num_done, done)
         if self._hypotheses is None:
-            room = 4 * (k + 1) + 64
-            self._hypotheses = Hypotheses(
-                np.empty(room, dtype=np.int32),
-                np.empty(room, dtype=np.int64),
-                np.empty(room, dtype=np.float64),
-                np.empty(room, dtype=np.int32),
-                np.zeros(4),
-            )
+            self._hypotheses = Hypotheses.none(room=4 * (k + 1) + 64)
         source, table = self._table.source, self._table
         if self._follows:
             table.resolve_whole_tokens()
@@ -137,7 +125,7 @@ class Window:
                 np.zeros(num_tokens, dtype=np.float64),
                 np.zeros(num_tokens, dtype=np.float32),
             )
-            after = Hypotheses(*(column.copy() for column in self._hypotheses))
+            after = self._hypotheses.copy()
             num_pending = follow(rows, tables, window, after, self._follows, part, pending_P)
             if num_pending == 0:
                 break

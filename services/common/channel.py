@@ -11,7 +11,7 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # One connection for each channel: streams to one address share no flow-control window.
     ("grpc.use_local_subchannel_pool", 1),
-    # A peer that vanished without a word is noticed; the service permits pings at this rate.
+    # A peer that vanished without a word is noticed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from services.common.errors import UnavailableError
+from services.common.errors import ServiceError, UnavailableError
 from services.common.home import fusion_home
 
 _START_SECONDS = 120
@@ -57,15 +58,8 @@ class Deployment:
 
     def stop(self) -> None:
         """Ends the cluster and every process that it started, the engines' included."""
-        process = self._process()
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            process.send_signal(signal.SIGTERM)
-            _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-            for survivor in alive:
-                with _gone_is_fine():
-                    survivor.kill()
-            psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        if (process := self._process()) is not None:
+            _end(process)
         _state_file(self.name).unlink(missing_ok=True)
 
 
@@ -105,12 +99,16 @@ def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tu
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True, env=_environment()
         )
     deadline = time.monotonic() + _START_SECONDS
-    while not _listens(host, dashboard_port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.terminate()
-            tail = log.read_text(errors="replace")[-2000:]
-            raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
-        time.sleep(0.2)
+    try:
+        while not _listens(host, dashboard_port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-2000:]
+                raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
+            time.sleep(0.2)
+    except BaseException:  # Ctrl-C does not reach a session of its own
+        with _gone_is_fine():
+            _end(psutil.Process(process.pid))
+        raise
     return process.pid, f"{host}:{gcs_port}"
 
 
@@ -125,7 +123,11 @@ def enable_ray_authentication() -> None:
     if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
     if not Path("~/.ray/auth_token").expanduser().is_file():
-        subprocess.run([_ray(), "get-auth-token", "--generate"], check=True, capture_output=True)
+        try:
+            subprocess.run([_ray(), "get-auth-token", "--generate"], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            raise ServiceError(f"RAY_AUTH_MODE: cannot make a token: {reason.strip()[-500:]}") from error
 
 
 def _ray() -> str:
@@ -151,9 +153,23 @@ def port_in_use(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return True
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise ServiceError(f"service.host: cannot listen on {host}:{port}: {error.strerror}") from error
     return False
+
+
+def _end(process: psutil.Process) -> None:
+    """Ends a process and all that it started: with SIGTERM to the first, with SIGKILL to whatever is left."""
+    with _gone_is_fine():
+        family = [process, *process.children(recursive=True)]
+        process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for survivor in alive:
+            with _gone_is_fine():
+                survivor.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
 
 def _listens(host: str, port: int) -> bool:

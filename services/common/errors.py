@@ -7,11 +7,18 @@ from typing import ClassVar
 
 import grpc
 
+INTERNAL_ERROR = "internal error"
+"""How the message of an unexpected exception begins: what else is INTERNAL does not come from our code."""
+
 
 class ServiceError(Exception):
     """An error whose message is meant for the caller. Subclasses say with which status it travels."""
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class RunFailedError(ServiceError):
+    """A training run that ended badly: no mistake in what the user asked for."""
 
 
 class InvalidArgumentError(ServiceError):
@@ -59,11 +66,11 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
         return error.code, str(error)
     if isinstance(error, TimeoutError):
         return grpc.StatusCode.DEADLINE_EXCEEDED, str(error) or "the deadline passed before the answer was ready"
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return grpc.StatusCode.CANCELLED, "the call was cancelled"
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code(), error.details() or "a service behind this one failed"
-    return grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the service's log has the details"
+    return grpc.StatusCode.INTERNAL, f"{INTERNAL_ERROR} ({type(error).__name__}); the service's log has the details"
 
 
 _BY_CODE = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from services.common.errors import InvalidArgumentError
@@ -71,7 +71,7 @@ class Pipeline(Generic[Item, Result]):
         self._tasks: deque[asyncio.Future[Result]] = deque()
         self._arrived = asyncio.Event()
 
-    async def frames(self, reader: Awaitable[None]) -> AsyncIterator[list[Result]]:
+    async def frames(self, reader: Awaitable[None]) -> AsyncGenerator[list[Result], None]:
         """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
 
         `reader` grants the credits; it returns when the client has closed its side, and its failure ends the stream.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -70,8 +71,9 @@ def bidirectional(
     async def call(self: Any, requests: AsyncIterator[Request], grpc_context: Any) -> AsyncGenerator[Response, None]:
         try:
             check_token(grpc_context.invocation_metadata())
-            async for response in method(self, requests):
-                yield response
+            async with aclosing(method(self, requests)) as responses:
+                async for response in responses:
+                    yield response
         except BaseException as error:
             _set_status(grpc_context, error)
             raise

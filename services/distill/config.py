@@ -67,7 +67,7 @@ class TokenizerConfig(Settings):
 class TargetConfig(Settings):
     """The model that learns: a pretrained one (`model`), or one from scratch (`config` and `tokenizer`)."""
 
-    model: Text | None = Field(None, description="Hugging Face folder or hub id")
+    model: Text | None = Field(None, description="name of a fetched model, or a Hugging Face folder")
     config: DecoderConfig | None = None
     tokenizer: TokenizerConfig | None = None
 

@@ -21,6 +21,7 @@ def build(args: dict[str, Any]) -> Application:
         name="fusion",
         num_replicas=service.num_replicas,
         max_ongoing_requests=service.max_ongoing_requests,
+        max_queued_requests=service.max_queued_requests,
         ray_actor_options={"num_cpus": service.num_cpus},
         graceful_shutdown_timeout_s=20,
     )(FusionServicer)

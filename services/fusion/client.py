@@ -17,7 +17,7 @@ from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, ServiceError, UnavailableError, error_of
+from services.common.errors import INTERNAL_ERROR, FailedPreconditionError, ServiceError, UnavailableError, error_of
 from services.common.wire import decode_block
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,9 @@ class FusionClient:
         while True:
             try:
                 for window in self._stream_once(replace(request, cursor=at), prefetch_windows):
-                    at, quiet_since, pause = window.cursor, time.monotonic(), 0.5
+                    at = window.cursor
                     yield window
+                    quiet_since, pause = time.monotonic(), 0.5  # the caller's own time does not count
             except UnavailableError as error:
                 if time.monotonic() - quiet_since > self._patience_seconds:
                     raise
@@ -163,7 +164,9 @@ class FusionClient:
             return call()
         except grpc.RpcError as error:
             message = f"{self.application} at {self.address}: {error.details()}"
-            if error.code() in _RETRYABLE:
+            # A replica that dies takes the call with it; Serve reports that as INTERNAL, in words of its own.
+            died = error.code() == grpc.StatusCode.INTERNAL and not (error.details() or "").startswith(INTERNAL_ERROR)
+            if error.code() in _RETRYABLE or died:
                 raise UnavailableError(message) from error
             raise error_of(error.code(), message) from error
 

@@ -22,6 +22,7 @@ class ServiceConfig(Settings):
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
+    max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_texts: int = Field(32, ge=1, le=256, description="Texts in one Fuse request.")
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes.")
     source_timeout_seconds: float = Field(600, gt=0, description="Longest wait for one source's answer to one text.")
@@ -38,7 +39,7 @@ class SourceEndpoint(Settings):
     """A source as the fusion service reaches it."""
 
     name: str
-    model: str = Field(description="Where the tokenizer comes from: fetched model, folder or hub id.")
+    model: str = Field(description="Where the tokenizer comes from: a fetched model or a folder.")
     address: str
     application: str
     top_k: int

@@ -13,7 +13,7 @@ from fusion.v1 import fusion_pb2
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Vocabulary
-from services.common.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.fusion.config import FusionServiceConfig
 from services.fusion.sources import Source
 from services.fusion.store import BlockStore
@@ -83,6 +83,8 @@ class Fuser:
             return await asyncio.to_thread(self._mix, text, blocks, k)
         except TooFewSources as error:
             raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
+        except ValueError as error:
+            raise FailedPreconditionError(f"fusion: {error}") from error
 
     def realised_tokens(self, text: bytes) -> Block:
         """A block without distributions: no candidates, all mass in the tail, every row masked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,9 @@ class FusionServicer:
                         raise InvalidArgumentError("message: after `open` only credits are expected")
                     pipeline.credits.grant(message.credit.blocks)
 
-            async for frame in pipeline.frames(read()):
+            # The stack closes them first: what is under way must end before the streams that it uses.
+            frames = await stack.enter_async_context(aclosing(pipeline.frames(read())))
+            async for frame in frames:
                 yield fusion_pb2.StreamFusedResponse(
                     blocks=[sent.block for sent in frame], cursor=frame[-1].cursor.to_proto()
                 )

@@ -14,7 +14,13 @@ from fusion.v1 import fusion_pb2, source_pb2
 from fusion_core.alignment.byte import ByteProjection
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, ServiceError, UnavailableError
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ServiceError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from services.common.models import resolve_model
 from services.fusion.config import ServiceConfig, SourceEndpoint
 from services.fusion.store import BlockStore
@@ -81,8 +87,11 @@ class Source:
                 async with asyncio.timeout(self._service.source_timeout_seconds):
                     # After a failure the text goes alone: what broke the stream may have been another text.
                     return await self._score_once(text, stream if attempt == 1 else None)
+            except UnauthenticatedError as error:
+                raise FailedPreconditionError(f"source {self.name} refuses this service's token: {error}") from error
             except (InvalidArgumentError, FailedPreconditionError):
-                raise  # trying again would not help
+                if stream is None or attempt > 1 or attempt == self._service.source_attempts:
+                    raise  # it went alone: trying again would not help
             except (ServiceError, TimeoutError) as error:
                 self._info = None  # the source may come back as another one
                 if attempt == self._service.source_attempts:
@@ -96,9 +105,7 @@ class Source:
         info = await self._checked_info()
         key = ""
         if self._store is not None:
-            key = BlockStore.key(
-                revision=info.revision, vocabulary=info.vocabulary, top_k=self.endpoint.top_k, text=text
-            )
+            key = BlockStore.key(info, self.endpoint.top_k, text)
             if (kept := await asyncio.to_thread(self._store.get, key)) is not None:
                 return kept
         if stream is not None:

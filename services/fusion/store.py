@@ -12,7 +12,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from fusion.v1 import block_pb2
+from fusion.v1 import block_pb2, source_pb2
 from fusion_core.blocks import Block
 from services.common.errors import InvalidArgumentError
 from services.common.wire import decode_block, encode_block
@@ -31,9 +31,10 @@ class BlockStore:
             raise ValueError(f"service.store: cannot write to {folder}: {error.strerror}") from error
 
     @staticmethod
-    def key(*, revision: str, vocabulary: str, top_k: int, text: bytes) -> str:
-        """Content address: weights, vocabulary, number of candidates and text."""
-        digest = hashlib.sha256(f"{revision}:{vocabulary}:{top_k}:".encode())
+    def key(info: source_pb2.GetSourceInfoResponse, top_k: int, text: bytes) -> str:
+        """Content address: the text, and all of a source that its answer depends on."""
+        parts = (info.revision, info.vocabulary, info.bos_token, info.engine, info.dtype, str(top_k), "")
+        digest = hashlib.sha256("\0".join(parts).encode())
         digest.update(text)
         return digest.hexdigest()
 
@@ -41,7 +42,7 @@ class BlockStore:
         """The block, or None when it is not there or unreadable (it is then scored again and replaced)."""
         try:
             return decode_block(block_pb2.TokenBlock.FromString(self._path(key).read_bytes()))
-        except (FileNotFoundError, DecodeError, InvalidArgumentError):
+        except (OSError, DecodeError, InvalidArgumentError):
             return None
 
     def put(self, key: str, block: Block) -> None:

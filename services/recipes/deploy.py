@@ -108,8 +108,8 @@ def up(recipe: Recipe, recipe_file: Path, report: Report, *, timeout_seconds: fl
         application=service.application,
         log=str(log),
     )
-    deployment.save()
     try:
+        deployment.save()
         deploy(serve_config(recipe), deployment.dashboard, report, timeout_seconds=timeout_seconds)
     except BaseException:
         deployment.stop()
@@ -123,7 +123,10 @@ def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout
 
     deadline = time.monotonic() + timeout_seconds
     client = _connect(ServeSubmissionClient, dashboard, deadline)
-    client.deploy_applications(dict(config))
+    try:
+        client.deploy_applications(dict(config))
+    except RuntimeError as error:
+        raise ServiceError(f"Ray Serve refuses the configuration: {error}") from error
     names = [application["name"] for application in config["applications"]]
     while True:
         found = client.get_serve_details().get("applications", {})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from services.common.cluster import deployments
 from services.distill.submit import submit
 from services.recipes.prepare import prepare
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import Recipe, RecipeError, load_recipe
 
 
 def submit_recipe(
@@ -23,9 +21,10 @@ def submit_recipe(
 
     The run's own resolved recipe lies in its folder, so that a later change of the file changes no run under way.
     """
-    prepare(recipe)
+    _check_served(recipe)
+    prepare(recipe, save=False)
     recipe_file = recipe.run_folder / run_name / "recipe.yaml"
-    recipe.model_copy(update={"output_dir": str(Path(recipe.output_dir).absolute())}).save(recipe_file)
+    recipe.save(recipe_file)
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
     if start_over:
         entrypoint.append("--start-over")
@@ -36,6 +35,20 @@ def submit_recipe(
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
     )
+
+
+def _check_served(recipe: Recipe) -> None:
+    """A run takes its windows from what is up; a section that says otherwise would be recorded and not honoured."""
+    for deployment in deployments():
+        if deployment.name != recipe.name:
+            continue
+        served = load_recipe(deployment.recipe)
+        asked, up = recipe.model_dump(), served.model_dump()
+        for key in ("corpus", "sources", "target", "fusion"):
+            if asked[key] != up[key]:
+                raise RecipeError(
+                    f"{key}: differs from what is up; `fusion down {recipe.name}` and `fusion up` with the change"
+                )
 
 
 def _dashboard(recipe: Recipe) -> str:

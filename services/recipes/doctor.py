@@ -14,6 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from services.common.auth import read_token
 from services.common.cluster import deployments, port_in_use
 from services.common.home import fusion_home
 from services.common.models import MODELS, model_folder
@@ -67,7 +68,7 @@ def checks() -> Iterator[Check]:
     for name in MODELS:
         here = (model_folder(name) / "config.json").is_file()
         yield Check(f"model {name}", "fetched" if here else f"absent; `fusion models fetch {name}`", here or None)
-    token = "set" if {"FUSION_TOKEN", "FUSION_TOKEN_FILE"} & os.environ.keys() else "not set; the services are open"
+    token = "set" if read_token() is not None else "not set; the services are open"
     yield Check("bearer token", token, None)
 
 

@@ -13,8 +13,10 @@ from services.distill.target import prepare_target
 from services.recipes.recipe import Recipe, RecipeError, load_recipe
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> Path:
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
     """Makes what is missing, leaves alone what is there; returns the resolved recipe's file.
+
+    The file says what is served: a training run on services that are up must not write it (`save=False`).
 
     Raises RecipeError or ValueError naming the key that cannot be honoured.
     """
@@ -43,8 +45,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> P
     )
     say(f"target {recipe.target_folder}")
     path = recipe.run_folder / "recipe.yaml"
-    # A job may run in another working folder.
-    recipe.model_copy(update={"output_dir": str(Path(recipe.output_dir).absolute())}).save(path)
+    if save or not path.is_file():
+        recipe.save(path)
     return path
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.table import Table
 
 from services.common.cluster import Deployment
 from services.common.console import deployment_progress, model_progress
 from services.common.corpus import HELD_OUT, TRAIN, Corpus
-from services.common.errors import ServiceError
+from services.common.errors import RunFailedError
 from services.common.models import MODELS, fetch
 from services.common.version import git_revision
-from services.distill.report import write_report
+from services.distill.report import verdict, write_report
 from services.distill.runlog import read_rows
 from services.fusion.client import FusionClient
 from services.recipes.deploy import check_free, up
@@ -35,7 +36,7 @@ CLM_ONLY, FUSED = "clm_only", "fused"
 
 
 def run(recipe: Recipe, console: Console) -> None:
-    """Runs everything and leaves nothing running; raises ServiceError with what failed."""
+    """Runs everything and leaves nothing running; raises RunFailedError with what failed."""
     started = time.monotonic()
     say = _teller(console, started)
     check_free(recipe)
@@ -57,7 +58,7 @@ def run(recipe: Recipe, console: Console) -> None:
                 variant, run_name=name, start_over=True, detach_on_interrupt=False, dashboard=deployment.dashboard
             )
             if code:
-                raise ServiceError(f"training {name} ended with exit code {code}; see {recipe.run_folder / name}")
+                raise RunFailedError(f"training {name} ended with exit code {code}; see {recipe.run_folder / name}")
         say(f"evaluating on {corpus.num_windows(HELD_OUT)} held-out windows")
         sources, fused_rows = evaluate_sources(client, corpus, HELD_OUT)
     nats = {name: evaluate_folder(recipe, corpus, recipe.run_folder / name / "model", HELD_OUT) for name in runs}
@@ -70,9 +71,23 @@ def run(recipe: Recipe, console: Console) -> None:
         "git_revision": git_revision(),
     }
     (recipe.run_folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    report = write_report(recipe.run_folder)
-    console.print(Markdown(report.read_text()))
-    say(f"written to {recipe.run_folder}")
+    say(f"report in {write_report(recipe.run_folder)}")
+    _show(summary, console)
+
+
+def _show(summary: dict[str, Any], console: Console) -> None:
+    nats = summary["nats_per_byte"]
+    table = Table("model", "nats per byte", "", title="held-out text", title_justify="left")
+    for name, value in sorted(nats.items(), key=lambda item: item[1]):
+        table.add_row(name, f"{value:.4f}", "target" if name in {CLM_ONLY, FUSED} else "source")
+    console.print(
+        f"{summary['tokens']:,} tokens in {summary['windows']} windows and {summary['epochs']} epochs, "
+        f"{summary['wall_seconds']:.0f} s; masked {summary['masked_share']:.2%}, "
+        f"covered mass {summary['covered_mass']:.3f}",
+        highlight=False,
+    )
+    console.print(Markdown(verdict(nats) or ""))
+    console.print(table)
 
 
 def _training_summary(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:

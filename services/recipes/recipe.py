@@ -42,8 +42,16 @@ class Recipe(Settings):
             raise ValueError(f"service.application: {self.service.application} is the name of a source as well")
         if self.fusion.min_sources > len(names):
             raise ValueError(f"fusion.min_sources: {self.fusion.min_sources} is more than the {len(names)} sources")
-        if unknown := sorted(set(self.fusion.weights or {}) - set(names)):
+        if unknown := sorted(set(self.fusion.weights) - set(names)):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
+        if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
+            raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
+        limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
+        for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
+            if self.corpus.window_bytes > limit:
+                raise ValueError(f"corpus.window_bytes: {self.corpus.window_bytes} is more than {key} = {limit}")
+        if self.distill.k is not None and self.distill.k > self.fusion.k_out:
+            raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
         return self
 
     @property
@@ -64,9 +72,10 @@ class Recipe(Settings):
         return self.service.address or f"127.0.0.1:{self.service.grpc_port}"
 
     def save(self, path: Path) -> None:
-        """Writes the recipe with every default filled in."""
+        """Writes the recipe with every default filled in, for use from any working folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False))
+        values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""
@@ -129,8 +138,14 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
+    section: Any = values
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"{key}: {parent} is no mapping")
-    values[last] = value
+        if isinstance(section, list) and parent.isdigit() and int(parent) < len(section):
+            section = section[int(parent)]
+        elif isinstance(section, dict):
+            section = section.setdefault(parent, {})
+        else:
+            raise RecipeError(f"{key}: there is no {parent}")
+    if not isinstance(section, dict):
+        raise RecipeError(f"{key}: {last} is no key of a section")
+    section[last] = value

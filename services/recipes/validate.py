@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.common.corpus_origin import local_files
+from services.common.models import resolve_model
 from services.recipes.prepare import resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 
@@ -31,9 +32,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         local_files(recipe.corpus.files or ())
     except ValueError as error:
         yield f"corpus.{error}"
-    tokenizer = recipe.target.tokenizer
-    if isinstance(tokenizer, Path) and not tokenizer.is_dir():
-        yield f"target.tokenizer: no folder {tokenizer}"
+    yield from _target_problems(recipe)
     if recipe.distill.device == "cuda":
         import torch
 
@@ -44,3 +43,16 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         yield f"output_dir: cannot write to {parent}"
+
+
+def _target_problems(recipe: Recipe) -> Iterator[str]:
+    target = recipe.target
+    if target.model is not None:
+        try:
+            resolve_model(target.model)
+        except ValueError as error:
+            yield f"target.model: {error}"
+    if target.tokenizer is not None and target.tokenizer.folder is not None:
+        folder = Path(target.tokenizer.folder).expanduser()
+        if not folder.is_dir():
+            yield f"target.tokenizer: no folder {folder}"

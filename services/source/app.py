@@ -20,6 +20,7 @@ def build(args: dict[str, Any]) -> Application:
         name="source",
         num_replicas=config.num_replicas,
         max_ongoing_requests=config.max_ongoing_requests,
+        max_queued_requests=config.max_queued_requests,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         health_check_timeout_s=60,
         graceful_shutdown_timeout_s=20,

@@ -13,10 +13,18 @@ from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_aio_channel
-from services.common.errors import ServiceError, UnavailableError, error_of
+from services.common.errors import InvalidArgumentError, ServiceError, UnavailableError, error_of
 from services.common.wire import decode_block
 
 _SEND_FAILED = "Internal error from Core"
+
+
+def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
+    """A broken block is the source's fault, not that of whoever sent the text."""
+    try:
+        return decode_block(message)
+    except InvalidArgumentError as error:
+        raise UnavailableError(f"source {source} sent a broken block: {error}") from error
 
 
 class SourceClient:
@@ -43,7 +51,7 @@ class SourceClient:
             texts=texts, top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32
         )
         response = await self._call(self._stub.Score, request, self._timeout_seconds)
-        return [decode_block(message) for message in response.blocks]
+        return [_decode(message, self.application) for message in response.blocks]
 
     async def _call(self, method: Any, request: Any, timeout_seconds: float) -> Any:
         try:
@@ -89,9 +97,12 @@ class ScoreStream:
                 stub = source_pb2_grpc.SourceServiceStub(channel)
                 async for frame in stub.StreamScores(self._requests(outbox), metadata=call_metadata(self._application)):
                     for message in frame.blocks:
+                        block = _decode(message, self._application)
+                        if not self._waiting:
+                            raise UnavailableError(f"source {self._application} sent a block for no text")
                         answer = self._waiting.popleft()
                         if not answer.done():  # its caller may have given up waiting
-                            answer.set_result(decode_block(message))
+                            answer.set_result(block)
         except grpc.aio.AioRpcError as error:
             message = f"source {self._application} at {self._address}: {error.details()}"
             # A text sent while the source ends the stream fails locally, and hides the status that the source gave.

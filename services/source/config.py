@@ -9,13 +9,18 @@ from pydantic import Field, model_validator
 from services.common.settings import Settings
 
 MAX_TOP_K = 1024
+_OF_TRANSFORMERS = ("device", "torch_threads")
+_OF_A_DEPLOYMENT = (
+    *("dtype", "device", "max_top_k", "bos_token", "max_tokens", "max_text_bytes", "max_tokens_in_flight"),
+    *("engine_args", "env", "torch_threads", "num_replicas", "num_cpus", "num_gpus", "max_ongoing_requests"),
+)
 
 
 class SourceConfig(Settings):
     """A source model. With an `address` it is used where it runs; without one it is deployed."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="Name of the Serve application.")
-    model: str = Field(min_length=1, description="Name of a fetched model, local folder, or hub id.")
+    model: str = Field(min_length=1, description="Name of a fetched model, or a local folder.")
     engine: Literal["vllm", "transformers"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field("auto", description="For engine transformers: auto, cpu, cuda, cuda:1 ...")
@@ -40,6 +45,7 @@ class SourceConfig(Settings):
     num_cpus: float = Field(1, ge=0)
     num_gpus: float = Field(0, ge=0)
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
+    max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
@@ -47,9 +53,20 @@ class SourceConfig(Settings):
             raise ValueError(f"max_top_k ({self.max_top_k}) must be at least top_k ({self.top_k})")
         if self.application is not None and self.address is None:
             raise ValueError("application goes with address; a source that is deployed is named by `name`")
+        self._refuse_idle(
+            _OF_A_DEPLOYMENT, self.address is not None, "leave it out with address: the source runs already"
+        )
+        self._refuse_idle(_OF_TRANSFORMERS, self.engine == "vllm", "only engine transformers takes it")
+        self._refuse_idle(("engine_args",), self.engine == "transformers", "only engine vllm takes it")
         if self.max_tokens_in_flight <= self.max_tokens:
             raise ValueError("max_tokens_in_flight must be above max_tokens, or the longest text could never run")
         return self
+
+    def _refuse_idle(self, keys: tuple[str, ...], refused: bool, why: str) -> None:
+        """What would be read and then ignored is an error, unless it says no more than the default."""
+        for key in keys if refused else ():
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
+                raise ValueError(f"{key}: {why}")
 
     @property
     def largest_top_k(self) -> int:

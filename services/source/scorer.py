@@ -30,6 +30,8 @@ class Scorer:
     async def load(cls, config: SourceConfig, folder: Path) -> Scorer:
         vocabulary = Vocabulary.from_pretrained(folder)
         bos_id = _bos_id(config, vocabulary)
+        if config.largest_top_k > vocabulary.size:
+            raise ValueError(f"top_k: {config.largest_top_k} is more than the vocabulary's {vocabulary.size} tokens")
         return cls(config, await load_engine(config, folder), vocabulary, bos_id)
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class SourceServicer:
         if not 1 <= len(request.texts) <= MAX_TEXTS:
             raise InvalidArgumentError(f"texts: 1 to {MAX_TEXTS} texts are allowed, got {len(request.texts)}")
         answer = self._answer(request)
-        work = zip(request.texts, self._scorer.encode(request.texts), strict=True)
+        encodings = await asyncio.to_thread(self._scorer.encode, request.texts)
+        work = zip(request.texts, encodings, strict=True)
         return source_pb2.ScoreResponse(blocks=await asyncio.gather(*(answer(item) for item in work)))
 
     @bidirectional
@@ -71,7 +73,7 @@ class SourceServicer:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidArgumentError("message: a stream starts with `open`")
-        waiting: asyncio.Queue[Work | None] = asyncio.Queue(maxsize=MAX_TEXTS)
+        waiting: asyncio.Queue[Work | None] = asyncio.Queue()  # `read` bounds it
         pipeline = Pipeline(_until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
 
         async def read() -> None:
@@ -83,14 +85,16 @@ class SourceServicer:
                         texts = message.texts.texts
                         if waiting.qsize() + len(texts) > MAX_TEXTS:
                             raise ResourceExhaustedError(f"texts: at most {MAX_TEXTS} may wait for credits")
-                        for item in zip(texts, self._scorer.encode(texts), strict=True):
+                        encodings = await asyncio.to_thread(self._scorer.encode, texts)
+                        for item in zip(texts, encodings, strict=True):
                             waiting.put_nowait(item)
                     case other:
                         raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
             waiting.put_nowait(None)
 
-        async for frame in pipeline.frames(read()):
-            yield source_pb2.StreamScoresResponse(blocks=frame)
+        async with aclosing(pipeline.frames(read())) as frames:
+            async for frame in frames:
+                yield source_pb2.StreamScoresResponse(blocks=frame)
 
     @public_unary
     async def Check(self, request: Any) -> Any:

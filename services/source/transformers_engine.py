@@ -28,8 +28,6 @@ class TransformersEngine(Engine):
 
     @classmethod
     async def load(cls, config: SourceConfig, folder: Path) -> TransformersEngine:
-        if config.engine_args:
-            raise ValueError("engine_args: only engine vllm takes them; leave them out or set engine: vllm")
         import torch
         import transformers
 

@@ -12,7 +12,15 @@ import numpy as np
 from services.source.config import SourceConfig
 from services.source.engine import Engine, PromptScores
 
-_OWN_ARGUMENTS = {"model", "tokenizer", "dtype", "max_logprobs", "skip_tokenizer_init", "enable_prefix_caching"}
+_OWN_ARGUMENTS = {
+    "max_model_len",
+    "model",
+    "tokenizer",
+    "dtype",
+    "max_logprobs",
+    "skip_tokenizer_init",
+    "enable_prefix_caching",
+}
 
 
 class VllmEngine(Engine):
@@ -32,7 +40,6 @@ class VllmEngine(Engine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments: dict[str, Any] = {
-            "max_model_len": config.max_tokens + 2,  # BOS in front, and the one token that generate insists on
             "max_num_batched_tokens": config.max_tokens_in_flight,
             "disable_log_stats": True,
             **config.engine_args,
@@ -41,6 +48,7 @@ class VllmEngine(Engine):
             engine_args = AsyncEngineArgs(
                 model=str(folder),
                 dtype=config.dtype,
+                max_model_len=config.max_tokens + 2,  # BOS in front, and the one token that generate insists on
                 max_logprobs=config.largest_top_k,
                 skip_tokenizer_init=True,
                 enable_prefix_caching=False,  # prompt scoring skips the cache anyway

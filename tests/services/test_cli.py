@@ -78,6 +78,10 @@ BAD_RECIPES = [
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
     ("service.grpc_port", 70000, "service.grpc_port: "),
+    ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
+    ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
+    ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
+    ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
 ]
 
@@ -104,6 +108,11 @@ def test_set_changes_a_key_and_refuses_what_is_no_setting(recipe_file: Path) -> 
     assert load_recipe(recipe_file, {"distill.lambda": 1}).distill.lambda_ == 1
     done = fusion("validate", str(recipe_file), "--set", "distill.lambda")
     assert (done.returncode, "expected KEY=VALUE" in done.stderr) == (2, True)
+
+
+def test_run_that_differs_from_what_is_up_is_refused(live: Live) -> None:
+    done = fusion("distill", str(live.recipe_file), "--set", "fusion.strategy=min_ce", "--run-name", "other")
+    assert (done.returncode, "fusion: differs from what is up" in done.stderr) == (2, True)
 
 
 def test_port_in_use_is_named(written: Any) -> None:

@@ -54,11 +54,14 @@ def test_killed_job_resumes_with_no_window_lost_or_repeated(live: Live) -> None:
     assert code == 0
     # Half-way: a checkpoint lies there and steps after it are under way.
     wait_until(lambda: len(rows(folder / "metrics.jsonl")) >= 7, "the seventh step")
-    for process in training_processes("killed"):
+    killed = training_processes("killed")
+    assert killed
+    for process in killed:
         process.kill()
     steps_before = len(rows(folder / "metrics.jsonl"))
     jobs = JobSubmissionClient(live.deployment.dashboard)
     wait_until(lambda: all(job.status.is_terminal() for job in jobs.list_jobs()), "the end of the job", 60)
+    assert [job.status.value for job in jobs.list_jobs()] == ["FAILED"]
 
     assert submit_recipe(recipe, run_name="killed", dashboard=live.deployment.dashboard) == 0
     ledger = rows(folder / "ledger.jsonl")

@@ -90,17 +90,18 @@ def test_scores_equal_a_plain_forward_pass(tmp_path: Path) -> None:
         ({"bos_token": "<nobody>"}, "bos_token: '<nobody>' is no special token"),
         ({"engine_args": {"enforce_eager": True}}, "engine_args: only engine vllm"),
         ({"device": "cuda"}, "device: cuda is asked for"),
+        ({"top_k": 500}, "top_k: 500 is more than the vocabulary's 400"),
+        ({"engine": "vllm", "torch_threads": 1}, "torch_threads: only engine transformers"),
+        ({"address": "host:9000", "bos_token": "<s>"}, "bos_token: leave it out with address"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     folder = make_tiny_model(tmp_path / "tiny", vocabulary_size=400, seed=2)
-    config = SourceConfig.model_validate(
-        {"name": "tiny", "model": str(folder), "engine": "transformers", "max_tokens_in_flight": 4096} | changes
-    )
+    values = {"name": "tiny", "model": str(folder), "engine": "transformers"} | changes
     with pytest.raises(ValueError, match=message):
-        scored_here(config, TEXTS[:1], 4)
+        scored_here(SourceConfig.model_validate(values), TEXTS[:1], 4)
 
 
 def test_tokens_in_flight_are_bounded(tmp_path: Path) -> None:

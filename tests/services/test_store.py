@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusion.v1 import source_pb2
 from services.fusion.store import BlockStore
 from tests.services.blocks import random_block
 
 
-def key(**changes: object) -> str:
-    values = {"revision": "r", "vocabulary": "v", "top_k": 4, "text": b"abc"} | changes
-    return BlockStore.key(**values)  # type: ignore[arg-type]
+def key(top_k: int = 4, text: bytes = b"abc", **changes: str) -> str:
+    return BlockStore.key(source_pb2.GetSourceInfoResponse(**changes), top_k, text)
 
 
 def test_put_then_get(tmp_path: Path) -> None:
@@ -26,7 +26,8 @@ def test_put_then_get(tmp_path: Path) -> None:
 
 
 def test_key_depends_on_all_that_matters() -> None:
-    changed = [key(), key(revision="s"), key(vocabulary="w"), key(top_k=5), key(text=b"abd")]
+    fields = ("revision", "vocabulary", "bos_token", "engine", "dtype")
+    changed = [key(), key(top_k=5), key(text=b"abd"), *(key(**{field: "x"}) for field in fields)]
     assert len(set(changed)) == len(changed)
 
 

@@ -1,0 +1,124 @@
+"""The stream to a source against a plain gRPC server: order, broken blocks, refusals, reconnection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from fusion.v1 import source_pb2, source_pb2_grpc
+from fusion_core.blocks import Block
+from services.common.errors import InvalidArgumentError, UnavailableError
+from services.common.wire import encode_block
+from services.source.client import ScoreStream
+from tests.services.blocks import random_block
+
+
+class Scripted(source_pb2_grpc.SourceServiceServicer):
+    """Answers every text with a block of that text; some texts make it misbehave."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    async def StreamScores(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        self.streams += 1
+        async for message in requests:
+            for text in message.texts.texts:
+                block = encode_block(replace(random_block(1), text_bytes=text, byte_ends_T=np.int32([len(text)])))
+                if text == b"too long":
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "texts[0]: too long")
+                if text == b"broken":
+                    block.gold = np.float32([np.nan]).tobytes()
+                if text == b"vanish":
+                    return
+                answers = [block, block] if text == b"twice" else [block]
+                yield source_pb2.StreamScoresResponse(blocks=answers)
+
+
+def with_server(run: Callable[[ScoreStream, Scripted], Awaitable[None]]) -> None:
+    async def main() -> None:
+        server, servicer = grpc.aio.server(), Scripted()
+        source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stream = ScoreStream(f"127.0.0.1:{port}", "s", top_k=4)
+        try:
+            async with asyncio.timeout(60):
+                await run(stream, servicer)
+        finally:
+            await stream.close()
+            await server.stop(None)
+
+    asyncio.run(main())
+
+
+def test_answers_keep_their_order_on_one_stream() -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        texts = [f"text {n}".encode() for n in range(200)]
+        blocks = await asyncio.gather(*(stream.score(text) for text in texts))
+        assert [block.text_bytes for block in blocks] == texts
+        assert servicer.streams == 1
+
+    with_server(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [(b"broken", UnavailableError), (b"vanish", UnavailableError), (b"too long", InvalidArgumentError)],
+)
+def test_a_bad_answer_fails_at_once_and_the_next_text_finds_a_new_stream(text: bytes, error: type[Exception]) -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        with pytest.raises((error, UnavailableError)):
+            await stream.score(text)
+        assert (await stream.score(b"good")).text_bytes == b"good"
+        assert servicer.streams == 2
+
+    with_server(run)
+
+
+def test_a_block_for_no_text_breaks_the_stream() -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        answers = [stream.score(b"twice")]
+        results: list[Block | BaseException] = await asyncio.gather(*answers, return_exceptions=True)
+        assert isinstance(results[0], Block | UnavailableError)
+        assert (await stream.score(b"good")).text_bytes == b"good"
+
+    with_server(run)
+
+
+def test_credits_are_sent_for_every_text() -> None:
+    granted = 0
+
+    class Counting(source_pb2_grpc.SourceServiceServicer):
+        async def StreamScores(self, requests: AsyncIterator[Any], context: Any) -> Any:  # noqa: N802
+            nonlocal granted
+            waiting: list[bytes] = []
+            async for message in requests:
+                waiting += message.texts.texts
+                granted += message.credit.blocks
+                if message.WhichOneof("message") == "credit":
+                    assert message.credit.blocks == len(waiting)
+                    frame = [
+                        encode_block(replace(random_block(1), text_bytes=t, byte_ends_T=np.int32([len(t)])))
+                        for t in waiting
+                    ]
+                    waiting = []
+                    yield source_pb2.StreamScoresResponse(blocks=frame)
+
+    async def main() -> None:
+        server = grpc.aio.server()
+        source_pb2_grpc.add_SourceServiceServicer_to_server(Counting(), server)  # type: ignore[no-untyped-call]
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stream = ScoreStream(f"127.0.0.1:{port}", "s", top_k=4)
+        await asyncio.gather(*(stream.score(f"text {n}".encode()) for n in range(50)))
+        await stream.close()
+        await server.stop(None)
+
+    asyncio.run(main())
+    assert granted == 50
