@@ -18,7 +18,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 def nats_per_byte(gold_ST: Float64, mask_ST: Bool, num_bytes_T: Int64, span_of_T: Int64) -> Float64:
-    """[S, P] loss of every source in every span over the rows that none of them has masked; NaN where these hold no byte."""
+    """[S, P] loss of every source per span, over the rows that none of them masks; NaN where these hold no byte."""
     num_spans = int(span_of_T[-1]) + 1 if len(span_of_T) else 1
     common_T = mask_ST.all(axis=0)
     bytes_P = np.bincount(span_of_T[common_T], num_bytes_T[common_T], num_spans)
