@@ -161,10 +161,9 @@ class Window:
         until_S1 = np.concatenate([[0.0], np.cumsum(gold_S)])
         # Within a source token that cannot be read as bytes, its loss is charged where the token starts.
         inside_T = window.starts_T > window.source_starts_S1[window.row_T]
-        unreadable_T = inside_T & ~window.readable_S[window.row_T]
-        return np.append(
-            until_S1[window.row_T] + np.where(unreadable_T, gold_S[window.row_T], log_mass_T), until_S1[-1]
-        )
+        at_end_T = window.starts_T == window.source_starts_S1[-1]
+        whole_T = inside_T & (at_end_T | ~window.readable_S[window.row_T])
+        return np.append(until_S1[window.row_T] + np.where(whole_T, gold_S[window.row_T], log_mass_T), until_S1[-1])
 
 
 def _cut(part: MappedRows, max_entries: int, target_ids_T: Int32) -> MappedRows:

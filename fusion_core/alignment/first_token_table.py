@@ -48,18 +48,22 @@ class FirstTokenTable:
         with self._lock:
             keys = np.unique(keys)
             while len(keys := keys[self.values[keys] == UNKNOWN]):
-                remainders = [self._remainder(int(key)) for key in keys]
-                distinct = list(dict.fromkeys(remainders))
-                first_of = dict(zip(distinct, self.target.first_tokens(distinct).tolist(), strict=True))
-                self.values[keys] = [first_of[remainder] for remainder in remainders]
+                self._look_up(keys)
                 keys = np.unique(self._behind(keys))
 
     def resolve_whole_tokens(self) -> None:
         """Looks up every whole source token, and counts how many begin with each target token."""
-        if self.num_first_U is None:
-            self.resolve(np.arange(self.source.size, dtype=np.int64))
-            firsts_V = self.values[: self.source.size]
-            self.num_first_U = np.bincount(firsts_V[firsts_V >= 0], minlength=self.target.size).astype(np.int32)
+        with self._lock:
+            if self.num_first_U is None:
+                self._look_up(np.flatnonzero(self.values[: self.source.size] == UNKNOWN))
+                firsts_V = self.values[: self.source.size]
+                self.num_first_U = np.bincount(firsts_V[firsts_V >= 0], minlength=self.target.size).astype(np.int32)
+
+    def _look_up(self, keys: Int64) -> None:
+        remainders = [self._remainder(key) for key in keys.tolist()]
+        distinct = list(dict.fromkeys(remainders))
+        first_of = dict(zip(distinct, self.target.first_tokens(distinct).tolist(), strict=True))
+        self.values[keys] = [first_of[remainder] for remainder in remainders]
 
     def _behind(self, keys: Int64) -> Int64:
         """The keys of what is left of the tokens behind their first target token; nothing where nothing is left."""

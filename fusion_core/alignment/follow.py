@@ -171,7 +171,7 @@ def follow(  # noqa: PLR0912, PLR0915 - passing the loop's state around would co
                 )
                 unknown, unknown_mass = float(num_others), unseen / num_others if num_others > 0 else 0.0
         elif not in_progress:
-            if not readable_S[row]:
+            if not readable_S[row] or begin == next_start:  # at the end of the text stands no token
                 continue
             realised = 0
             num, _, unknown_mass = add_reaching(rows, tables, window, row, begin, 1.0, 0.0, 0, room, hypotheses)

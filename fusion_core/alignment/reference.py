@@ -5,6 +5,9 @@ target's first token for "the" can still become "there". Here the source is aske
 decide, so this is the oracle for the mass off the realised path. Its cost is one model call per undecided
 continuation: it is for small models, and for samples of positions of large ones with the undecided mass reported.
 
+It is the truth given the source tokens up to a boundary. Source tokens of earlier rows that reach beyond the position
+(`ByteConfig.follow_tokens`) are not part of it.
+
 Shape legend: N prefixes of one call, V ids of the source, U ids of the target.
 """
 

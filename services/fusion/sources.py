@@ -41,6 +41,7 @@ class Source:
         self.name = endpoint.name
         self.vocabulary = Vocabulary.from_pretrained(resolve_model(endpoint.model))
         self.projection = ByteProjection(self.vocabulary, target)
+        self.projection.warm()  # seconds now, so that no window pays them
         self._service = service
         self._store = store
         self._client = SourceClient(
