@@ -58,7 +58,7 @@ def serve_config(recipe: Recipe) -> dict[str, Any]:
 def _cores(recipe: Recipe) -> dict[str, dict[str, str]]:
     """Cores of their own for vLLM engines that share this machine's CPU.
 
-    Engines whose OpenMP threads spin on the same cores take each other's time: two of them ran four times slower.
+    Engines whose OpenMP threads spin on the same cores take each other's time.
     """
     names = [s.name for s in recipe.sources if s.address is None and s.engine == "vllm" and s.num_gpus == 0]
     cores = sorted(os.sched_getaffinity(0))
