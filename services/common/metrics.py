@@ -28,11 +28,15 @@ class Meter:
 
     def counter(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Counter:
         """A sum that only grows; `labels` are given with each `inc(value, {label: ...})`."""
-        return Counter(self._full(name), description, (*self._tags, *labels)).set_default_tags(self._tags)
+        metric = Counter(self._full(name), description, (*self._tags, *labels))
+        metric.set_default_tags(self._tags)
+        return metric
 
     def gauge(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Gauge:
         """A value that rises and falls."""
-        return Gauge(self._full(name), description, (*self._tags, *labels)).set_default_tags(self._tags)
+        metric = Gauge(self._full(name), description, (*self._tags, *labels))
+        metric.set_default_tags(self._tags)
+        return metric
 
     def _full(self, name: str) -> str:
         return f"{_PREFIX}_{self._component}_{name}"
