@@ -79,4 +79,5 @@ $(READY): $(LOCK) pyproject.toml
 
 $(STUBS): $(wildcard protos/fusion/v1/*.proto) protos/build_stubs.py $(READY)
 	$(BIN)/python protos/build_stubs.py
+	rm -rf $(VENV)/lib/python3.11/site-packages/fusion  # the installed copy, which would hide what was just made
 	touch $@

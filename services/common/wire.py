@@ -1,6 +1,7 @@
 """Blocks on the wire: raw little-endian columns, every length checked before anything is read.
 
-Encoding and decoding touch whole columns only; float16 is the default for the candidates' log-probabilities.
+Encoding and decoding touch whole columns only; float16 is the default for the candidates' log-probabilities, and ids
+take 2, 3 or 4 bytes, whatever the block's largest needs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from services.common.errors import InvalidArgumentError
 _DTYPES: dict[int, np.dtype[np.floating]] = {
     block_pb2.LOGPROB_DTYPE_FLOAT16: np.dtype("<f2"),
     block_pb2.LOGPROB_DTYPE_FLOAT32: np.dtype("<f4"),
+}
+_ID_BYTES: dict[int, int] = {
+    block_pb2.ID_DTYPE_UINT16: 2,
+    block_pb2.ID_DTYPE_UINT24: 3,
+    block_pb2.ID_DTYPE_UINT32: 4,
 }
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
@@ -46,19 +52,21 @@ def encode_block(
 ) -> block_pb2.TokenBlock:
     """The message for a block."""
     dtype = check_dtype(dtype)
+    id_dtype = _narrowest(block)
     return block_pb2.TokenBlock(
         text=block.text_bytes,
         vocabulary=block.vocabulary,
         num_tokens=block.num_tokens,
         k=block.k,
         dtype=block_pb2.LogprobDtype.Name(dtype),
-        token_ids=block.token_ids_T.astype(_INT32).tobytes(),
+        id_dtype=block_pb2.IdDtype.Name(id_dtype),
+        token_ids=_pack_ids(block.token_ids_T, id_dtype),
         byte_ends=block.byte_ends_T.astype(_INT32).tobytes(),
-        topk_ids=block.topk_ids_TK.astype(_INT32).tobytes(),
+        topk_ids=_pack_ids(block.topk_ids_TK, id_dtype),
         topk_logprobs=_narrow(block.topk_logprobs_TK, _DTYPES[dtype]),
         tail=block.tail_T.astype(_FLOAT32).tobytes(),
         gold=block.gold_T.astype(_FLOAT32).tobytes(),
-        mask=block.mask_T.astype(_UINT8).tobytes(),
+        mask=b"" if block.mask_T.all() else block.mask_T.astype(_UINT8).tobytes(),
         shares=[
             block_pb2.SourceShare(
                 name=share.name, present=share.present, weight=share.weight, nats_per_byte=share.nats_per_byte
@@ -75,21 +83,21 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise InvalidArgumentError(f"dtype: {message.dtype} is not known; this client is older than the service")
+    if message.id_dtype not in _ID_BYTES:
+        raise InvalidArgumentError(f"id_dtype: {message.id_dtype} is not known; this client is older than the service")
     num_tokens, k = message.num_tokens, message.k
     block = Block(
         text_bytes=message.text,
-        token_ids_T=_column(message.token_ids, "token_ids", _INT32, num_tokens).astype(np.int32),
+        token_ids_T=_unpack_ids(message.token_ids, "token_ids", message.id_dtype, num_tokens),
         byte_ends_T=_column(message.byte_ends, "byte_ends", _INT32, num_tokens).astype(np.int32),
-        topk_ids_TK=_column(message.topk_ids, "topk_ids", _INT32, num_tokens * k)
-        .astype(np.int32)
-        .reshape(num_tokens, k),
+        topk_ids_TK=_unpack_ids(message.topk_ids, "topk_ids", message.id_dtype, num_tokens * k).reshape(num_tokens, k),
         topk_logprobs_TK=_column(message.topk_logprobs, "topk_logprobs", dtype, num_tokens * k)
         .astype(np.float32)
         .reshape(num_tokens, k),
         tail_T=_column(message.tail, "tail", _FLOAT32, num_tokens).astype(np.float32),
         gold_T=_column(message.gold, "gold", _FLOAT32, num_tokens).astype(np.float32),
         vocabulary=message.vocabulary,
-        mask_T=_column(message.mask, "mask", _UINT8, num_tokens).astype(np.bool_),
+        mask_T=_mask(message.mask, num_tokens),
         shares=tuple(
             SourceShare(share.name, share.present, share.weight, share.nats_per_byte) for share in message.shares
         ),
@@ -105,6 +113,36 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
 def _narrow(logprobs_TK: npt.NDArray[np.float32], dtype: np.dtype[np.floating]) -> bytes:
     with np.errstate(over="ignore"):  # below -65504 float16 has no number left, and -inf is the honest answer
         return logprobs_TK.astype(dtype).tobytes()
+
+
+def _narrowest(block: Block) -> int:
+    """The narrowest encoding whose padding value is above every id of the block."""
+    largest = max(block.topk_ids_TK.max(initial=0), block.token_ids_T.max(initial=0))
+    return next(id_dtype for id_dtype, num_bytes in _ID_BYTES.items() if largest < 256**num_bytes - 1)
+
+
+def _pack_ids(ids: npt.NDArray[np.int32], id_dtype: int) -> bytes:
+    """The low bytes of every id: those of -1 (padding) are all ones."""
+    if id_dtype == block_pb2.ID_DTYPE_UINT16:
+        return ids.astype("<u2").tobytes()
+    low_bytes = np.ascontiguousarray(ids, dtype=_INT32).view(_UINT8).reshape(-1, 4)
+    return low_bytes[:, : _ID_BYTES[id_dtype]].tobytes()
+
+
+def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> npt.NDArray[np.int32]:
+    num_bytes = _ID_BYTES[id_dtype]
+    low_bytes = _column(data, name, np.dtype((_UINT8, num_bytes)), length)
+    ids = np.zeros((length, 4), dtype=_UINT8)
+    ids[:, :num_bytes] = low_bytes.reshape(length, num_bytes)
+    unsigned = ids.view("<u4")[:, 0]
+    unsigned[unsigned == 256**num_bytes - 1] = 2**32 - 1
+    return unsigned.astype(np.int32)
+
+
+def _mask(data: bytes, num_tokens: int) -> npt.NDArray[np.bool_]:
+    if not data:
+        return np.ones(num_tokens, dtype=np.bool_)
+    return _column(data, "mask", _UINT8, num_tokens).astype(np.bool_)
 
 
 def _column(data: bytes, name: str, dtype: np.dtype[Scalar], length: int) -> npt.NDArray[Scalar]:

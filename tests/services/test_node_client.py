@@ -102,6 +102,14 @@ def test_node_decodes_a_block(
     assert [source["name"] for source in answer["sources"]] == ["a", "b"]
 
 
+@pytest.mark.parametrize("largest", [2**16 - 2, 2**16 - 1, 2**24 - 2, 2**24 - 1])
+def test_node_decodes_ids_of_every_width(largest: int, service: tuple[str, OneBlock], block: Block) -> None:
+    block.topk_ids_TK[2, 1] = largest
+    done = node(service[0], "--token=secret")
+    assert done.returncode == 0, done.stderr
+    assert [candidate["id"] for candidate in json.loads(done.stdout)["top"]] == block.topk_ids_TK[2, :5].tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -10,13 +10,23 @@ function halfToNumber(bits) {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
+/** The largest number of an id's type stands for padding: -1 here. */
+function idOf(value, padding) {
+  return value === padding ? -1 : value;
+}
+
 const READERS = {
   int32: [4, (bytes, at) => bytes.readInt32LE(at)],
+  uint16: [2, (bytes, at) => idOf(bytes.readUInt16LE(at), 0xffff)],
+  uint24: [3, (bytes, at) => idOf(bytes.readUIntLE(at, 3), 0xffffff)],
+  uint32: [4, (bytes, at) => idOf(bytes.readUInt32LE(at), 0xffffffff)],
   float32: [4, (bytes, at) => bytes.readFloatLE(at)],
   float16: [2, (bytes, at) => halfToNumber(bytes.readUInt16LE(at))],
   uint8: [1, (bytes, at) => bytes.readUInt8(at)],
 };
 const DTYPES = { LOGPROB_DTYPE_FLOAT16: "float16", LOGPROB_DTYPE_FLOAT32: "float32" };
+
+const ID_DTYPES = { ID_DTYPE_UINT16: "uint16", ID_DTYPE_UINT24: "uint24", ID_DTYPE_UINT32: "uint32" };
 
 function column(block, name, type, length) {
   const [size, read] = READERS[type];
@@ -32,15 +42,17 @@ export function decodeBlock(block) {
   const { num_tokens: T, k: K } = block;
   const dtype = DTYPES[block.dtype];
   if (!dtype) throw new Error(`dtype: unknown value ${block.dtype}`);
+  const idType = ID_DTYPES[block.id_dtype];
+  if (!idType) throw new Error(`id_dtype: unknown value ${block.id_dtype}`);
   const decoded = {
     text: block.text.toString("utf8"),
-    token_ids: column(block, "token_ids", "int32", T),
+    token_ids: column(block, "token_ids", idType, T),
     byte_ends: column(block, "byte_ends", "int32", T),
-    topk_ids: column(block, "topk_ids", "int32", T * K),
+    topk_ids: column(block, "topk_ids", idType, T * K),
     topk_logprobs: column(block, "topk_logprobs", dtype, T * K),
     tail: column(block, "tail", "float32", T),
     gold: column(block, "gold", "float32", T),
-    mask: column(block, "mask", "uint8", T),
+    mask: block.mask.length ? column(block, "mask", "uint8", T) : Array(T).fill(1),
     dtype,
     T,
     K,
