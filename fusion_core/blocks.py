@@ -2,12 +2,13 @@
 
 Shape legend: T rows (tokens of the window), K candidates per row, S sources.
 Convention: **row t predicts token t** from the text before it. A special token that the model is given in front
-(BOS) is context, never a row.
+(BOS) is context, never a row. Where a text ends its document, an **end row** may follow: the prediction after the last
+token. Its realised token is EOS, and it covers no bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,7 @@ class Block:
         mask_T: bool, False where the row must not be trained on (text not represented losslessly, not alignable).
         shares: per source, for fused blocks; empty for a source's own block.
         covered_mass: mean mass that reached the candidates before the cut to K, for fused blocks; 1 - mean tail else.
+        ends_document: whether the last row is the end row.
     """
 
     text_bytes: bytes
@@ -64,10 +66,17 @@ class Block:
     mask_T: Bool
     shares: tuple[SourceShare, ...] = field(default=())
     covered_mass: float = float("nan")
+    ends_document: bool = False
 
     @property
     def num_tokens(self) -> int:
+        """T, the end row included."""
         return int(self.token_ids_T.shape[0])
+
+    @property
+    def num_text_tokens(self) -> int:
+        """The rows that cover the text: all but the end row."""
+        return self.num_tokens - self.ends_document
 
     @property
     def k(self) -> int:
@@ -75,8 +84,24 @@ class Block:
 
     @property
     def nats_per_byte(self) -> float:
-        """Loss of the realised tokens in nats per byte of text: comparable across tokenizers (DESIGN section 5)."""
-        return float(-self.gold_T.sum(dtype=np.float64)) / max(1, len(self.text_bytes))
+        """Loss of the text's tokens in nats per byte: comparable across tokenizers. The end row is no part of it."""
+        return float(-self.gold_T[: self.num_text_tokens].sum(dtype=np.float64)) / max(1, len(self.text_bytes))
+
+    def without_end(self) -> Block:
+        """The block without its end row; itself when it has none."""
+        if not self.ends_document:
+            return self
+        return replace(
+            self,
+            token_ids_T=self.token_ids_T[:-1],
+            byte_ends_T=self.byte_ends_T[:-1],
+            topk_ids_TK=self.topk_ids_TK[:-1],
+            topk_logprobs_TK=self.topk_logprobs_TK[:-1],
+            tail_T=self.tail_T[:-1],
+            gold_T=self.gold_T[:-1],
+            mask_T=self.mask_T[:-1],
+            ends_document=False,
+        )
 
     def validate(self) -> None:
         """Raises ValueError naming the column that breaks the contract."""
@@ -97,12 +122,9 @@ class Block:
                 )
         if not self.vocabulary:
             raise ValueError("vocabulary: the fingerprint is missing")
+        self._check_byte_ends()
         if num_tokens == 0:
-            if self.text_bytes:
-                raise ValueError("byte_ends: no rows for a text that is not empty")
             return
-        if np.any(np.diff(self.byte_ends_T, prepend=0) < 0) or self.byte_ends_T[-1] != len(self.text_bytes):
-            raise ValueError(f"byte_ends: must rise from 0 to the text's {len(self.text_bytes)} bytes")
         if np.any(self.token_ids_T < 0):
             raise ValueError("token_ids: ids must not be negative")
         if np.any(self.topk_ids_TK < PADDING_ID):
@@ -116,3 +138,15 @@ class Block:
         if np.any(np.abs(mass_T - 1.0) > 5 * _MASS_TOLERANCE):
             row = int(np.argmax(np.abs(mass_T - 1.0)))
             raise ValueError(f"topk_logprobs: row {row} and its tail sum to {mass_T[row]:.4f}, not to 1")
+
+    def _check_byte_ends(self) -> None:
+        num_text, num_bytes = self.num_text_tokens, len(self.text_bytes)
+        if num_text < 0:
+            raise ValueError("byte_ends: the end row is announced, and there is none")
+        if num_text == 0 and num_bytes:
+            raise ValueError("byte_ends: no rows for a text that is not empty")
+        ends_T = self.byte_ends_T
+        if np.any(np.diff(ends_T, prepend=0) < 0) or np.any(ends_T[-1:] != num_bytes):
+            raise ValueError(f"byte_ends: must rise from 0 to the text's {num_bytes} bytes")
+        if num_text and ends_T[num_text - 1] != num_bytes:
+            raise ValueError(f"byte_ends: the end row must cover no bytes, it covers {num_bytes - ends_T[-2]}")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from fusion_core.alignment.byte_end import end_row
 from fusion_core.alignment.byte_window import Window
 from fusion_core.alignment.first_token_table import FirstTokenTable
 from fusion_core.alignment.hypotheses import SourceRows
@@ -68,8 +69,9 @@ class ByteProjection:
     def project(self, block: Block, target: Encoding) -> ProjectedRows:
         """The block's distributions in the target's vocabulary, one row per token of `target`.
 
-        `target` is the target's encoding of `block.text_bytes`. The tail of a row counts as spread evenly over the ids
-        that are not among its candidates wherever the mass of a prefix is needed; with full rows that mass is exact.
+        `target` is the target's encoding of `block.text_bytes`, with EOS behind it when the end row is wanted; that row
+        is masked where the block has none. The tail of a row counts as spread evenly over the ids that are not among
+        its candidates wherever the mass of a prefix is needed; with full rows that mass is exact.
 
         Raises:
             ValueError: the block belongs to another vocabulary, or `target` to another text.
@@ -78,12 +80,15 @@ class ByteProjection:
             raise ValueError(
                 f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {self.source.fingerprint}"
             )
-        gold_S = block.gold_T.astype(np.float64)
-        source = Encoding(block.token_ids_T, block.byte_ends_T, block.mask_T)
-        window = Window(self._table, block.text_bytes, source, target, follows=self.config.follow_tokens)
-        probs_TK, tail_T = np.exp(block.topk_logprobs_TK), np.exp(block.tail_T.astype(np.float64))
-        window.map(SourceRows(block.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S), 0))
-        return window.finish(gold_S, self.config.carry_realised)
+        text = block.without_end()
+        gold_S = text.gold_T.astype(np.float64)
+        source = Encoding(text.token_ids_T, text.byte_ends_T, text.mask_T)
+        follows = self.config.follow_tokens
+        window = Window(self._table, text.text_bytes, source, target.without_end(), follows=follows)
+        probs_TK, tail_T = np.exp(text.topk_logprobs_TK), np.exp(text.tail_T.astype(np.float64))
+        window.map(SourceRows(text.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S), 0))
+        rows = window.finish(gold_S, self.config.carry_realised)
+        return rows.followed_by(end_row(self._table, block)) if target.ends_document else rows
 
     def project_full(
         self,
@@ -97,7 +102,7 @@ class ByteProjection:
 
         Args:
             text: the window, UTF-8.
-            source: the source's encoding of it, one row each.
+            source: the source's encoding of it, one row each; end rows have no place here.
             logprob_chunks: consecutive rows in arrays [N, V] of nats, V at least the source's size (padded output
                 layers may be wider). One chunk is held at a time: a few rows each keep the memory small.
             target: the target's encoding of the text.
@@ -106,6 +111,8 @@ class ByteProjection:
         Raises:
             ValueError: the chunks do not hold exactly one row per source token, or `target` belongs to another text.
         """
+        if source.ends_document or target.ends_document:
+            raise ValueError("source, target: full rows are projected for the text alone, without an end row")
         window = Window(self._table, text, source, target, follows=self.config.follow_tokens)
         gold_S = np.empty(source.num_tokens, dtype=np.float64)
         num_rows, held_NV = 0, np.empty((0, 0), dtype=np.float32)

@@ -86,6 +86,8 @@ class MinEditProjection:
             ValueError: the block belongs to another vocabulary, or `target` to another text.
         """
         check_same_text(block, target, self.source)
+        if not target.ends_document:
+            block = block.without_end()
         if self.config.published_fallback:
             return self._project_as_published(block, target)
         source_of_T = self.pairs.source_of(block, target)
@@ -95,7 +97,10 @@ class MinEditProjection:
         return finish_rows(block, target, source_of_T, *rows, carry=self.config.carry_realised)
 
     def _project_as_published(self, block: Block, target: Encoding) -> ProjectedRows:
-        """Row t takes what the reference writes into its row t - 1; there is nothing for the first token."""
+        """Row t takes what the reference writes into its row t - 1; there is nothing for the first and the end."""
+        if target.ends_document:
+            rows = self._project_as_published(block.without_end(), target.without_end())
+            return rows.followed_by(ProjectedRows.masked())
         row_of_T = np.full(target.num_tokens, UNPAIRED, np.int32)
         context_of_T = self.pairs.source_of(block, target, shared=True)[:-1]
         row_of_T[1:] = np.where(context_of_T >= 0, context_of_T + 1, UNPAIRED)

@@ -6,6 +6,7 @@ Shape legend: T target tokens, M entries per row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +43,32 @@ class ProjectedRows:
     def num_tokens(self) -> int:
         return int(self.ids_TM.shape[0])
 
+    @classmethod
+    def masked(cls) -> ProjectedRows:
+        """One row without a distribution."""
+        zero = np.zeros(1, dtype=np.float32)
+        return cls(
+            ids_TM=np.full((1, 1), -1, dtype=np.int32),
+            probs_TM=np.zeros((1, 1), dtype=np.float32),
+            tail_T=np.ones(1, dtype=np.float32),
+            gold_T=zero,
+            mask_T=np.zeros(1, dtype=np.bool_),
+            covered_T=zero,
+        )
+
+    def followed_by(self, below: ProjectedRows) -> ProjectedRows:
+        """These rows and then those of `below`, as wide as the wider ones."""
+        width = max(self.ids_TM.shape[1], below.ids_TM.shape[1])
+        parts = (self, below)
+        return ProjectedRows(
+            ids_TM=np.concatenate([_padded(rows.ids_TM, width, -1) for rows in parts]),
+            probs_TM=np.concatenate([_padded(rows.probs_TM, width, 0) for rows in parts]),
+            tail_T=np.concatenate([rows.tail_T for rows in parts]),
+            gold_T=np.concatenate([rows.gold_T for rows in parts]),
+            mask_T=np.concatenate([rows.mask_T for rows in parts]),
+            covered_T=np.concatenate([rows.covered_T for rows in parts]),
+        )
+
     @property
     def masked_share(self) -> float:
         return 1.0 - float(self.mask_T.mean()) if self.num_tokens else 0.0
@@ -49,3 +77,8 @@ class ProjectedRows:
     def covered_mass(self) -> float:
         """Mean of `covered_T` over the rows that are not masked; NaN when there is none."""
         return float(self.covered_T[self.mask_T].mean()) if self.mask_T.any() else float("nan")
+
+
+def _padded(entries_TM: npt.NDArray[Scalar], width: int, value: int) -> npt.NDArray[Scalar]:
+    missing = width - entries_TM.shape[1]
+    return np.pad(entries_TM, ((0, 0), (0, missing)), constant_values=value) if missing else entries_TM

@@ -65,8 +65,14 @@ class TokenPairs:
         """The source token that every target token is paired with: int32 [T], -1 for none.
 
         Both tokens must stand alone in the path and agree. With `shared` the source token may belong to several
-        target tokens, as in the reference implementation, which looks at the target's side only.
+        target tokens, as in the reference implementation, which looks at the target's side only. End rows are
+        partners of each other and of nothing else.
         """
+        if target.ends_document:
+            end = block.num_tokens - 1 if block.ends_document else UNPAIRED
+            source_of_T = self.source_of(block.without_end(), target.without_end(), shared=shared)
+            return np.append(source_of_T, np.int32(end))
+        block = block.without_end()
         source_of_T = np.full(target.num_tokens, UNPAIRED, np.int32)
         for sources, targets in self._windows(block.byte_ends_T, target.byte_ends_T):
             path = self.path(block.token_ids_T[sources], target.token_ids_T[targets])

@@ -104,6 +104,11 @@ class TransportProjection:
         if target_block is None:
             raise ValueError("target_block: transport needs the target's own distributions, add it to the sources")
         check_same_text(target_block, target, self.target)
+        if target.ends_document and not target_block.ends_document:
+            text_rows = self.project(block, target.without_end(), target_block)
+            return text_rows.followed_by(ProjectedRows.masked())
+        if not target.ends_document:
+            block, target_block = block.without_end(), target_block.without_end()
         if not np.array_equal(target_block.token_ids_T, target.token_ids_T):
             raise ValueError("target_block: its tokens are not those of the target's encoding")
         source_of_T = self.pairs.source_of(block, target)

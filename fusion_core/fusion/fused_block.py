@@ -32,7 +32,7 @@ def fuse(
 
     Args:
         text: the window, UTF-8.
-        target: the target's encoding of it.
+        target: the target's encoding of it, EOS behind it where the block gets an end row.
         sources: per source name its rows in the target's vocabulary, None when it did not answer. The target itself
             may be one of them.
         config: how the sources are weighed.
@@ -60,11 +60,15 @@ def fuse(
             raise ValueError(f"source {name!r}: {rows.num_tokens} rows for {num_tokens} target tokens")
     gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
     mask_ST = np.stack([rows.mask_T for rows in present.values()])
-    num_bytes_T = np.diff(target.byte_ends_T, prepend=np.int32(0)).astype(np.int64)
+    # The end row has no bytes: it counts in no loss per byte, and is weighed like the token before it.
+    num_text = num_tokens - target.ends_document
+    num_bytes_T = np.diff(target.byte_ends_T[:num_text], prepend=np.int32(0)).astype(np.int64)
     whole_T = np.zeros(num_tokens, dtype=np.int64)
-    span_of_T = whole_T if config.scope == "window" else np.arange(num_tokens, dtype=np.int64) // config.span_tokens
-    loss_S = nats_per_byte(gold_ST, mask_ST, num_bytes_T, whole_T)[:, 0]
-    loss_SP = nats_per_byte(gold_ST, mask_ST, num_bytes_T, span_of_T)
+    in_order_T = np.minimum(np.arange(num_tokens, dtype=np.int64), max(0, num_text - 1))
+    span_of_T = whole_T if config.scope == "window" else in_order_T // config.span_tokens
+    text_gold_ST, text_mask_ST = gold_ST[:, :num_text], mask_ST[:, :num_text]
+    loss_S = nats_per_byte(text_gold_ST, text_mask_ST, num_bytes_T, whole_T[:num_text])[:, 0]
+    loss_SP = nats_per_byte(text_gold_ST, text_mask_ST, num_bytes_T, span_of_T[:num_text])
     asked_ST = source_weights(config, list(present), loss_SP, loss_S)[:, span_of_T]
 
     available_ST = asked_ST * mask_ST
@@ -111,4 +115,5 @@ def fuse(
         mask_T=mask_T,
         shares=tuple(SourceShare(name, name in measured, *measured.get(name, (0.0, float("nan")))) for name in sources),
         covered_mass=float(covered_T[mask_T].mean()) if mask_T.any() else float("nan"),
+        ends_document=target.ends_document,
     )

@@ -19,18 +19,18 @@ Int32 = npt.NDArray[np.int32]
 
 
 class FirstTokens:
-    """Tokenises remainders and keeps the first token of each."""
+    """Tokenises remainders and keeps the first token of each. `middle` splits what does not start a text."""
 
     def __init__(self, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool) -> None:
         middle = backend.middle_description(description)
         same = all(middle[key] == description.get(key) for key in ("normalizer", "pre_tokenizer"))
-        self._middle = text_backend if same else backend.build(middle)
+        self.middle = text_backend if same else backend.build(middle)
         self._raw = backend.build(backend.raw_description(description)) if byte_level else None
 
     def of(self, remainders: Sequence[bytes], vocabulary: Vocabulary) -> Int32:
         """See `Vocabulary.first_tokens`."""
         valid = [_valid_part(remainder) for remainder in remainders]
-        ids = [e.ids for e in self._middle.encode_batch_fast(valid, add_special_tokens=False)]
+        ids = [e.ids for e in self.middle.encode_batch_fast(valid, add_special_tokens=False)]
         first_R = np.full(len(remainders), -1, dtype=np.int32)
         for index, remainder in enumerate(remainders):
             # Bytes after the valid part can still join its last token, but no earlier one; and only byte-level

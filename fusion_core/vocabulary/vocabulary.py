@@ -38,15 +38,34 @@ class Encoding:
         byte_ends_T: int32, end offset of every token in the text's UTF-8; the last one is the text's length. A dummy
             prefix (the space some tokenizers put in front) takes no bytes of the text.
         lossless_T: bool, whether the token's bytes are exactly the bytes that it covers.
+        ends_document: whether the last token is the EOS behind the text, which covers no bytes.
     """
 
     token_ids_T: Int32
     byte_ends_T: Int32
     lossless_T: Bool
+    ends_document: bool = False
 
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids_T.shape[0])
+
+    def with_end(self, eos_id: int) -> Encoding:
+        """The encoding with EOS behind the text."""
+        assert not self.ends_document, "a text ends once"
+        num_bytes = self.byte_ends_T[-1] if self.num_tokens else 0
+        return Encoding(
+            np.append(self.token_ids_T, np.int32(eos_id)),
+            np.append(self.byte_ends_T, np.int32(num_bytes)),
+            np.append(self.lossless_T, True),
+            ends_document=True,
+        )
+
+    def without_end(self) -> Encoding:
+        """The encoding of the text alone; itself when there is no EOS behind it."""
+        if not self.ends_document:
+            return self
+        return Encoding(self.token_ids_T[:-1], self.byte_ends_T[:-1], self.lossless_T[:-1])
 
 
 class Vocabulary:
@@ -95,11 +114,16 @@ class Vocabulary:
         self._first_tokens = FirstTokens(described, self._backend, byte_level=is_byte_level(description))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Vocabulary:
+    def from_pretrained(cls, folder: str | Path, *, eos_token: str | None = None) -> Vocabulary:
         """Loads the fast tokenizer of a model folder (or hub name).
 
+        Args:
+            folder: where the tokenizer is.
+            eos_token: name of the control token that ends a document; the tokenizer's own EOS when not set.
+
         Raises:
-            ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece).
+            ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece), or no
+                such control token.
         """
         from transformers import AutoTokenizer  # takes seconds to import, and only this method needs it
 
@@ -109,14 +133,15 @@ class Vocabulary:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
         except OSError as error:
             raise ValueError(f"tokenizer: cannot load one from {folder}: {error}") from error
-        return cls.from_tokenizer(tokenizer)
+        return cls.from_tokenizer(tokenizer, eos_token=eos_token)
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
+    def from_tokenizer(cls, tokenizer: Any, *, eos_token: str | None = None) -> Vocabulary:
         """Reads a `PreTrainedTokenizerFast` (in transformers 5: any tokenizer with a `backend_tokenizer`).
 
         Raises:
-            ValueError: a slow tokenizer, or one whose tokens do not stand for bytes (WordPiece).
+            ValueError: a slow tokenizer, or one whose tokens do not stand for bytes (WordPiece), or an `eos_token` that
+                is no control token.
         """
         backend_tokenizer = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend_tokenizer, Tokenizer):
@@ -125,7 +150,15 @@ class Vocabulary:
                 "allowed are fast tokenizers (a folder with tokenizer.json)"
             )
         roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        return cls(json.loads(backend_tokenizer.to_str()), roles, frozenset(tokenizer.all_special_ids))
+        special_ids = frozenset(tokenizer.all_special_ids)
+        description = json.loads(backend_tokenizer.to_str())
+        if eos_token is not None:
+            control = {added["content"]: int(added["id"]) for added in description["added_tokens"] if added["special"]}
+            if eos_token not in control:
+                known = ", ".join(control) or "none"
+                raise ValueError(f"eos_token: {eos_token!r} is no special token of the tokenizer; it has {known}")
+            roles["eos"] = control[eos_token]
+        return cls(description, roles, special_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one id; empty for special ids, holes and ids beyond the table (padded output layers)."""
@@ -149,21 +182,22 @@ class Vocabulary:
         """The tokens of one text; see `encode_batch`."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[bytes]) -> list[Encoding]:
+    def encode_batch(self, texts: Sequence[bytes], *, continues: bool = False) -> list[Encoding]:
         """The tokens of every text as the model reads it, no special tokens added, control tokens in it as plain text.
 
-        A text of which the tokenizer keeps nothing has no tokens.
+        A text of which the tokenizer keeps nothing has no tokens. Texts that continue others get no dummy prefix.
 
         Raises:
             ValueError: a text is not UTF-8; names the text's index and the offset of the first bad byte.
         """
         decoded = [_decode(text, index) for index, text in enumerate(texts)]
+        tokenizer = self._first_tokens.middle if continues else self._backend
         encodings = [
-            self._lossless(text, e.ids)
-            for text, e in zip(texts, self._backend.encode_batch_fast(decoded, add_special_tokens=False), strict=True)
+            self._lossless(text, e.ids, prefixed=self.has_dummy_prefix and not continues)
+            for text, e in zip(texts, tokenizer.encode_batch_fast(decoded, add_special_tokens=False), strict=True)
         ]
         return [
-            encoding if encoding is not None else self._with_losses(text, characters)
+            encoding if encoding is not None else self._with_losses(text, characters, continues)
             for encoding, text, characters in zip(encodings, texts, decoded, strict=True)
         ]
 
@@ -183,19 +217,20 @@ class Vocabulary:
         first = self.token_bytes(int(token_ids_T[0]))
         return int(first.startswith(b" ") and len(first) == int(byte_ends_T[0]) + 1)
 
-    def _lossless(self, text: bytes, ids: list[int]) -> Encoding | None:
+    def _lossless(self, text: bytes, ids: list[int], prefixed: bool) -> Encoding | None:
         """The encoding when the tokens' bytes are exactly the text, after at most a dummy prefix; else None."""
         token_ids_T = np.array(ids, dtype=np.int32)
         text_N = np.frombuffer(text, dtype=np.uint8)
         ends_T = np.empty_like(token_ids_T)
-        for num_virtual in (0, 1) if self.has_dummy_prefix and ids else (0,):
+        for num_virtual in (0, 1) if prefixed and ids else (0,):
             if ends_when_lossless(self.blob_B, self.offsets_V1, token_ids_T, text_N, num_virtual, ends_T):
                 return Encoding(token_ids_T, ends_T, np.ones(len(ids), dtype=np.bool_))
         return None
 
-    def _with_losses(self, text: bytes, characters: str) -> Encoding:
+    def _with_losses(self, text: bytes, characters: str, continues: bool) -> Encoding:
         """The encoding of a text that the tokenizer changes, token by token from the spans that it reports."""
-        encoding = self._backend.encode(characters, add_special_tokens=False)
+        tokenizer = self._first_tokens.middle if continues else self._backend
+        encoding = tokenizer.encode(characters, add_special_tokens=False)
         token_ids_T = np.array(encoding.ids, dtype=np.int32)
         spans_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         text_N = np.frombuffer(text, dtype=np.uint8)
@@ -204,6 +239,7 @@ class Vocabulary:
         prefixed = self._dummy_prefix is backend.DummyPrefix.ALWAYS or (
             self.has_dummy_prefix and not characters.startswith((" ", SPACE_MARKER))
         )
+        prefixed &= not continues
         num_virtual = int(prefixed and len(token_ids_T) > 0 and self.token_bytes(int(token_ids_T[0])).startswith(b" "))
         ends_T, lossless_T = np.empty_like(token_ids_T), np.empty(len(token_ids_T), dtype=np.bool_)
         ends_with_losses(

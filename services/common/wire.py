@@ -75,6 +75,7 @@ def encode_block(
         ],
         covered_mass=block.covered_mass,
         window=window,
+        ends_document=block.ends_document,
     )
 
 
@@ -102,6 +103,7 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
             SourceShare(share.name, share.present, share.weight, share.nats_per_byte) for share in message.shares
         ),
         covered_mass=message.covered_mass,
+        ends_document=message.ends_document,
     )
     try:
         block.validate()

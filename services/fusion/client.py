@@ -18,6 +18,7 @@ from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.cursor import Cursor
 from services.common.errors import INTERNAL_ERROR, FailedPreconditionError, ServiceError, UnavailableError, error_of
+from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
 
 logger = logging.getLogger(__name__)
@@ -104,9 +105,18 @@ class FusionClient:
             )
         return response
 
-    def fuse(self, texts: Sequence[bytes], *, k: int | None = None, sources: Sequence[str] = ()) -> list[Block]:
+    def fuse(
+        self, texts: Sequence[bytes | Passage], *, k: int | None = None, sources: Sequence[str] = ()
+    ) -> list[Block]:
         """Fused blocks for a few texts, in order; raises ServiceError."""
-        request = fusion_pb2.FuseRequest(texts=texts, k=k, sources=sources, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32)
+        passages = [text if isinstance(text, Passage) else Passage(text) for text in texts]
+        request = fusion_pb2.FuseRequest(
+            texts=[passage.text for passage in passages],
+            contexts=contexts_of(passages),
+            k=k,
+            sources=sources,
+            dtype=block_pb2.LOGPROB_DTYPE_FLOAT32,
+        )
         with open_channel(self.address) as channel:
             stub = fusion_pb2_grpc.FusionServiceStub(channel)
             response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds))

@@ -24,7 +24,7 @@ class ServiceConfig(Settings):
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_texts: int = Field(32, ge=1, le=256, description="Texts in one Fuse request.")
-    max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes.")
+    max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
     source_timeout_seconds: float = Field(600, gt=0, description="Longest wait for one source's answer to one text.")
     source_attempts: int = Field(3, ge=1, description="Attempts per source and text before it counts as missing.")
     store: str | None = Field(
@@ -43,6 +43,7 @@ class SourceEndpoint(Settings):
     address: str
     application: str
     top_k: int
+    eos_token: str | None = Field(None, description="Token that ends documents; default the tokenizer's EOS.")
 
 
 class FusionServiceConfig(Settings):

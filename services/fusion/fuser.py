@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 from fusion.v1 import fusion_pb2
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
-from fusion_core.vocabulary import Vocabulary
+from fusion_core.vocabulary import Encoding, Vocabulary
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from services.common.passage import Passage
 from services.fusion.config import FusionServiceConfig
 from services.fusion.sources import Source
 from services.fusion.store import BlockStore
 from services.source.client import ScoreStream
+
+logger = logging.getLogger("ray.serve")
 
 
 class Fuser:
@@ -26,6 +30,8 @@ class Fuser:
     def __init__(self, config: FusionServiceConfig) -> None:
         self._config = config
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
+        if self.target.eos_id is None:
+            logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
         store = BlockStore(Path(config.service.store)) if config.service.store else None
         self._sources = {
             endpoint.name: Source(endpoint, self.target, config.service, store) for endpoint in config.sources
@@ -60,14 +66,14 @@ class Fuser:
         return {name: await stack.enter_async_context(source.stream()) for name, source in self._sources.items()}
 
     async def fuse(
-        self, text: bytes, *, names: Sequence[str], k: int, streams: Mapping[str, ScoreStream] | None = None
+        self, passage: Passage, *, names: Sequence[str], k: int, streams: Mapping[str, ScoreStream] | None = None
     ) -> Block:
         """Asks the named sources and fuses what they answer.
 
         A source that fails takes no part, and the block says so. Raises UnavailableError when too few answer, and
         InvalidArgumentError or FailedPreconditionError when a source refuses the text for good.
         """
-        asked = [self._sources[name].score(text, (streams or {}).get(name)) for name in names]
+        asked = [self._sources[name].score(passage, (streams or {}).get(name)) for name in names]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         blocks: dict[str, Block | None] = {}
         problems = []
@@ -80,18 +86,18 @@ class Fuser:
             else:
                 raise answer
         try:
-            return await asyncio.to_thread(self._mix, text, blocks, k)
+            return await asyncio.to_thread(self._mix, passage, blocks, k)
         except TooFewSources as error:
             raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
 
-    def realised_tokens(self, text: bytes) -> Block:
+    def realised_tokens(self, passage: Passage) -> Block:
         """A block without distributions: no candidates, all mass in the tail, every row masked."""
-        encoding = self.target.encode(text)
+        encoding = self._encode(passage)
         num_tokens = encoding.num_tokens
         return Block(
-            text_bytes=text,
+            text_bytes=passage.text,
             token_ids_T=encoding.token_ids_T,
             byte_ends_T=encoding.byte_ends_T,
             topk_ids_TK=np.zeros((num_tokens, 0), dtype=np.int32),
@@ -101,10 +107,18 @@ class Fuser:
             vocabulary=self.target.fingerprint,
             mask_T=np.zeros(num_tokens, dtype=np.bool_),
             covered_mass=0.0,
+            ends_document=encoding.ends_document,
         )
 
-    def _mix(self, text: bytes, blocks: Mapping[str, Block | None], k: int) -> Block:
-        encoding = self.target.encode(text)
+    def _encode(self, passage: Passage) -> Encoding:
+        """The target's tokens of the text, which stands alone for the target. One without EOS has no end row."""
+        encoding = self.target.encode(passage.text)
+        if passage.ends_document and self.target.eos_id is not None:
+            return encoding.with_end(self.target.eos_id)
+        return encoding
+
+    def _mix(self, passage: Passage, blocks: Mapping[str, Block | None], k: int) -> Block:
+        encoding = self._encode(passage)
         if encoding.num_tokens == 0:
             raise InvalidArgumentError("texts: the target's tokenizer keeps nothing of this text")
         rows = {
@@ -114,4 +128,4 @@ class Fuser:
         # A caller that names fewer sources than the quorum asks for just those.
         quorum = min(self._config.fusion.min_sources, len(blocks))
         config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})
-        return fuse(text, encoding, rows, config, self.target.fingerprint)
+        return fuse(passage.text, encoding, rows, config, self.target.fingerprint)

@@ -16,6 +16,7 @@ from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.common.flow import Pipeline
 from services.common.health import health_response
+from services.common.passage import Passage, passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
 from services.fusion.config import FusionServiceConfig
@@ -73,11 +74,10 @@ class FusionServicer:
         service = self._config.service
         if not 1 <= len(request.texts) <= service.max_texts:
             raise InvalidArgumentError(f"texts: 1 to {service.max_texts} texts are allowed, got {len(request.texts)}")
-        for index, text in enumerate(request.texts):
-            _check_text(text, f"texts[{index}]", service.max_text_bytes)
+        passages = passages_of(request.texts, request.contexts, max_text_bytes=service.max_text_bytes)
         k, dtype = self._answer_settings(request)
         names = self._fuser.check_names(request.sources)
-        blocks = await asyncio.gather(*(self._fuser.fuse(text, names=names, k=k) for text in request.texts))
+        blocks = await asyncio.gather(*(self._fuser.fuse(passage, names=names, k=k) for passage in passages))
         return fusion_pb2.FuseResponse(blocks=[encode_block(block, dtype) for block in blocks])
 
     @bidirectional
@@ -125,10 +125,11 @@ class FusionServicer:
 
         async def compute(step: Step) -> _Sent:
             window = corpus.window(request.split, step.index)
+            passage = Passage(window.text)
             if request.tokens_only:
-                block = self._fuser.realised_tokens(window.text)
+                block = self._fuser.realised_tokens(passage)
             else:
-                block = await self._fuser.fuse(window.text, names=self._fuser.names, k=k, streams=streams)
+                block = await self._fuser.fuse(passage, names=self._fuser.names, k=k, streams=streams)
             where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
             return _Sent(encode_block(block, dtype, where), step.cursor)
 
@@ -168,14 +169,3 @@ def _open_corpus(folder: str) -> Corpus:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
-
-
-def _check_text(text: bytes, field: str, max_bytes: int) -> None:
-    if not text:
-        raise InvalidArgumentError(f"{field}: must not be empty")
-    if len(text) > max_bytes:
-        raise InvalidArgumentError(f"{field}: {len(text)} bytes; at most {max_bytes} are accepted")
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"{field}: not UTF-8 at byte {error.start}") from error

@@ -22,6 +22,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.models import resolve_model
+from services.common.passage import Passage
 from services.fusion.config import ServiceConfig, SourceEndpoint
 from services.fusion.store import BlockStore
 from services.source.client import ScoreStream, SourceClient
@@ -39,7 +40,7 @@ class Source:
     ) -> None:
         self.endpoint = endpoint
         self.name = endpoint.name
-        self.vocabulary = Vocabulary.from_pretrained(resolve_model(endpoint.model))
+        self.vocabulary = Vocabulary.from_pretrained(resolve_model(endpoint.model), eos_token=endpoint.eos_token)
         self.projection = ByteProjection(self.vocabulary, target)
         self.projection.warm()  # seconds now, so that no window pays them
         self._service = service
@@ -80,14 +81,14 @@ class Source:
         finally:
             await stream.close()
 
-    async def score(self, text: bytes, stream: ScoreStream | None = None) -> Block:
-        """Scores a text, through the store where there is one; raises ServiceError when all attempts failed."""
+    async def score(self, passage: Passage, stream: ScoreStream | None = None) -> Block:
+        """Scores a passage, through the store where there is one; raises ServiceError when all attempts failed."""
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(1, self._service.source_attempts + 1):
             try:
                 async with asyncio.timeout(self._service.source_timeout_seconds):
                     # After a failure the text goes alone: what broke the stream may have been another text.
-                    return await self._score_once(text, stream if attempt == 1 else None)
+                    return await self._score_once(passage, stream if attempt == 1 else None)
             except UnauthenticatedError as error:
                 raise FailedPreconditionError(f"source {self.name} refuses this service's token: {error}") from error
             except (InvalidArgumentError, FailedPreconditionError):
@@ -102,20 +103,20 @@ class Source:
             pause *= 2
         raise AssertionError("unreachable")
 
-    async def _score_once(self, text: bytes, stream: ScoreStream | None) -> Block:
+    async def _score_once(self, passage: Passage, stream: ScoreStream | None) -> Block:
         info = await self._checked_info()
         key = ""
         if self._store is not None:
-            key = BlockStore.key(info, self.endpoint.top_k, text)
+            key = BlockStore.key(info, self.endpoint.top_k, passage)
             if (kept := await asyncio.to_thread(self._store.get, key)) is not None:
                 return kept
         if stream is not None:
-            block = await stream.score(text)
+            block = await stream.score(passage)
         else:
             [block] = await self._client.score(
-                [text], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
+                [passage], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
             )
-        self._check(block, text)
+        self._check(block, passage)
         if self._store is not None:
             try:
                 await asyncio.to_thread(self._store.put, key, block)
@@ -138,9 +139,10 @@ class Source:
             self._info = info
         return self._info
 
-    def _check(self, block: Block, text: bytes) -> None:
+    def _check(self, block: Block, passage: Passage) -> None:
         """A source can break without an error; nothing wrong may go further."""
-        if block.text_bytes != text:
+        ends = passage.ends_document and self.vocabulary.eos_id is not None
+        if block.text_bytes != passage.text or block.ends_document != ends:
             raise UnavailableError(f"source {self.name}: answered for another text")
         if block.vocabulary != self.vocabulary.fingerprint:
             raise FailedPreconditionError(f"source {self.name}: answered in vocabulary {block.vocabulary}")

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from fusion.v1 import block_pb2, source_pb2
 from fusion_core.blocks import Block
 from services.common.errors import InvalidArgumentError
+from services.common.passage import Passage
 from services.common.wire import decode_block, encode_block
 
 
@@ -31,11 +32,11 @@ class BlockStore:
             raise ValueError(f"service.store: cannot write to {folder}: {error.strerror}") from error
 
     @staticmethod
-    def key(info: source_pb2.GetSourceInfoResponse, top_k: int, text: bytes) -> str:
-        """Content address: the text, and all of a source that its answer depends on."""
+    def key(info: source_pb2.GetSourceInfoResponse, top_k: int, passage: Passage) -> str:
+        """Content address: the passage, and all of a source that its answer depends on."""
         parts = (info.revision, info.vocabulary, info.bos_token, info.engine, info.dtype, str(top_k), "")
         digest = hashlib.sha256("\0".join(parts).encode())
-        digest.update(text)
+        digest.update(passage.identity)
         return digest.hexdigest()
 
     def get(self, key: str) -> Block | None:

@@ -90,6 +90,7 @@ class Recipe(Settings):
                     address=source.address or here,
                     application=source.application_name,
                     top_k=source.top_k,
+                    eos_token=source.eos_token,
                 )
                 for source in self.sources
             ),

@@ -14,6 +14,7 @@ from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_aio_channel
 from services.common.errors import InvalidArgumentError, ServiceError, UnavailableError, error_of
+from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
 
 _SEND_FAILED = "Internal error from Core"
@@ -45,10 +46,14 @@ class SourceClient:
         )
         return response
 
-    async def score(self, texts: Sequence[bytes], *, top_k: int, expected_vocabulary: str = "") -> list[Block]:
-        """Blocks for a few texts, in order."""
+    async def score(self, passages: Sequence[Passage], *, top_k: int, expected_vocabulary: str = "") -> list[Block]:
+        """Blocks for a few passages, in order."""
         request = source_pb2.ScoreRequest(
-            texts=texts, top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32
+            texts=[passage.text for passage in passages],
+            contexts=contexts_of(passages),
+            top_k=top_k,
+            expected_vocabulary=expected_vocabulary,
+            dtype=block_pb2.LOGPROB_DTYPE_FLOAT32,
         )
         response = await self._call(self._stub.Score, request, self._timeout_seconds)
         return [_decode(message, self.application) for message in response.blocks]
@@ -77,20 +82,20 @@ class ScoreStream:
             top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=block_pb2.LOGPROB_DTYPE_FLOAT16
         )
         self._waiting: deque[asyncio.Future[Block]] = deque()
-        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Passage | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None
 
-    async def score(self, text: bytes) -> Block:
+    async def score(self, passage: Passage) -> Block:
         """Raises ServiceError when the stream broke before the answer."""
         if self._running is None or self._running.done():
             self._outbox = asyncio.Queue()
             self._running = asyncio.create_task(self._run(self._outbox))
         answer: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
-        self._outbox.put_nowait(text)
+        self._outbox.put_nowait(passage)
         return await answer
 
-    async def _run(self, outbox: asyncio.Queue[bytes | None]) -> None:
+    async def _run(self, outbox: asyncio.Queue[Passage | None]) -> None:
         problem: ServiceError = UnavailableError(f"source {self._application} at {self._address} ended the stream")
         try:
             async with open_aio_channel(self._address) as channel:
@@ -116,14 +121,15 @@ class ScoreStream:
                 if not answer.done():
                     answer.set_exception(problem)
 
-    async def _requests(self, outbox: asyncio.Queue[bytes | None]) -> AsyncIterator[source_pb2.StreamScoresRequest]:
+    async def _requests(self, outbox: asyncio.Queue[Passage | None]) -> AsyncIterator[source_pb2.StreamScoresRequest]:
         yield source_pb2.StreamScoresRequest(open=self._open)
-        while (text := await outbox.get()) is not None:
-            texts = [text]
-            while not outbox.empty() and len(texts) < 64 and (more := outbox.get_nowait()) is not None:
-                texts.append(more)
-            yield source_pb2.StreamScoresRequest(texts=source_pb2.ScoreTexts(texts=texts))
-            yield source_pb2.StreamScoresRequest(credit=block_pb2.Credit(blocks=len(texts)))
+        while (passage := await outbox.get()) is not None:
+            passages = [passage]
+            while not outbox.empty() and len(passages) < 64 and (more := outbox.get_nowait()) is not None:
+                passages.append(more)
+            texts = source_pb2.ScoreTexts(texts=[p.text for p in passages], contexts=contexts_of(passages))
+            yield source_pb2.StreamScoresRequest(texts=texts)
+            yield source_pb2.StreamScoresRequest(credit=block_pb2.Credit(blocks=len(passages)))
 
     async def close(self) -> None:
         if self._running is not None:

@@ -29,8 +29,13 @@ class SourceConfig(Settings):
     bos_token: str | None = Field(
         None, description="Token put in front of every text; default the tokenizer's BOS, else its EOS."
     )
-    max_tokens: int = Field(2047, ge=1, description="Longest text in tokens; one more is kept for BOS.")
-    max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes.")
+    eos_token: str | None = Field(
+        None, description="Token that ended documents in pretraining, for the end row; default the tokenizer's EOS."
+    )
+    max_tokens: int = Field(
+        2047, ge=1, description="Longest text in tokens, left context and EOS included; one more is kept for BOS."
+    )
+    max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
     max_tokens_in_flight: int = Field(
         4096, ge=1, description="Tokens handed to the engine at once: it builds float32 rows of the whole vocabulary."
     )

@@ -5,15 +5,48 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fusion_core.blocks import PADDING_ID, Block
+from fusion_core.blocks import PADDING_ID, Block, Int32
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.common.errors import InvalidArgumentError
+from services.common.passage import Passage
 from services.source.config import SourceConfig
 from services.source.engine import Engine, PromptScores, load_engine
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A passage in a model's tokens.
+
+    Attributes:
+        text: the passage's text.
+        context_ids: int32, the tokens before the text; they get no rows.
+        encoding: of the text, EOS behind it where the passage ends its document.
+    """
+
+    text: bytes
+    context_ids: Int32
+    encoding: Encoding
+
+
+def encode_passages(vocabulary: Vocabulary, passages: Sequence[Passage]) -> list[Prompt]:
+    """Passages in tokens. A vocabulary without EOS gives no end row."""
+    with_context = [passage for passage in passages if passage.context]
+    contexts = iter(vocabulary.encode_batch([passage.context for passage in with_context]))
+    after = iter(vocabulary.encode_batch([passage.text for passage in with_context], continues=True))
+    alone = iter(vocabulary.encode_batch([passage.text for passage in passages if not passage.context]))
+    prompts = []
+    for passage in passages:
+        context_ids = next(contexts).token_ids_T if passage.context else np.empty(0, dtype=np.int32)
+        encoding = next(after if passage.context else alone)
+        if passage.ends_document and vocabulary.eos_id is not None:
+            encoding = encoding.with_end(vocabulary.eos_id)
+        prompts.append(Prompt(passage.text, context_ids, encoding))
+    return prompts
 
 
 class Scorer:
@@ -28,7 +61,7 @@ class Scorer:
 
     @classmethod
     async def load(cls, config: SourceConfig, folder: Path) -> Scorer:
-        vocabulary = Vocabulary.from_pretrained(folder)
+        vocabulary = Vocabulary.from_pretrained(folder, eos_token=config.eos_token)
         bos_id = _bos_id(config, vocabulary)
         if config.largest_top_k > vocabulary.size:
             raise ValueError(f"top_k: {config.largest_top_k} is more than the vocabulary's {vocabulary.size} tokens")
@@ -37,8 +70,12 @@ class Scorer:
     @property
     def bos_token(self) -> str:
         """The special token in front of every text."""
-        names = self.vocabulary.special_tokens
-        return next((name for name, token_id in names.items() if token_id == self.bos_id), "")
+        return self._name(self.bos_id)
+
+    @property
+    def eos_token(self) -> str:
+        """The special token that the end row is about; empty when the tokenizer has none."""
+        return self._name(self.vocabulary.eos_id)
 
     def check_top_k(self, top_k: int | None) -> int:
         """The number of candidates to answer with; raises InvalidArgumentError when it is outside the limits."""
@@ -48,61 +85,61 @@ class Scorer:
             raise InvalidArgumentError(f"top_k: must be 1 to {self.config.largest_top_k}, got {top_k}")
         return top_k
 
-    def encode(self, texts: Sequence[bytes], field: str = "texts") -> list[Encoding]:
-        """Tokenises texts; raises InvalidArgumentError naming the text that is empty, too long or not UTF-8."""
-        for index, text in enumerate(texts):
-            if not text:
-                raise InvalidArgumentError(f"{field}[{index}]: must not be empty")
-            if len(text) > self.config.max_text_bytes:
-                raise InvalidArgumentError(
-                    f"{field}[{index}]: {len(text)} bytes; source {self.config.name} accepts "
-                    f"at most {self.config.max_text_bytes}"
-                )
-            try:
-                text.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidArgumentError(f"{field}[{index}]: not UTF-8 at byte {error.start}") from error
-        encodings = self.vocabulary.encode_batch(texts)
-        for index, encoding in enumerate(encodings):
-            num_tokens = len(encoding.token_ids_T)
+    def encode(self, passages: Sequence[Passage]) -> list[Prompt]:
+        """Tokenises passages; raises InvalidArgumentError naming the one that is too long.
+
+        Context and text are tokenised apart, the text without dummy prefix, so that a row boundary lies between them
+        whatever the tokenizer; where the cut is a boundary of the whole document's tokens, these are the same tokens.
+        """
+        prompts = encode_passages(self.vocabulary, passages)
+        for index, prompt in enumerate(prompts):
+            num_tokens = prompt.context_ids.size + prompt.encoding.num_tokens
             if not 1 <= num_tokens <= self.config.max_tokens:
+                parts = " with context and EOS" if prompt.context_ids.size or prompt.encoding.ends_document else ""
                 raise InvalidArgumentError(
-                    f"{field}[{index}]: {num_tokens} tokens; source {self.config.name} accepts "
+                    f"texts[{index}]: {num_tokens} tokens{parts}; source {self.config.name} accepts "
                     f"1 to {self.config.max_tokens}"
                 )
-        return encodings
+        return prompts
 
-    async def score(self, text: bytes, encoding: Encoding, top_k: int) -> Block:
-        """Scores one encoded text, waiting its turn while too many tokens are in flight."""
-        prompt = [self.bos_id, *encoding.token_ids_T.tolist()]
-        async with self._in_flight.hold(len(prompt)):
-            scores = await self.engine.score(prompt, top_k)
-        return to_block(text, encoding, scores, self.vocabulary)
+    async def score(self, prompt: Prompt, top_k: int) -> Block:
+        """Scores one encoded passage, waiting its turn while too many tokens are in flight."""
+        ids = [self.bos_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
+        async with self._in_flight.hold(len(ids)):
+            scores = await self.engine.score(ids, top_k)
+        return to_block(prompt, scores, self.vocabulary)
+
+    def _name(self, special_id: int | None) -> str:
+        names = self.vocabulary.special_tokens
+        return next((name for name, token_id in names.items() if token_id == special_id), "")
 
 
-def to_block(text: bytes, encoding: Encoding, scores: PromptScores, vocabulary: Vocabulary) -> Block:
-    """Puts the engine's scores into a block.
+def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Block:
+    """Puts the engine's scores into a block; the rows of the context are left out.
 
     Candidates beyond the tokenizer's ids (a padded lm_head) are dropped; their mass goes to the tail like all mass that
     is no candidate's.
     """
-    beyond_TK = scores.topk_ids_TK >= vocabulary.size
-    ids_TK = np.where(beyond_TK, np.int32(PADDING_ID), scores.topk_ids_TK)
-    logprobs_TK = np.where(beyond_TK, np.float32(-np.inf), scores.topk_logprobs_TK)
+    first, encoding = prompt.context_ids.size, prompt.encoding
+    topk_ids_TK = scores.topk_ids_TK[first:]
+    beyond_TK = topk_ids_TK >= vocabulary.size
+    ids_TK = np.where(beyond_TK, np.int32(PADDING_ID), topk_ids_TK)
+    logprobs_TK = np.where(beyond_TK, np.float32(-np.inf), scores.topk_logprobs_TK[first:])
     inside_T = np.exp(logprobs_TK.astype(np.float64)).sum(axis=1)
     with np.errstate(divide="ignore"):
         tail_T = np.log(np.clip(1.0 - inside_T, 0.0, 1.0)).astype(np.float32)
     return Block(
-        text_bytes=text,
+        text_bytes=prompt.text,
         token_ids_T=encoding.token_ids_T,
         byte_ends_T=encoding.byte_ends_T,
         topk_ids_TK=ids_TK,
         topk_logprobs_TK=logprobs_TK,
         tail_T=tail_T,
-        gold_T=scores.gold_T,
+        gold_T=scores.gold_T[first:],
         vocabulary=vocabulary.fingerprint,
         mask_T=encoding.lossless_T,
         covered_mass=float(inside_T.mean()),
+        ends_document=encoding.ends_document,
     )
 
 

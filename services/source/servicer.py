@@ -11,22 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from fusion.v1 import block_pb2, source_pb2
-from fusion_core.vocabulary import Encoding
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from services.common.flow import Pipeline
 from services.common.health import health_response
 from services.common.models import resolve_model
+from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
 from services.source.config import SourceConfig
-from services.source.scorer import Scorer
+from services.source.scorer import Prompt, Scorer
 
 logger = logging.getLogger("ray.serve")
 
 MAX_TEXTS = 256
 """Texts in one Score call, and texts that a stream may have waiting for credits."""
-
-Work = tuple[bytes, Encoding]
 
 
 class SourceServicer:
@@ -55,6 +53,7 @@ class SourceServicer:
             max_text_bytes=config.max_text_bytes,
             bos_token=self._scorer.bos_token,
             revision=self._revision,
+            eos_token=self._scorer.eos_token,
         )
 
     @unary
@@ -62,9 +61,8 @@ class SourceServicer:
         if not 1 <= len(request.texts) <= MAX_TEXTS:
             raise InvalidArgumentError(f"texts: 1 to {MAX_TEXTS} texts are allowed, got {len(request.texts)}")
         answer = self._answer(request)
-        encodings = await asyncio.to_thread(self._scorer.encode, request.texts)
-        work = zip(request.texts, encodings, strict=True)
-        return source_pb2.ScoreResponse(blocks=await asyncio.gather(*(answer(item) for item in work)))
+        prompts = await asyncio.to_thread(self._prompts, request)
+        return source_pb2.ScoreResponse(blocks=await asyncio.gather(*(answer(prompt) for prompt in prompts)))
 
     @bidirectional
     async def StreamScores(
@@ -73,7 +71,7 @@ class SourceServicer:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidArgumentError("message: a stream starts with `open`")
-        waiting: asyncio.Queue[Work | None] = asyncio.Queue()  # `read` bounds it
+        waiting: asyncio.Queue[Prompt | None] = asyncio.Queue()  # `read` bounds it
         pipeline = Pipeline(_until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
 
         async def read() -> None:
@@ -82,12 +80,10 @@ class SourceServicer:
                     case "credit":
                         pipeline.credits.grant(message.credit.blocks)
                     case "texts":
-                        texts = message.texts.texts
-                        if waiting.qsize() + len(texts) > MAX_TEXTS:
+                        if waiting.qsize() + len(message.texts.texts) > MAX_TEXTS:
                             raise ResourceExhaustedError(f"texts: at most {MAX_TEXTS} may wait for credits")
-                        encodings = await asyncio.to_thread(self._scorer.encode, texts)
-                        for item in zip(texts, encodings, strict=True):
-                            waiting.put_nowait(item)
+                        for prompt in await asyncio.to_thread(self._prompts, message.texts):
+                            waiting.put_nowait(prompt)
                     case other:
                         raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
             waiting.put_nowait(None)
@@ -123,13 +119,17 @@ class SourceServicer:
         dtype = check_dtype(request.dtype)
         top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
 
-        async def answer(work: Work) -> block_pb2.TokenBlock:
-            return encode_block(await self._scorer.score(*work, top_k), dtype)
+        async def answer(prompt: Prompt) -> block_pb2.TokenBlock:
+            return encode_block(await self._scorer.score(prompt, top_k), dtype)
 
         return answer
 
+    def _prompts(self, request: source_pb2.ScoreRequest | source_pb2.ScoreTexts) -> list[Prompt]:
+        limit = self._config.max_text_bytes
+        return self._scorer.encode(passages_of(request.texts, request.contexts, max_text_bytes=limit))
 
-async def _until_none(queue: asyncio.Queue[Work | None]) -> AsyncIterator[Work]:
+
+async def _until_none(queue: asyncio.Queue[Prompt | None]) -> AsyncIterator[Prompt]:
     while (item := await queue.get()) is not None:
         yield item
 

@@ -16,6 +16,7 @@ from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.errors import InvalidArgumentError
 from services.common.models import resolve_model
+from services.common.passage import Passage
 from services.common.wire import decode_block
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
@@ -34,8 +35,7 @@ TEXTS = [
 def scored_here(config: SourceConfig, texts: list[bytes], top_k: int) -> list[Block]:
     async def run() -> list[Block]:
         scorer = await Scorer.load(config, resolve_model(config.model))
-        encodings = scorer.encode(texts)
-        blocks = [await scorer.score(t, e, top_k) for t, e in zip(texts, encodings, strict=True)]
+        blocks = [await scorer.score(prompt, top_k) for prompt in scorer.encode(list(map(Passage, texts)))]
         scorer.engine.close()
         return blocks
 
@@ -114,7 +114,7 @@ def test_tokens_in_flight_are_bounded(tmp_path: Path) -> None:
     async def run() -> None:
         scorer = await Scorer.load(config, folder)
         texts = [sentences(100, seed=n).encode()[:100] for n in range(6)]
-        encodings = scorer.encode(texts)
+        prompts = scorer.encode(list(map(Passage, texts)))
         peak = 0
         score = scorer.engine.score
 
@@ -129,11 +129,11 @@ def test_tokens_in_flight_are_bounded(tmp_path: Path) -> None:
 
         running = 0
         scorer.engine.score = watched  # type: ignore[assignment]
-        blocks = await asyncio.gather(*(scorer.score(t, e, 4) for t, e in zip(texts, encodings, strict=True)))
+        blocks = await asyncio.gather(*(scorer.score(prompt, 4) for prompt in prompts))
         assert [block.text_bytes for block in blocks] == texts
         assert peak <= 201
         with pytest.raises(InvalidArgumentError, match="accepts 1 to 200"):
-            scorer.encode([b"1 2 3 " * 100])
+            scorer.encode([Passage(b"1 2 3 " * 100)])
         scorer.engine.close()
 
     asyncio.run(run())

@@ -14,6 +14,7 @@ import pytest
 from fusion.v1 import source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
 from services.common.errors import InvalidArgumentError, UnavailableError
+from services.common.passage import Passage
 from services.common.wire import encode_block
 from services.source.client import ScoreStream
 from tests.services.blocks import random_block
@@ -60,7 +61,7 @@ def with_server(run: Callable[[ScoreStream, Scripted], Awaitable[None]]) -> None
 def test_answers_keep_their_order_on_one_stream() -> None:
     async def run(stream: ScoreStream, servicer: Scripted) -> None:
         texts = [f"text {n}".encode() for n in range(200)]
-        blocks = await asyncio.gather(*(stream.score(text) for text in texts))
+        blocks = await asyncio.gather(*(stream.score(Passage(text)) for text in texts))
         assert [block.text_bytes for block in blocks] == texts
         assert servicer.streams == 1
 
@@ -74,8 +75,8 @@ def test_answers_keep_their_order_on_one_stream() -> None:
 def test_a_bad_answer_fails_at_once_and_the_next_text_finds_a_new_stream(text: bytes, error: type[Exception]) -> None:
     async def run(stream: ScoreStream, servicer: Scripted) -> None:
         with pytest.raises((error, UnavailableError)):
-            await stream.score(text)
-        assert (await stream.score(b"good")).text_bytes == b"good"
+            await stream.score(Passage(text))
+        assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
         assert servicer.streams == 2
 
     with_server(run)
@@ -83,10 +84,10 @@ def test_a_bad_answer_fails_at_once_and_the_next_text_finds_a_new_stream(text: b
 
 def test_a_block_for_no_text_breaks_the_stream() -> None:
     async def run(stream: ScoreStream, servicer: Scripted) -> None:
-        answers = [stream.score(b"twice")]
+        answers = [stream.score(Passage(b"twice"))]
         results: list[Block | BaseException] = await asyncio.gather(*answers, return_exceptions=True)
         assert isinstance(results[0], Block | UnavailableError)
-        assert (await stream.score(b"good")).text_bytes == b"good"
+        assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
 
     with_server(run)
 
@@ -116,7 +117,7 @@ def test_credits_are_sent_for_every_text() -> None:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         stream = ScoreStream(f"127.0.0.1:{port}", "s", top_k=4)
-        await asyncio.gather(*(stream.score(f"text {n}".encode()) for n in range(50)))
+        await asyncio.gather(*(stream.score(Passage(f"text {n}".encode())) for n in range(50)))
         await stream.close()
         await server.stop(None)
 

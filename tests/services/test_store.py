@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from fusion.v1 import source_pb2
+from services.common.passage import Passage
 from services.fusion.store import BlockStore
 from tests.services.blocks import random_block
 
+ABC = Passage(b"abc")
 
-def key(top_k: int = 4, text: bytes = b"abc", **changes: str) -> str:
-    return BlockStore.key(source_pb2.GetSourceInfoResponse(**changes), top_k, text)
+
+def key(top_k: int = 4, passage: Passage = ABC, **changes: str) -> str:
+    return BlockStore.key(source_pb2.GetSourceInfoResponse(**changes), top_k, passage)
 
 
 def test_put_then_get(tmp_path: Path) -> None:
@@ -27,7 +30,13 @@ def test_put_then_get(tmp_path: Path) -> None:
 
 def test_key_depends_on_all_that_matters() -> None:
     fields = ("revision", "vocabulary", "bos_token", "engine", "dtype")
-    changed = [key(), key(top_k=5), key(text=b"abd"), *(key(**{field: "x"}) for field in fields)]
+    passages = [Passage(b"abd"), Passage(b"abc", b"x"), Passage(b"bc", b"a"), Passage(b"abc", ends_document=True)]
+    changed = [
+        key(),
+        key(top_k=5),
+        *(key(passage=passage) for passage in passages),
+        *(key(**{field: "x"}) for field in fields),
+    ]
     assert len(set(changed)) == len(changed)
 
 
