@@ -108,8 +108,8 @@ def resolve_model(name_or_path: str) -> Path:
             raise ValueError(f"model {name_or_path} is not there yet: run `fusion models fetch {name_or_path}`")
         return folder
     folder = Path(name_or_path).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.absolute()
+    if (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file():
+        return folder.absolute()  # a tokenizer alone is enough for engine synthetic; other engines ask for the rest
     problem = "has no config.json" if folder.is_dir() else "does not exist"
     known = f"a catalogue model ({', '.join(MODELS)}) after `fusion models fetch NAME`"
     raise ValueError(f"model folder {name_or_path} {problem}; give a Hugging Face folder, or {known}")

@@ -1,6 +1,7 @@
 """Decorators for the methods of a Ray Serve gRPC deployment: token checked, exceptions turned into status codes.
 
-Serve's proxy takes no interceptors, so what an interceptor would do stands here.
+Serve's proxy takes no interceptors, so what an interceptor would do stands here. A service that has a method
+`record_failure(code)` is told about every call that fails.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ Response = TypeVar("Response")
 _OUR_FAULT = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
-def _set_status(grpc_context: Any, error: BaseException) -> None:
+def _set_status(service: Any, grpc_context: Any, error: BaseException) -> None:
     code, message = status_of(error)
+    if record_failure := getattr(service, "record_failure", None):
+        record_failure(code)
     grpc_context.set_code(code)
     grpc_context.set_details(message)
     if code in _OUR_FAULT:
@@ -55,7 +58,7 @@ def _unary(
             check(grpc_context.invocation_metadata())
             return await method(self, request)
         except BaseException as error:
-            _set_status(grpc_context, error)
+            _set_status(self, grpc_context, error)
             raise
 
     del call.__wrapped__  # Serve must see the grpc_context parameter
@@ -75,7 +78,7 @@ def bidirectional(
                 async for response in responses:
                     yield response
         except BaseException as error:
-            _set_status(grpc_context, error)
+            _set_status(self, grpc_context, error)
             raise
 
     del call.__wrapped__  # Serve must see the grpc_context parameter

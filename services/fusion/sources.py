@@ -127,6 +127,8 @@ class Source:
     async def _checked_info(self) -> source_pb2.GetSourceInfoResponse:
         if self._info is None:
             info = await self._client.info()
+            if info.problem:
+                raise UnavailableError(info.problem)
             if info.vocabulary != self.vocabulary.fingerprint:
                 raise FailedPreconditionError(
                     f"source {self.name}: serves vocabulary {info.vocabulary}, but {self.endpoint.model} as configured "

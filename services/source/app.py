@@ -16,14 +16,39 @@ SERVICER = "fusion.v1.source_pb2_grpc.add_SourceServiceServicer_to_server"
 def build(args: dict[str, Any]) -> Application:
     """The application for a source that has no address of its own."""
     config = SourceConfig.model_validate(args)
-    deployment = serve.deployment(
-        name="source",
-        num_replicas=config.num_replicas,
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-        health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=20,
-    )(SourceServicer)
-    application: Application = deployment.bind(config)
+    application: Application = serve.deployment(**deployment_options(config))(SourceServicer).bind(config)
     return application
+
+
+def deployment_options(config: SourceConfig) -> dict[str, Any]:
+    """Options of `serve.deployment`: how many replicas, where, and how fast a dead one is noticed."""
+    options: dict[str, Any] = {
+        "name": "source",
+        "max_ongoing_requests": config.max_ongoing_requests,
+        "max_queued_requests": config.max_queued_requests,
+        "health_check_period_s": 2,  # Serve wants three failures in a row before it replaces a replica
+        "health_check_timeout_s": 60,
+        "graceful_shutdown_timeout_s": 20,
+    }
+    if config.autoscaling is None:
+        options["num_replicas"] = config.num_replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": config.autoscaling.min_replicas,
+            "max_replicas": config.autoscaling.max_replicas,
+            "initial_replicas": max(1, config.autoscaling.min_replicas),
+            "target_ongoing_requests": config.autoscaling.target_ongoing_requests,
+            "upscale_delay_s": config.autoscaling.upscale_delay_seconds,
+            "downscale_delay_s": config.autoscaling.downscale_delay_seconds,
+        }
+    if config.places_workers:
+        # vLLM's Ray executor puts a worker on each GPU bundle of the replica's own placement group; the replica itself
+        # holds no GPU and lives in the first bundle.
+        bundles: list[dict[str, float]] = [{"GPU": 1} for _ in range(config.num_workers)]
+        bundles[0]["CPU"] = config.num_cpus
+        options["placement_group_bundles"] = bundles
+        options["placement_group_strategy"] = config.placement_strategy
+        options["ray_actor_options"] = {"num_cpus": config.num_cpus}
+    else:
+        options["ray_actor_options"] = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
+    return options

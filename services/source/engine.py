@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_core.blocks import Float32, Int32
+from services.common.errors import UnavailableError
 from services.source.config import SourceConfig
+
+
+class EngineDiedError(UnavailableError):
+    """The engine's process is gone: the call may be tried again, another replica will answer it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +35,19 @@ class PromptScores:
 
 
 class Engine(ABC):
-    """A loaded model. Created on the event loop that it serves."""
+    """A loaded model. Created on the event loop that it serves.
+
+    Attributes:
+        name_and_version: such as "vllm 0.32.0".
+        dtype: the type that the model computes in.
+        path: how log-probabilities leave the engine: "tap" or "flat" for vllm, "arrays" for engines in this process.
+        determinism: what may differ when a text is scored again, in a sentence.
+    """
 
     name_and_version: str
     dtype: str
+    path: str
+    determinism: str
 
     @classmethod
     @abstractmethod
@@ -55,6 +69,10 @@ class Engine(ABC):
 
 async def load_engine(config: SourceConfig, folder: Path) -> Engine:
     """The engine that the configuration names."""
+    if config.engine == "synthetic":
+        from services.source.synthetic_engine import SyntheticEngine
+
+        return await SyntheticEngine.load(config, folder)
     if config.engine == "vllm":
         from services.source.vllm_engine import VllmEngine
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,14 @@ import numpy as np
 
 from fusion_core.blocks import PADDING_ID, Block, Int32
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.errors import InvalidArgumentError
+from services.common.errors import InvalidArgumentError, UnavailableError
 from services.common.passage import Passage
+from services.source.admission import Admission
+from services.source.canary import TEXTS, CanaryRecord, implausible
 from services.source.config import SourceConfig
 from services.source.engine import Engine, PromptScores, load_engine
+from services.source.limits import tokens_in_flight
+from services.source.metrics import SourceMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,22 @@ def encode_passages(vocabulary: Vocabulary, passages: Sequence[Passage]) -> list
 
 
 class Scorer:
-    """A source model ready to score. Use `Scorer.load` on the event loop that will call `score`."""
+    """A source model ready to score. Use `Scorer.load` on the event loop that will call `score`.
 
-    def __init__(self, config: SourceConfig, engine: Engine, vocabulary: Vocabulary, bos_id: int) -> None:
+    Attributes:
+        problem: why nothing more is served: the model was found broken. None as long as it is sound.
+    """
+
+    def __init__(
+        self, config: SourceConfig, engine: Engine, vocabulary: Vocabulary, bos_id: int, max_tokens_in_flight: int
+    ) -> None:
         self.config = config
         self.engine = engine
         self.vocabulary = vocabulary
         self.bos_id = bos_id
-        self._in_flight = _Budget(config.max_tokens_in_flight)
+        self.problem: str | None = None
+        self.metrics = SourceMetrics(config.name)
+        self.admission = Admission(max_tokens_in_flight)
 
     @classmethod
     async def load(cls, config: SourceConfig, folder: Path) -> Scorer:
@@ -65,7 +76,8 @@ class Scorer:
         bos_id = _bos_id(config, vocabulary)
         if config.largest_top_k > vocabulary.size:
             raise ValueError(f"top_k: {config.largest_top_k} is more than the vocabulary's {vocabulary.size} tokens")
-        return cls(config, await load_engine(config, folder), vocabulary, bos_id)
+        bound = tokens_in_flight(config, folder)
+        return cls(config, await load_engine(config, folder), vocabulary, bos_id, bound)
 
     @property
     def bos_token(self) -> str:
@@ -103,15 +115,54 @@ class Scorer:
         return prompts
 
     async def score(self, prompt: Prompt, top_k: int) -> Block:
-        """Scores one encoded passage, waiting its turn while too many tokens are in flight."""
+        """Scores one encoded passage, waiting its turn while too many tokens are in flight.
+
+        Raises UnavailableError once the model is known to be broken.
+        """
         ids = [self.bos_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
-        async with self._in_flight.hold(len(ids)):
-            scores = await self.engine.score(ids, top_k)
-        return to_block(prompt, scores, self.vocabulary)
+        return to_block(prompt, await self._ask_engine(ids, top_k), self.vocabulary)
 
     def _name(self, special_id: int | None) -> str:
         names = self.vocabulary.special_tokens
         return next((name for name, token_id in names.items() if token_id == special_id), "")
+
+    async def check_canary(self, record: CanaryRecord) -> None:
+        """Scores the canary texts; what it finds is from then on this scorer's `problem`."""
+        top_k = min(8, self.config.largest_top_k)
+        try:
+            prompts = [
+                [self.bos_id, *encoding.token_ids_T[: self.config.max_tokens].tolist()]
+                for encoding in self.vocabulary.encode_batch(TEXTS)
+            ]
+            drift = record.drift(np.concatenate([(await self._ask_engine(p, top_k)).gold_T for p in prompts]))
+        except UnavailableError:
+            return  # the problem is noted, or the engine is gone
+        if drift > self.config.canary.tolerance_nats:
+            self._break(f"the canary texts score {drift:.3f} nats per token off their first run on these weights")
+        self.metrics.canary_ok.set(self.problem is None)
+
+    async def _ask_engine(self, prompt: list[int], top_k: int) -> PromptScores:
+        """The engine's answer within its limits, looked at before anyone sees it."""
+        arrived = time.perf_counter()
+        async with self.admission.hold(len(prompt)):
+            if self.problem is not None:
+                raise UnavailableError(self.problem)
+            entered = time.perf_counter()
+            self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
+            scores = await self.engine.score(prompt, top_k)
+        self.metrics.queue_seconds.inc(entered - arrived)
+        self.metrics.engine_seconds.inc(time.perf_counter() - entered)
+        self.metrics.texts_scored.inc()
+        self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
+        if (found := implausible(scores, self.vocabulary.size)) is not None:
+            self._break(found)
+        if self.problem is not None:
+            raise UnavailableError(self.problem)
+        return scores
+
+    def _break(self, problem: str) -> None:
+        self.problem = f"source {self.config.name} serves nothing more: {problem}"
+        self.metrics.canary_ok.set(0)
 
 
 def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Block:
@@ -155,28 +206,3 @@ def _bos_id(config: SourceConfig, vocabulary: Vocabulary) -> int:
     raise ValueError(
         f"bos_token: the tokenizer of {config.model} has neither BOS nor EOS; name the token to start with"
     )
-
-
-class _Budget:
-    """A first-come, first-served bound on a sum: tokens handed to the engine."""
-
-    def __init__(self, limit: int) -> None:
-        self._free = limit
-        self._turn = asyncio.Lock()
-        self._returned = asyncio.Event()
-
-    @asynccontextmanager
-    async def hold(self, amount: int) -> AsyncIterator[None]:
-        await self._acquire(amount)
-        try:
-            yield
-        finally:
-            self._free += amount
-            self._returned.set()
-
-    async def _acquire(self, amount: int) -> None:
-        async with self._turn:
-            while self._free < amount:
-                self._returned.clear()
-                await self._returned.wait()
-            self._free -= amount

@@ -10,14 +10,22 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from fusion.v1 import block_pb2, source_pb2
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from services.common.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from services.common.flow import Pipeline
 from services.common.health import health_response
 from services.common.models import resolve_model
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
+from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
 from services.source.scorer import Prompt, Scorer
 
@@ -36,7 +44,14 @@ class SourceServicer:
         revision = asyncio.get_running_loop().run_in_executor(None, _revision, folder)
         self._scorer = await Scorer.load(config, folder)
         self._revision = await revision
-        logger.info("source %s serves %s on %s", config.name, config.model, self._scorer.engine.name_and_version)
+        engine = self._scorer.engine
+        logger.info("source %s serves %s on %s", config.name, config.model, engine.name_and_version)
+        identity = (self._revision, self._scorer.vocabulary.fingerprint, self._scorer.bos_token)
+        record = CanaryRecord((*identity, engine.name_and_version, engine.dtype))
+        await self._scorer.check_canary(record)  # before anyone can ask
+        if self._scorer.problem is not None:
+            logger.error("%s", self._scorer.problem)
+        self._canary = asyncio.create_task(_repeat(config.canary.interval_seconds, self._scorer, record))
 
     @unary
     async def GetSourceInfo(self, request: source_pb2.GetSourceInfoRequest) -> source_pb2.GetSourceInfoResponse:
@@ -54,6 +69,10 @@ class SourceServicer:
             bos_token=self._scorer.bos_token,
             revision=self._revision,
             eos_token=self._scorer.eos_token,
+            logprobs_path=self._scorer.engine.path,
+            determinism=self._scorer.engine.determinism,
+            max_tokens_in_flight=self._scorer.admission.max_tokens,
+            problem=self._scorer.problem or "",
         )
 
     @unary
@@ -94,7 +113,7 @@ class SourceServicer:
 
     @public_unary
     async def Check(self, request: Any) -> Any:
-        problem = None
+        problem = self._scorer.problem
         try:
             await self._scorer.engine.check_health()
         except Exception as error:
@@ -102,8 +121,15 @@ class SourceServicer:
         return health_response(request, "fusion.v1.SourceService", problem)
 
     async def check_health(self) -> None:
-        """Serve's own probe: a replica whose engine died is replaced."""
+        """Serve's own probe: a replica whose engine died is replaced.
+
+        One whose model is broken is not: it stays and says why, because the weights on disk may be the reason.
+        """
         await self._scorer.engine.check_health()
+
+    def record_failure(self, code: grpc.StatusCode) -> None:
+        """Called for every call that ends with an error, see services/common/rpc.py."""
+        self._scorer.metrics.errors.inc(1, {"code": code.name})
 
     def __del__(self) -> None:
         if scorer := getattr(self, "_scorer", None):
@@ -119,14 +145,28 @@ class SourceServicer:
         dtype = check_dtype(request.dtype)
         top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
 
+        if self._scorer.problem is not None:
+            raise UnavailableError(self._scorer.problem)
+
         async def answer(prompt: Prompt) -> block_pb2.TokenBlock:
-            return encode_block(await self._scorer.score(prompt, top_k), dtype)
+            message = encode_block(await self._scorer.score(prompt, top_k), dtype)
+            self._scorer.metrics.tokens_scored.inc(message.num_tokens)
+            self._scorer.metrics.wire_bytes.inc(message.ByteSize())
+            return message
 
         return answer
 
     def _prompts(self, request: source_pb2.ScoreRequest | source_pb2.ScoreTexts) -> list[Prompt]:
         limit = self._config.max_text_bytes
         return self._scorer.encode(passages_of(request.texts, request.contexts, max_text_bytes=limit))
+
+
+async def _repeat(interval_seconds: float | None, scorer: Scorer, record: CanaryRecord) -> None:
+    while interval_seconds is not None and scorer.problem is None:
+        await asyncio.sleep(interval_seconds)
+        await scorer.check_canary(record)
+        if scorer.problem is not None:
+            logger.error("%s", scorer.problem)
 
 
 async def _until_none(queue: asyncio.Queue[Prompt | None]) -> AsyncIterator[Prompt]:

@@ -20,6 +20,9 @@ _ROWS_AT_ONCE = 256
 class TransformersEngine(Engine):
     """A model on one device, one prompt at a time on a thread of its own."""
 
+    path = "arrays"
+    determinism = "the same text scores the same on the same machine: every text runs alone"
+
     def __init__(self, model: Any, version: str, dtype: str) -> None:
         self._model = model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
