@@ -90,3 +90,11 @@ def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
     """The exception for a status code that a client received."""
     cls = _BY_CODE.get(code)
     return cls(message) if cls else ServiceError(f"{code.name}: {message}")
+
+
+def error_of_call(error: grpc.RpcError, where: str) -> ServiceError:
+    """The exception for a call that failed at the client; `where` names the service that was asked."""
+    code, details = error.code(), error.details() or ""
+    # A replica that dies takes its calls with it, and Serve reports that as INTERNAL, in words of its own.
+    died = code is grpc.StatusCode.INTERNAL and not details.startswith(INTERNAL_ERROR)
+    return UnavailableError(f"{where}: {details}") if died else error_of(code, f"{where}: {details}")

@@ -17,13 +17,18 @@ from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.cursor import Cursor
-from services.common.errors import INTERNAL_ERROR, FailedPreconditionError, ServiceError, UnavailableError, error_of
+from services.common.errors import (
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    ServiceError,
+    UnavailableError,
+    error_of_call,
+)
 from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
 
 logger = logging.getLogger(__name__)
 
-_RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
 _LONGEST_PAUSE_SECONDS = 15.0
 
 
@@ -173,12 +178,10 @@ class FusionClient:
         try:
             return call()
         except grpc.RpcError as error:
-            message = f"{self.application} at {self.address}: {error.details()}"
-            # A replica that dies takes the call with it; Serve reports that as INTERNAL, in words of its own.
-            died = error.code() == grpc.StatusCode.INTERNAL and not (error.details() or "").startswith(INTERNAL_ERROR)
-            if error.code() in _RETRYABLE or died:
-                raise UnavailableError(message) from error
-            raise error_of(error.code(), message) from error
+            problem = error_of_call(error, f"{self.application} at {self.address}")
+            if isinstance(problem, ResourceExhaustedError):
+                raise UnavailableError(str(problem)) from error
+            raise problem from error
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return call_metadata(self.application, self._token)

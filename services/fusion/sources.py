@@ -30,6 +30,7 @@ from services.source.client import ScoreStream, SourceClient
 logger = logging.getLogger("ray.serve")
 
 _FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 15.0
 
 
 class Source:
@@ -100,7 +101,7 @@ class Source:
                     raise UnavailableError(f"source {self.name}: {error or 'no answer before the deadline'}") from error
                 logger.warning("source %s, attempt %d: %s", self.name, attempt, error)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause *= 2
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable")
 
     async def _score_once(self, passage: Passage, stream: ScoreStream | None) -> Block:

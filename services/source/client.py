@@ -13,11 +13,9 @@ from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_aio_channel
-from services.common.errors import InvalidArgumentError, ServiceError, UnavailableError, error_of
+from services.common.errors import InvalidArgumentError, ServiceError, UnavailableError, error_of_call
 from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
-
-_SEND_FAILED = "Internal error from Core"
 
 
 def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
@@ -62,7 +60,7 @@ class SourceClient:
         try:
             return await method(request, metadata=call_metadata(self.application), timeout=timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            raise error_of(error.code(), f"source {self.application} at {self.address}: {error.details()}") from error
+            raise error_of_call(error, f"source {self.application} at {self.address}") from error
 
     async def close(self) -> None:
         await self._channel.close()
@@ -109,10 +107,8 @@ class ScoreStream:
                         if not answer.done():  # its caller may have given up waiting
                             answer.set_result(block)
         except grpc.aio.AioRpcError as error:
-            message = f"source {self._application} at {self._address}: {error.details()}"
-            # A text sent while the source ends the stream fails locally, and hides the status that the source gave.
-            lost = error.code() == grpc.StatusCode.INTERNAL and error.details() == _SEND_FAILED
-            problem = UnavailableError(message) if lost else error_of(error.code(), message)
+            # A text sent while the source ends the stream fails locally with INTERNAL, and hides the real status.
+            problem = error_of_call(error, f"source {self._application} at {self._address}")
         except ServiceError as error:
             problem = error
         finally:

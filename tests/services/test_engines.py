@@ -49,6 +49,7 @@ def test_vllm_behind_grpc_agrees_with_transformers(live: Live) -> None:
         request = source_pb2.ScoreRequest(texts=TEXTS, top_k=16, dtype=block_pb2.LOGPROB_DTYPE_FLOAT32)
         response = stub.Score(request, metadata=call_metadata("smollm2"), timeout=300)
     assert info.engine.startswith("vllm ")
+    assert info.logprobs_path == "tap"  # "flat": the installed vLLM has moved the door, see vllm_tap.py
     over_grpc = [decode_block(message) for message in response.blocks]
     config = live.recipe.sources[0].model_copy(update={"engine": "transformers", "engine_args": {}})
     for served, here in zip(over_grpc, scored_here(config, TEXTS, 16), strict=True):
