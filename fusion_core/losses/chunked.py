@@ -52,6 +52,7 @@ def fused_losses(
     fusion_weights_N: Tensor | None = None,
     loss: FusionLoss = "cross_entropy",
     temperature: float = 1.0,
+    beta: float = 0.5,
     vocabulary_size: int | None = None,
     chunk_tokens: int | None = None,
 ) -> Losses:
@@ -66,6 +67,7 @@ def fused_losses(
         fusion_weights_N: weight of every row's fusion term; rows that are masked count nothing. Required with rows.
         loss: divergence between fused row and model; see `fusion_core.losses.buckets`.
         temperature: for the fusion term.
+        beta: of `jsd`, between 0 and 1.
         vocabulary_size: number of ids; all rows of the lm_head when not set.
         chunk_tokens: tokens per chunk; by default as many as make 64 MiB of logits, or as much as the hidden states
             take if that is more (so that the lm_head's gradient is not read and written too often).
@@ -74,6 +76,8 @@ def fused_losses(
         raise ValueError(f"loss: expected one of {', '.join(FUSION_LOSSES)}, got {loss!r}")
     if temperature <= 0:
         raise ValueError(f"temperature: expected more than 0, got {temperature}")
+    if not 0 < beta < 1:
+        raise ValueError(f"beta: expected a number between 0 and 1, got {beta}")
     if (rows is None) != (fusion_weights_N is None):
         raise ValueError("fusion_weights_N: required with rows, and only then")
     size = head_VD.shape[0] if vocabulary_size is None else vocabulary_size
@@ -88,7 +92,7 @@ def fused_losses(
         rows,
         clm_weights_N,
         fusion_weights_N,
-        _Plan(loss=loss, temperature=temperature, vocabulary_size=size, chunk_tokens=min(chunk, max(1, num_tokens))),
+        _Plan(loss, temperature, beta, vocabulary_size=size, chunk_tokens=min(chunk, max(1, num_tokens))),
     )
     return Losses(total=total, clm_N=clm_N, fusion_N=None if rows is None else fusion_N)
 
@@ -97,6 +101,7 @@ def fused_losses(
 class _Plan:
     loss: FusionLoss
     temperature: float
+    beta: float
     vocabulary_size: int
     chunk_tokens: int
 
@@ -123,14 +128,16 @@ class _ChunkedLosses(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
         # The accumulator is float32 whatever the weights are: chunks add up.
         grad_head_VD = torch.zeros_like(head_VD, dtype=dtype) if need_head else None
-        buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, plan.vocabulary_size), dtype=dtype)
+        # All chunks share these: fresh pages for every chunk would cost more than the arithmetic on them.
+        logits_buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, plan.vocabulary_size))
+        probs_buffer_CV = torch.empty_like(logits_buffer_CV, dtype=dtype)
 
         for start in range(0, num_tokens, plan.chunk_tokens):
             stop = min(start + plan.chunk_tokens, num_tokens)
             hidden_CD = hidden_ND[start:stop]
-            logits_CV = (hidden_CD @ used_VD.T).to(dtype)
-            probs_CV = torch.log_softmax(logits_CV, dim=-1, out=buffer_CV[: stop - start])
-            del logits_CV
+            logits_CV = torch.mm(hidden_CD, used_VD.T, out=logits_buffer_CV[: stop - start])
+            probs_CV = probs_buffer_CV[: stop - start]
+            torch.log_softmax(logits_CV, dim=-1, dtype=dtype, out=probs_CV)
             tokens_C1 = token_ids_N[start:stop, None]
             clm_N[start:stop] = -probs_CV.gather(1, tokens_C1)[:, 0]
             weights_C1 = clm_weights_N[start:stop, None]
@@ -143,27 +150,37 @@ class _ChunkedLosses(torch.autograd.Function):
                     probs_CV, rows.slice(start, stop), weights_C1, fusion_weights_N[start:stop].to(dtype), plan
                 )
             grad_CV.scatter_add_(1, tokens_C1, -weights_C1)
-            grad_CV = grad_CV.to(hidden_ND.dtype)
+            if grad_CV.dtype != hidden_ND.dtype:
+                grad_CV = logits_CV.copy_(grad_CV)
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, used_VD, out=grad_hidden_ND[start:stop])
             if grad_head_VD is not None:
-                grad_head_VD[: plan.vocabulary_size] += grad_CV.T @ hidden_CD
+                _add_product(grad_head_VD[: plan.vocabulary_size], grad_CV.T, hidden_CD)
 
         total = (clm_N * clm_weights_N).sum()
         if fusion_weights_N is not None:
             total = total + (fusion_N * fusion_weights_N).sum()
+        ctx.used = False
         ctx.save_for_backward(grad_hidden_ND, None if grad_head_VD is None else grad_head_VD.to(head_VD.dtype))
         ctx.mark_non_differentiable(clm_N, fusion_N)
         return total, clm_N, fusion_N
 
     @staticmethod
     def backward(ctx, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
-        return (
-            None if grad_hidden_ND is None else grad_hidden_ND * grad_total.to(grad_hidden_ND.dtype),
-            None if grad_head_VD is None else grad_head_VD * grad_total.to(grad_head_VD.dtype),
-            *([None] * 5),
-        )
+        if ctx.used:
+            raise RuntimeError("fused_losses: the gradient is formed once and given away; call it again instead")
+        ctx.used = True
+        # In place: a second copy of the lm_head's gradient would be the largest tensor of the step.
+        grads = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in ctx.saved_tensors]
+        return (*grads, *([None] * 5))
+
+
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """Adds a matrix product, without a temporary where the types allow it."""
+    if sum_VD.dtype == left_VC.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD += left_VC @ right_CD
 
 
 def _fusion_chunk(
@@ -189,7 +206,7 @@ def _fusion_chunk(
     weights_C = fusion_weights_C.masked_fill(~rows.mask_N, 0.0)
     with torch.enable_grad():
         model_CJ = torch.cat([support_CK, outside_C1.log()], dim=1).detach().requires_grad_()
-        fusion_C = bucket_divergence(model_CJ, fused_CJ, plan.loss, plan.temperature)
+        fusion_C = bucket_divergence(model_CJ, fused_CJ, plan.loss, plan.temperature, plan.beta)
         (grad_CJ,) = torch.autograd.grad((fusion_C * weights_C).sum(), model_CJ)
     grad_CJ = grad_CJ.masked_fill(~torch.isfinite(model_CJ), 0.0)
     sum_C1 = grad_CJ.sum(dim=1, keepdim=True)

@@ -34,7 +34,14 @@ def random_rows(generator: torch.Generator, n: int, k: int, v: int, dtype: torch
 
 
 def oracle(
-    hidden: Tensor, head: Tensor, tokens: Tensor, rows: SparseRows | None, loss: str, temperature: float, size: int
+    hidden: Tensor,
+    head: Tensor,
+    tokens: Tensor,
+    rows: SparseRows | None,
+    loss: str,
+    temperature: float,
+    size: int,
+    beta: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """CLM and fusion loss per row, dense, from the definitions."""
     logprobs = torch.log_softmax(hidden @ head[:size].T, dim=1)
@@ -61,10 +68,9 @@ def oracle(
             on_p = p > 0
             value = (p[on_p] * (p[on_p].log() - q[on_p].log().clamp_min(-20.0))).sum()
         else:
-            m, on_p = (p + q) / 2, p > 0
-            value = (
-                0.5 * (p[on_p] * (p[on_p] / m[on_p]).log()).sum() + 0.5 * (q[on_q] * (q[on_q] / m[on_q]).log()).sum()
-            )
+            m, on_p = (1 - beta) * p + beta * q, p > 0
+            of_p, of_q = (p[on_p] * (p[on_p] / m[on_p]).log()).sum(), (q[on_q] * (q[on_q] / m[on_q]).log()).sum()
+            value = (1 - beta) * of_p + beta * of_q
         fusion.append(value * temperature**2)
     return clm, torch.stack(fusion)
 
@@ -79,9 +85,10 @@ def oracle(
     chunk=st.integers(1, 10),
     loss=st.sampled_from(FUSION_LOSSES),
     temperature=st.sampled_from([0.5, 1.0, 1.0, 2.0]),
+    beta=st.sampled_from([0.5, 0.1, 0.9]),
     lambda_=st.sampled_from([0.0, 0.1, 0.9, 1.0]),
 )
-def test_values_and_gradients_equal_the_dense_oracle(seed, n, v, padding, k, chunk, loss, temperature, lambda_):
+def test_values_and_gradients_equal_the_dense_oracle(seed, n, v, padding, k, chunk, loss, temperature, beta, lambda_):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
     head = torch.randn(v + padding, 4, generator=generator, dtype=torch.float64).requires_grad_()
@@ -93,9 +100,9 @@ def test_values_and_gradients_equal_the_dense_oracle(seed, n, v, padding, k, chu
     losses = fused_losses(
         hidden, head, tokens, rows,
         clm_weights_N=clm_weights, fusion_weights_N=fusion_weights,
-        loss=loss, temperature=temperature, vocabulary_size=v, chunk_tokens=chunk,
+        loss=loss, temperature=temperature, beta=beta, vocabulary_size=v, chunk_tokens=chunk,
     )  # fmt: skip
-    clm, fusion = oracle(hidden, head, tokens, rows, loss, temperature, v)
+    clm, fusion = oracle(hidden, head, tokens, rows, loss, temperature, v, beta)
     expected = (clm * clm_weights).sum() + (fusion * fusion_weights).sum()
 
     torch.testing.assert_close(losses.clm_N, clm.detach(), rtol=1e-9, atol=1e-9)
@@ -206,6 +213,7 @@ def test_clm_only_frozen_head_and_no_rows():
     ("change", "message"),
     [
         ({"loss": "huber"}, "loss: expected one of cross_entropy"),
+        ({"beta": 1.0}, "beta: expected a number between 0 and 1"),
         ({"temperature": 0.0}, "temperature: expected more than 0"),
         ({"vocabulary_size": 12}, "vocabulary_size: expected 1 to 9"),
         ({"fusion_weights_N": None}, "fusion_weights_N"),
@@ -217,6 +225,14 @@ def test_mistakes_name_the_argument(change, message):
     settings_ = {"clm_weights_N": torch.ones(3), "fusion_weights_N": torch.ones(3), **change}
     with pytest.raises(ValueError, match=message):
         fused_losses(torch.randn(3, 4), torch.randn(9, 4), torch.zeros(3).long(), rows, **settings_)
+
+
+def test_a_gradient_that_was_given_away_is_not_given_twice():
+    hidden = torch.randn(3, 4, requires_grad=True)
+    losses = fused_losses(hidden, torch.randn(9, 4), torch.zeros(3).long(), None, clm_weights_N=torch.ones(3))
+    losses.total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="given away"):
+        losses.total.backward()
 
 
 def test_rows_of_different_lengths_are_refused():
