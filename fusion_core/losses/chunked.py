@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ _CHUNK_ELEMENTS = 1 << 24
 """Logits per chunk: 64 MiB of float32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Losses:
+class Losses(NamedTuple):
     """Result of `fused_losses`.
 
     Attributes:

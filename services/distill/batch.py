@@ -1,6 +1,6 @@
-"""Windows of the stream as tensors for one training step.
+"""Windows of the stream as tensors for one forward pass: each on a row of its own, or packed behind each other.
 
-Shape legend: B windows, L positions (longest window), N tokens of all windows, K candidates per row.
+Shape legend: B rows, L positions (of the longest row), N tokens of all windows, K candidates per token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from fusion_core.losses import SparseRows
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B windows side by side, each on its own row: positions start anew, and no window sees another.
+    """Windows, each behind its own BOS with positions of its own; no window sees another.
+
+    Where a row holds several windows, transformers takes the positions that start anew as the borders between them and
+    lets nothing attend across (`DistillModule.check_packing` makes sure of it).
 
     Attributes:
-        inputs_BL: int64, BOS and then all tokens but the last; right-padded.
+        inputs_BL: int64, per window BOS and then all tokens but the last; rows are right-padded.
         positions_BL: int64, counted from 0 in every window.
         valid_BL: bool, True where position l predicts a token. In row-major order these are the N rows.
         token_ids_N: int64, the tokens predicted.
@@ -62,23 +65,54 @@ class Batch:
         )
 
 
-def collate(blocks: Sequence[Block], bos: int, *, vocabulary_size: int, tokens_only: bool = False) -> Batch:
-    """Makes a batch of blocks; an empty sequence gives one position that predicts nothing.
+def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Block]]:
+    """Deals blocks to rows of at most `row_tokens` tokens: first fit, the longest first; a longer one has its own row.
+
+    Without `row_tokens` every block has a row of its own, in the given order.
+    """
+    if row_tokens is None:
+        return [[block] for block in blocks]
+    rows: list[list[Block]] = []
+    room: list[int] = []
+    for block in sorted(blocks, key=lambda block: -block.num_tokens):
+        place = next((row for row, left in enumerate(room) if left >= block.num_tokens), None)
+        if place is None:
+            place = len(rows)
+            rows.append([])
+            room.append(row_tokens)
+        rows[place].append(block)
+        room[place] -= block.num_tokens
+    return rows
+
+
+def collate(rows: Sequence[Sequence[Block]], bos: int, *, vocabulary_size: int, tokens_only: bool = False) -> Batch:
+    """Makes a batch of rows of blocks (see `pack`); none gives one position that predicts nothing.
 
     Raises ValueError when a block holds an id that the vocabulary does not have.
     """
-    num_windows = max(1, len(blocks))
-    length = max([1, *(block.num_tokens for block in blocks)])
-    inputs_BL = np.full((num_windows, length), bos, dtype=np.int64)
-    valid_BL = np.zeros((num_windows, length), dtype=np.bool_)
-    for row, block in enumerate(blocks):
-        inputs_BL[row, 1 : block.num_tokens] = block.token_ids_T[:-1]
-        valid_BL[row, : block.num_tokens] = True
+    blocks = [block for row in rows for block in row]
+    num_rows = max(1, len(rows))
+    length = max([1, *(sum(block.num_tokens for block in row) for row in rows)])
+    inputs_BL = np.full((num_rows, length), bos, dtype=np.int64)
+    valid_BL = np.zeros((num_rows, length), dtype=np.bool_)
+    # A window alone on its row counts on through the padding: one run of positions needs no mask at all. Behind packed
+    # windows every padded position is 0, and so a window of its own.
+    packed = any(len(row) > 1 for row in rows)
+    positions_BL = np.zeros((num_rows, length), dtype=np.int64) if packed else np.tile(np.arange(length), (num_rows, 1))
+    for number, row in enumerate(rows):
+        start = 0
+        for block in row:
+            stop = start + block.num_tokens
+            inputs_BL[number, start + 1 : stop] = block.token_ids_T[:-1]
+            valid_BL[number, start:stop] = True
+            if packed:
+                positions_BL[number, start:stop] = np.arange(block.num_tokens)
+            start = stop
     tokens_N = np.concatenate([np.empty(0, dtype=np.int64), *(block.token_ids_T for block in blocks)])
     _check_ids(tokens_N, "token_ids", vocabulary_size)
     return Batch(
         inputs_BL=torch.from_numpy(inputs_BL),
-        positions_BL=torch.arange(length).expand(num_windows, length),
+        positions_BL=torch.from_numpy(positions_BL),
         valid_BL=torch.from_numpy(valid_BL),
         token_ids_N=torch.from_numpy(tokens_N),
         rows=None if tokens_only else _rows(blocks, vocabulary_size),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from fusion_core.losses import FusionLoss
+from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
 from services.common.settings import Settings
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -82,6 +82,17 @@ class TargetConfig(Settings):
         return self
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters (Hu et al. 2022) on a pretrained target, whose own weights stay as they are."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0, description="the adapters' product is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Text | tuple[Text, ...] = Field(
+        "all-linear", description="names of linear layers; all-linear for every one but the lm_head"
+    )
+
+
 class DistillConfig(Settings):
     """How the target is trained: lambda * CLM + (1 - lambda) * fusion, AdamW, linear warm-up, cosine or constant.
 
@@ -90,10 +101,23 @@ class DistillConfig(Settings):
     """
 
     lambda_: float = Field(0.9, alias="lambda", ge=0, le=1, description="share of CLM; 1 asks no source at all")
+    lambda_schedule: LambdaSchedule = "constant"
+    lambda_end: float | None = Field(None, ge=0, le=1, description="where a linear or cosine lambda moves to")
+    reward_weighting: bool = Field(
+        False, description="the fusion term of a window counts by exp(-loss per token) of its best source"
+    )
     loss: FusionLoss = "cross_entropy"
+    jsd_beta: float = Field(0.5, gt=0, lt=1, description="of loss jsd: towards 0 forward KL, towards 1 reverse KL")
     temperature: float = Field(1.0, gt=0, description="of the fusion term, on both sides")
+    lora: LoraConfig | None = None
     epochs: int = Field(1, ge=1)
     batch_windows: int = Field(128, ge=1, description="windows per step, over all workers")
+    micro_batch_windows: int | None = Field(
+        None, ge=1, description="windows per forward pass of a worker; its whole share of a step when not set"
+    )
+    pack_tokens: int | None = Field(
+        None, ge=16, description="put windows behind each other in rows of so many tokens; each sees only itself"
+    )
     learning_rate: float = Field(1e-5, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="on matrices; vectors (norms, biases) have none")
     betas: tuple[float, float] = (0.9, 0.95)
@@ -104,6 +128,10 @@ class DistillConfig(Settings):
     k: int | None = Field(None, ge=1, description="candidates per row; the service's own when not set")
     prefetch_windows: int | None = Field(None, ge=1, description="per worker; two batches when not set")
 
+    storage: Text | None = Field(
+        None,
+        description="folder or URL (s3://, gs://, ...) for the checkpoints of runs; the run folder if unset",
+    )
     checkpoint_every_steps: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     eval_every_steps: int | None = Field(None, ge=1, description="score the held-out split every so many steps")
@@ -111,7 +139,8 @@ class DistillConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the computation; weights stay float32")
     gradient_checkpointing: bool = False
-    num_workers: int = Field(1, ge=1)
+    num_workers: int | tuple[int, int] = Field(1, description="a number, or [least, most] for an elastic run")
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp shards weights, gradients and optimiser (FSDP2)")
     cpus_per_worker: float = Field(1.0, gt=0, description="what Ray reserves")
     torch_threads: int | None = Field(None, ge=1, description="threads per worker; cpus_per_worker when not set")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint; -1 for no limit")
@@ -124,12 +153,40 @@ class DistillConfig(Settings):
         return betas
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> DistillConfig:
-        if self.batch_windows % self.num_workers:
-            raise ValueError(
-                f"batch_windows: must be a multiple of num_workers = {self.num_workers}, got {self.batch_windows}"
-            )
+    def _workers_share_the_batch(self) -> DistillConfig:
+        least, most = self.worker_range
+        if not 1 <= least <= most:
+            raise ValueError(f"num_workers: must be at least 1, and [least, most] in this order, got {least}, {most}")
+        if least == most and self.batch_windows % most:
+            raise ValueError(f"batch_windows: must be a multiple of num_workers = {most}, got {self.batch_windows}")
+        if self.batch_windows < most:
+            raise ValueError(f"batch_windows: must be at least the {most} workers of num_workers")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> DistillConfig:
+        if (self.lambda_schedule == "constant") != (self.lambda_end is None):
+            raise ValueError("lambda_end: required with lambda_schedule linear or cosine, and only then")
+        if self.loss != "jsd" and self.jsd_beta != 0.5:
+            raise ValueError("jsd_beta: only loss jsd has it")
+        if self.reward_weighting and self.tokens_only:
+            raise ValueError("reward_weighting: there is no fusion term with lambda 1")
+        return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The least and the largest number of workers."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def tokens_only(self) -> bool:
+        """Whether the run is CLM only, and asks no source at all."""
+        return self.lambda_ == 1.0 and self.lambda_end in {None, 1.0}
+
+    def lambda_at(self, step: int, total_steps: int) -> float:
+        """Lambda of a step, counted from 0."""
+        end = self.lambda_ if self.lambda_end is None else self.lambda_end
+        return lambda_at(self.lambda_schedule, self.lambda_, end, step, total_steps)
 
     @property
     def threads(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,6 +12,8 @@ from fusion.v1 import fusion_pb2
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
 from services.fusion.client import FusedWindow, StreamRequest
+
+_LOOK_UP_SECONDS = 0.2
 
 
 class FusionStream(Protocol):
@@ -24,10 +28,11 @@ class WindowFeed:
     """Deals the windows of one rank in batches that never cross the end of an epoch.
 
     So the same number of steps makes up an epoch whatever the number of workers, and a step consumes the same windows.
+    A thread receives and decodes ahead, up to `prefetch_windows`, while the trainer computes.
 
     Attributes:
         wait_seconds: time spent waiting for the stream, in total.
-        cursor: position after the windows that were taken; what a checkpoint stores.
+        cursor: position after the windows that were taken.
     """
 
     def __init__(
@@ -37,20 +42,22 @@ class WindowFeed:
         self.cursor: Cursor | None = request.cursor
         self._batch_windows = batch_windows
         self._vocabulary = request.expected_vocabulary
-        self._stream = client.stream(request, prefetch_windows=prefetch_windows or 2 * batch_windows)
-        self._ahead: FusedWindow | None = None
+        prefetch_windows = prefetch_windows or 2 * batch_windows
+        self._ahead = _ReadAhead(client.stream(request, prefetch_windows=prefetch_windows), prefetch_windows)
+        self._kept: FusedWindow | None = None
 
-    def take(self, epoch: int) -> list[FusedWindow]:
-        """The next windows of `epoch`, as many as make a batch or are left; none once this rank has had its share."""
+    def take(self, epoch: int, num_windows: int | None = None) -> list[FusedWindow]:
+        """The next windows of `epoch`: `num_windows`, a batch by default, or as many as are left for this rank."""
+        num_windows = self._batch_windows if num_windows is None else num_windows
         windows: list[FusedWindow] = []
         started = time.perf_counter()
-        while len(windows) < self._batch_windows:
-            window = self._ahead or next(self._stream, None)
-            self._ahead = None
+        while len(windows) < num_windows:
+            window = self._kept or self._ahead.get()
+            self._kept = None
             if window is None:
                 break
             if window.cursor.epoch != epoch:
-                self._ahead = window
+                self._kept = window
                 break
             self._check(window)
             windows.append(window)
@@ -60,9 +67,7 @@ class WindowFeed:
 
     def close(self) -> None:
         """Ends the stream."""
-        close = getattr(self._stream, "close", None)
-        if close is not None:
-            close()
+        self._ahead.close()
 
     def _check(self, window: FusedWindow) -> None:
         if window.block.vocabulary != self._vocabulary:
@@ -70,3 +75,59 @@ class WindowFeed:
                 f"vocabulary: window {window.index} comes in {window.block.vocabulary}, the target's tokenizer is "
                 f"{self._vocabulary}; the fusion service was started for another target"
             )
+
+
+def share_of(rank: int, world_size: int, start: int, stop: int, *, dealt: int) -> int:
+    """How many of the windows `start` to `stop` of an epoch's order the stream gives to `rank`, where the windows from
+    `dealt` on are dealt to `world_size` ranks in turn. So a step's windows are the same for any number of workers."""
+
+    def received(windows: int) -> int:
+        return max(0, -(-(windows - dealt - rank) // world_size))
+
+    return received(stop) - received(start)
+
+
+class _ReadAhead:
+    """Reads an iterator in a thread, at most `depth` windows ahead. What it raises is raised by `get`, in its place."""
+
+    def __init__(self, stream: Iterator[FusedWindow], depth: int) -> None:
+        self._queue: queue.Queue[FusedWindow | BaseException | None] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._ended = False
+        # A daemon: it may sit in a call that only the end of the process ends.
+        threading.Thread(target=self._read, args=(stream,), name="window-feed", daemon=True).start()
+
+    def get(self) -> FusedWindow | None:
+        """The next window; None behind the last one."""
+        if self._ended:
+            return None
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        self._ended = item is None
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _read(self, stream: Iterator[FusedWindow]) -> None:
+        try:
+            for window in stream:
+                if not self._put(window):
+                    close = getattr(stream, "close", None)
+                    if close is not None:
+                        close()
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: FusedWindow | BaseException | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_LOOK_UP_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False

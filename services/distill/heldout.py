@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from services.distill.batch import collate
+from services.distill.batch import collate, pack
 from services.distill.feed import FusionStream, WindowFeed
 from services.distill.model import DistillModule
 from services.distill.world import World
@@ -26,8 +26,11 @@ def heldout_nats_per_byte(
     try:
         with torch.no_grad():
             while windows := feed.take(epoch=0):
-                blocks = [window.block for window in windows]
-                batch = collate(blocks, bos, vocabulary_size=module.vocabulary_size, tokens_only=True).to(world.device)
+                # What a text costs is counted without the end of its document, which has no bytes.
+                blocks = [window.block.without_end() for window in windows]
+                batch = collate(pack(blocks, None), bos, vocabulary_size=module.vocabulary_size, tokens_only=True).to(
+                    world.device
+                )
                 losses = module(batch, torch.zeros(batch.num_tokens, device=world.device), None)
                 nats += float(losses.clm_N.sum(dtype=torch.float64))
                 num_bytes += sum(len(block.text_bytes) for block in blocks)

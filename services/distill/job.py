@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.distill.config import DistillConfig
+from services.distill.storage import clear, join_location
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,18 @@ class DistillJob:
     def files(self) -> RunFolder:
         return RunFolder(self.run_folder)
 
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URL of the checkpoints, Ray Train's own list of them included."""
+        if self.config.storage is None:
+            return str(self.files.checkpoints.absolute())
+        return join_location(self.config.storage, self.run_folder.parent.name, self.run_name, "checkpoints")
+
+    def start_over(self) -> None:
+        """Forgets the run."""
+        clear(self.checkpoints)
+        self.files.clear()
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -70,7 +83,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Ray Train's folder of the run."""
+        """Checkpoints, unless `distill.storage` says otherwise."""
         return self.path / "checkpoints"
 
     @property
@@ -78,10 +91,20 @@ class RunFolder:
         """The trained model, a Hugging Face folder; there once the run has ended."""
         return self.path / "model"
 
+    @property
+    def adapter(self) -> Path:
+        """The trained LoRA adapter, a peft folder; `model` holds it merged into the target."""
+        return self.path / "adapter"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard events."""
+        return self.path / "events"
+
     def clear(self) -> None:
-        """Forgets the run: what `--start-over` does. Files of others in the folder stay."""
+        """Deletes what a run wrote. Files of others in the folder stay."""
         for file in (self.metrics, self.ledger, self.evaluations, self.record):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.model):
+        for folder in (self.checkpoints, self.model, self.adapter, self.events):
             if folder.exists():
                 shutil.rmtree(folder)

@@ -12,44 +12,43 @@ import torch
 
 from fusion_core.blocks import Block
 from fusion_core.losses import Losses
-from services.distill.batch import Batch
 from services.distill.world import World
 
 
 class StepMeter:
-    """Collects the sums of one step on one worker; `row` adds them up over the workers."""
+    """Collects the sums of one step on one worker, pass by pass; `row` adds them up over the workers."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, blocks: Sequence[Block], *, tokens_only: bool) -> None:
+        """Takes the step's blocks on this worker."""
         self._world = world
         self._started = time.perf_counter()
-        self._sums: list[float] = []
-        self._weights: dict[str, float] = {}
-        self._tokens_only = True
-
-    def add(self, blocks: Sequence[Block], batch: Batch, losses: Losses) -> None:
-        """The step's blocks and what the forward pass gave for them."""
-        clm = float(losses.clm_N.sum(dtype=torch.float64))
-        fusion = 0.0 if losses.fusion_N is None else float(losses.fusion_N.sum(dtype=torch.float64))
+        self._tokens_only = tokens_only
+        self._loss = self._clm = self._fusion = 0.0
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
-        self._sums = [
-            clm,
-            fusion,
-            batch.num_tokens,
-            batch.num_fused,
+        self._counts = [
+            sum(block.num_tokens for block in blocks),
+            0 if tokens_only else sum(int(block.mask_T.sum()) for block in blocks),
             len(blocks),
             sum(mass * tokens for mass, tokens in covered),
             sum(tokens for _, tokens in covered),
         ]
-        self._tokens_only = batch.rows is None
         weights: dict[str, float] = defaultdict(float)
         for block in blocks:
             for share in block.shares:
                 weights[share.name] += share.weight * block.num_tokens
         self._weights = dict(weights)
 
+    def add(self, losses: Losses, *, scale: float) -> None:
+        """What a forward pass gave; `scale` is the factor that its weights carry beyond the loss' own."""
+        self._loss += float(losses.total.detach()) / scale
+        self._clm += float(losses.clm_N.sum(dtype=torch.float64))
+        if losses.fusion_N is not None:
+            self._fusion += float(losses.fusion_N.sum(dtype=torch.float64))
+
     def row(self, *, waited_seconds: float) -> dict[str, Any]:
         """Metrics of the global batch."""
-        clm, fusion, tokens, fused, windows, covered, covered_tokens = self._world.sum(self._sums)
+        sums = [self._loss, self._clm, self._fusion, *self._counts]
+        loss, clm, fusion, tokens, fused, windows, covered, covered_tokens = self._world.sum(sums)
         weights: dict[str, float] = defaultdict(float)
         for part in self._world.gather(self._weights):
             for name, weight in part.items():
@@ -58,6 +57,7 @@ class StepMeter:
         return {
             "tokens": int(tokens),
             "windows": int(windows),
+            "loss": loss,
             "clm": clm / tokens,
             "fusion": None if self._tokens_only else fusion / max(1.0, fused),
             "tokens_per_second": tokens / seconds,

@@ -44,10 +44,13 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def save_model(model: Any, tokenizer_folder: Path, folder: Path) -> None:
-    """Writes weights, configuration and the tokenizer's files as they are in `tokenizer_folder`."""
+def save_model(model: Any, tokenizer_folder: Path, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Writes weights, configuration and the tokenizer's files as they are in `tokenizer_folder`.
+
+    `weights`: the model's own when not set; where it is sharded, what was gathered from all workers.
+    """
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     for pattern in _TOKENIZER_FILES:
         for file in tokenizer_folder.glob(pattern):
             if file.name != "target.json":
@@ -60,8 +63,11 @@ def check_head(model: Any) -> None:
     The loss is computed from the lm_head's weight, without the model's own forward pass over it.
     """
     head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ValueError(f"target.model: {model.config.model_type} has an lm_head with a bias, which is not supported")
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(
+            f"target.model: the lm_head of {model.config.model_type} is no plain matrix (it has a bias or an adapter), "
+            "which is not supported"
+        )
     text_config = model.config.get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text_config, name, None) not in {None, 1}:
@@ -78,6 +84,7 @@ class DistillModule(nn.Module):
         vocabulary_size: int,
         loss: FusionLoss = "cross_entropy",
         temperature: float = 1.0,
+        beta: float = 0.5,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -85,18 +92,13 @@ class DistillModule(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.loss: FusionLoss = loss
         self.temperature = temperature
+        self.beta = beta
         self.autocast = autocast
 
     def forward(self, batch: Batch, clm_weights_N: Tensor, fusion_weights_N: Tensor | None) -> Losses:
         """See `fusion_core.losses.fused_losses` for the weights and the result."""
-        with torch.autocast(batch.inputs_BL.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            # No attention mask: padding stands behind the tokens of its row, where causal attention never looks from
-            # them, and its own positions are not read. Without a mask attention takes its fastest path.
-            states_BLD = self.model.base_model(
-                input_ids=batch.inputs_BL, position_ids=batch.positions_BL, use_cache=False
-            ).last_hidden_state
         return fused_losses(
-            states_BLD[batch.valid_BL],
+            self._states(batch)[batch.valid_BL],
             self.model.get_output_embeddings().weight,
             batch.token_ids_N,
             batch.rows,
@@ -104,5 +106,40 @@ class DistillModule(nn.Module):
             fusion_weights_N=fusion_weights_N,
             loss=self.loss,
             temperature=self.temperature,
+            beta=self.beta,
             vocabulary_size=self.vocabulary_size,
         )
+
+    def _states(self, batch: Batch) -> Tensor:
+        """Last hidden states, [B, L, D]."""
+        with torch.autocast(batch.inputs_BL.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            # No attention mask: padding stands behind the tokens of its row, where causal attention never looks from
+            # them, and its own positions are not read. Without a mask attention takes its fastest path, unless the
+            # positions start anew within a row: then transformers makes the mask that keeps packed windows apart.
+            states_BLD: Tensor = self.model.base_model(
+                input_ids=batch.inputs_BL, position_ids=batch.positions_BL, use_cache=False
+            ).last_hidden_state
+        return states_BLD
+
+    @torch.no_grad()
+    def check_packing(self) -> None:
+        """Raises ValueError when the model lets packed windows see each other (recurrent layers, for one, do)."""
+        device = next(self.parameters()).device
+        window = torch.arange(5, device=device) % self.vocabulary_size
+        where = torch.arange(5, device=device)
+
+        def states(*windows: Tensor) -> Tensor:
+            inputs, positions = torch.cat(windows)[None], where.repeat(len(windows))[None]
+            result: Tensor = self.model.base_model(
+                input_ids=inputs, position_ids=positions, use_cache=False
+            ).last_hidden_state
+            return result[0]
+
+        training = self.training
+        self.eval()
+        behind, alone = states(window.flip(0), window)[5:], states(window)
+        self.train(training)
+        if not torch.allclose(behind, alone, rtol=0, atol=1e-4 * float(alone.abs().max())):
+            raise ValueError(
+                f"distill.pack_tokens: {self.model.config.model_type} lets packed windows see each other; leave it out"
+            )

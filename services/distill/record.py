@@ -9,18 +9,19 @@ from typing import Any
 
 from services.common.errors import FailedPreconditionError
 from services.common.version import git_revision
-from services.distill.checkpoint import newest_complete
 from services.distill.job import DistillJob
 from services.distill.plan import RunPlan
+from services.distill.storage import newest_complete
 
-_PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy", "grpcio")
+_PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy", "grpcio", "peft")
 
 
 def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
     """Writes `run.json`; raises FailedPreconditionError naming the setting that differs from those of a checkpoint
     that this run would go on from."""
     path = job.files.record
-    if newest_complete(job.files.checkpoints) is not None and path.exists():
+    newest = newest_complete(job.checkpoints)
+    if newest is not None and path.exists():
         earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
         for key, value in json.loads(json.dumps(plan.settings)).items():
             if earlier.get(key) != value:
@@ -28,6 +29,11 @@ def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
                     f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {value!r} is asked for; "
                     "start over (--start-over) or choose another run name"
                 )
+    if newest is not None and newest.plan != plan.identity:
+        raise FailedPreconditionError(
+            f"checkpoint: {newest.name} in {newest.location} belongs to another target, data set or training settings; "
+            "start over (--start-over) or choose another run name"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "run_name": job.run_name,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from services.distill.feed import FusionStream
 from services.distill.job import DistillJob
 from services.distill.plan import RunPlan, make_plan
 from services.distill.record import claim_run_folder
-from services.distill.snapshot import mend_snapshot
+from services.distill.storage import StoredCheckpoint, check_writable, mend_snapshot, split_location
 from services.fusion.client import FusionClient
 
 logger = logging.getLogger(__name__)
@@ -59,29 +60,35 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
     from ray.train.torch import TorchTrainer
 
     plan = make_plan(job, open_client(job))
+    check_writable(job.checkpoints)
     if start_over:
-        job.files.clear()
+        job.start_over()
     claim_run_folder(job, plan)
-    fallback = mend_snapshot(job.files.checkpoints)
+    fallback = mend_snapshot(job.checkpoints)
     if not ray.is_initialized():
         # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
         address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
         ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
     config = job.config
+    storage, name = split_location(job.checkpoints)
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     use_gpu = _use_gpu(config.device, cluster)
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-    placeable = _check_resources(resources, config.num_workers, cluster)
+    placeable = _check_resources(resources, config.worker_range[0], cluster)
     if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
         # Who loses the only node loses the watcher with it: one process and one alarming line in the log less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
     trainer = TorchTrainer(
         partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
-        scaling_config=ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,  # type: ignore[arg-type]  # V2 takes a range
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(  # type: ignore[call-arg]
-            name=job.files.checkpoints.name,
-            storage_path=str(job.run_folder.absolute()),
+            name=name,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -92,12 +99,16 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
         raise hopeless
 
 
-def work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path | None) -> Exception | None:
+def work(
+    job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: StoredCheckpoint | None
+) -> Exception | None:
     """What every worker does. Returns the error that another attempt would only meet again."""
     import ray.train
     import ray.train.torch
     import torch
 
+    from services.distill.observe import observer
+    from services.distill.parallel import parallelise
     from services.distill.trainer import Trainer
     from services.distill.world import World
 
@@ -109,8 +120,9 @@ def work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path
         rank=context.get_world_rank(),
         size=context.get_world_size(),
         device=device,
-        parallel=partial(ray.train.torch.prepare_model, move_to_device=device),
     )
+    if world.size > 1:
+        world = replace(world, parallel=partial(parallelise, kind=job.config.parallel, device=device))
 
     def report(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
@@ -118,9 +130,16 @@ def work(job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: Path
 
     checkpoint = ray.train.get_checkpoint()
     try:
-        with checkpoint.as_directory() if checkpoint else nullcontext(fallback) as folder:
-            restore_from = Path(folder) if folder else None
-            trainer = Trainer(job, plan, open_client(job), world, restore_from=restore_from, report=report)
+        with contextlib.ExitStack() as stack:
+            restore_from = None
+            if checkpoint is not None:
+                restore_from = Path(stack.enter_context(checkpoint.as_directory()))
+            elif fallback is not None:
+                restore_from = stack.enter_context(fallback.local())
+            observe = observer(job) if world.rank == 0 else None
+            trainer = Trainer(
+                job, plan, open_client(job), world, restore_from=restore_from, report=report, observe=observe
+            )
         trainer.run()
     except _HOPELESS as error:
         if world.size > 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,26 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
+from fusion_core.blocks import Block
+from fusion_core.losses import source_reward
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
-from services.distill.batch import collate
-from services.distill.checkpoint import Position, load_state, optimizer_state, restore_optimizer, save_checkpoint
+from services.distill.batch import collate, pack
+from services.distill.checkpoint import Position, load_state, optimizer_state, restore_optimizer, save_state
 from services.distill.config import DistillConfig
-from services.distill.feed import FusionStream, WindowFeed
+from services.distill.feed import FusionStream, WindowFeed, share_of
 from services.distill.heldout import heldout_nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.metrics import StepMeter
-from services.distill.model import DistillModule, load_model, save_model
+from services.distill.model import DistillModule
+from services.distill.parallel import gradients_kept_back, whole_state
 from services.distill.plan import RunPlan
 from services.distill.progress import ProgressPrinter
 from services.distill.runlog import RunLogs
+from services.distill.trained_target import TrainedTarget
 from services.distill.world import World
 from services.fusion.client import FusedWindow, StreamRequest
 
 Report = Callable[[dict[str, Any], Path | None, int], None]
 """Receives metrics, the folder of a checkpoint (rank 0 only) and the step; called by all ranks at the same steps."""
+
+Observe = Callable[[dict[str, Any]], None]
+"""Receives the metrics of every step."""
 
 
 def _keep_nothing(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
@@ -52,12 +60,13 @@ class Trainer:
         *,
         restore_from: Path | None = None,
         report: Report = _keep_nothing,
+        observe: Observe | None = None,
     ) -> None:
         """Loads the target, or the checkpoint in `restore_from`; raises FailedPreconditionError when that belongs to
         another run, ValueError when the model cannot be used."""
         self._job, self._plan, self._config, self._world = job, plan, job.config, world
-        self._client, self._report = client, report
-        self._position = Position(step=0, windows=0, tokens=0, world_size=world.size, cursor=None, plan=plan.identity)
+        self._client, self._report, self._observe = client, report, observe
+        self._position = Position(step=0, windows=0, tokens=0, cursor=None, plan=plan.identity)
         state: dict[str, Any] | None = None
         if restore_from is not None:
             state, self._position = load_state(restore_from)
@@ -66,16 +75,18 @@ class Trainer:
                     f"checkpoint: {restore_from.name} belongs to another target, data set or training settings; "
                     "start over (--start-over) or choose another run name"
                 )
-        self._model = load_model(restore_from or job.target_folder).to(world.device).train()
-        if job.config.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._dealt = self._position.cursor.dealt if self._position.cursor else 0
+        self._target = TrainedTarget(job, world.device, restore_from=restore_from)
         self._bare = DistillModule(
-            self._model,
-            vocabulary_size=min(plan.vocabulary_size, int(self._model.get_output_embeddings().weight.shape[0])),
+            self._target.model,
+            vocabulary_size=min(plan.vocabulary_size, self._target.head_rows),
             loss=job.config.loss,
             temperature=job.config.temperature,
+            beta=job.config.jsd_beta,
             autocast=torch.bfloat16 if job.config.dtype == "bfloat16" else None,
         )
+        if job.config.pack_tokens is not None:
+            self._bare.check_packing()
         self._module = world.parallel(self._bare)
         self._optimizer = _make_optimizer(self._module, job.config)
         if state is not None:
@@ -88,8 +99,8 @@ class Trainer:
         start = self._position
         feed = WindowFeed(
             self._client,
-            self._request(self._job.split, num_epochs=config.epochs, cursor=start.cursor_for(self._world.size)),
-            batch_windows=config.batch_windows // self._world.size,
+            self._request(self._job.split, num_epochs=config.epochs, cursor=start.cursor),
+            batch_windows=-(-config.batch_windows // self._world.size),
             prefetch_windows=config.prefetch_windows,
         )
         progress = ProgressPrinter(
@@ -102,14 +113,17 @@ class Trainer:
                 row, windows = self._step(step, epoch, feed, total_steps)
                 self._advance(row, feed.cursor, end_of_epoch=step_in_epoch == steps_per_epoch - 1)
                 logs.step(row, self._indices(windows))
+                if self._observe is not None:
+                    self._observe(row)
                 if config.eval_every_steps and (step + 1) % config.eval_every_steps == 0:
                     logs.evaluation(step + 1, epoch, self._evaluate())
                 progress.show(row)
                 if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == total_steps:
                     logs.sync()
                     self._checkpoint(row)
+        weights = self._weights()
         if rank == 0:
-            self._save_final()
+            self._target.save_final(weights)
         return self._position
 
     def _step(
@@ -117,41 +131,69 @@ class Trainer:
     ) -> tuple[dict[str, Any], list[FusedWindow]]:
         """One optimiser step; returns the metrics of the global batch and this worker's windows."""
         config, world = self._config, self._world
-        meter = StepMeter(world)
         waited_before = feed.wait_seconds
-        windows = feed.take(epoch)
+        windows = feed.take(epoch, self._share(epoch))
         waited = feed.wait_seconds - waited_before
-        blocks = [window.block for window in windows]
-        size, tokens_only = self._bare.vocabulary_size, config.lambda_ == 1.0
-        batch = collate(blocks, self._plan.bos, vocabulary_size=size, tokens_only=tokens_only).to(world.device)
-        tokens, fused, num_windows = world.sum([batch.num_tokens, batch.num_fused, len(windows)])
-        if tokens == 0:
-            raise FailedPreconditionError(f"split: the stream ended in epoch {epoch}, before step {step + 1}")
+        meter = StepMeter(world, [window.block for window in windows], tokens_only=config.tokens_only)
+        lambda_ = config.lambda_at(step, total_steps)
         # Dropout of a step is the same however the run got here.
         torch.manual_seed(_step_seed(config.seed, step, world.rank))
-        # DDP averages gradients over the workers. The short batch at the end of an epoch counts by its windows.
-        scale = world.size * num_windows / config.batch_windows
-        clm_N = torch.full((batch.num_tokens,), config.lambda_ * scale / tokens, device=world.device)
-        fusion_N = torch.full_like(clm_N, (1 - config.lambda_) * scale / max(1.0, fused))
-        losses = self._module(batch, clm_N, None if tokens_only else fusion_N)
-        losses.total.backward()
+        self._backward([window.block for window in windows], lambda_, meter, f"epoch {epoch}, before step {step + 1}")
         rate = config.learning_rate_at(step, total_steps)
         norm = self._update(rate)
-        meter.add(blocks, batch, losses)
-        sums = meter.row(waited_seconds=waited)
-        loss = sums["clm"] if tokens_only else config.lambda_ * sums["clm"] + (1 - config.lambda_) * sums["fusion"]
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        row = {
+            "step": step + 1,
+            "epoch": epoch,
+            "lambda": lambda_,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            **meter.row(waited_seconds=waited),
+        }
+        if not math.isfinite(row["loss"]) or not math.isfinite(norm):
             raise ArithmeticError(
-                f"step {step + 1}: loss {loss}, gradient norm {norm}: training has diverged; the last checkpoint is "
-                "unharmed (look at distill.learning_rate, and for a source that answers nonsense)"
+                f"step {step + 1}: loss {row['loss']}, gradient norm {norm}: training has diverged; the last "
+                "checkpoint is unharmed (look at distill.learning_rate, and for a source that answers nonsense)"
             )
-        settings = {"lambda": config.lambda_, "learning_rate": rate, "gradient_norm": norm}
-        return {"step": step + 1, "epoch": epoch, "loss": loss, **settings, **sums}, windows
+        return row, windows
+
+    def _share(self, epoch: int) -> int:
+        """This worker's windows of the next step: of the epoch's order, those that the stream deals to its rank."""
+        start = self._position.windows - epoch * self._plan.num_windows
+        stop = min(start + self._config.batch_windows, self._plan.num_windows)
+        return share_of(self._world.rank, self._world.size, start, stop, dealt=self._dealt)
+
+    def _backward(self, blocks: list[Block], lambda_: float, meter: StepMeter, where: str) -> None:
+        """Gradients of the global batch, by as many forward passes as the micro-batches need; all workers take the
+        same number of them."""
+        config, world = self._config, self._world
+        tokens_only = config.tokens_only
+        fused_here = 0 if tokens_only else sum(int(block.mask_T.sum()) for block in blocks)
+        tokens, fused, num_windows = world.sum([sum(block.num_tokens for block in blocks), fused_here, len(blocks)])
+        if tokens == 0:
+            raise FailedPreconditionError(f"split: the stream ended in {where}")
+        # Gradients are averaged over the workers. The short batch at the end of an epoch counts by its windows.
+        scale = world.size * num_windows / config.batch_windows
+        most = -(-config.batch_windows // world.size)
+        size = config.micro_batch_windows or most
+        starts = range(0, most, size)
+        for start in starts:
+            rows = pack(blocks[start : start + size], config.pack_tokens)
+            batch = collate(
+                rows, self._plan.bos, vocabulary_size=self._bare.vocabulary_size, tokens_only=tokens_only
+            ).to(world.device)
+            lambda_N = _lambdas(rows, lambda_, reward_weighting=config.reward_weighting).to(world.device)
+            clm_N = lambda_N * (scale / tokens)
+            fusion_N = None if tokens_only else (1 - lambda_N) * (scale / max(1.0, fused))
+            with gradients_kept_back(self._module, enabled=start != starts[-1]):
+                losses = self._module(batch, clm_N, fusion_N)
+                losses.total.backward()
+            meter.add(losses, scale=scale)
 
     def _update(self, rate: float) -> float:
         """Takes the optimiser's step; returns the gradient's norm before clipping."""
         parameters = [p for p in self._module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm or math.inf))
+        norm_ = torch.nn.utils.clip_grad_norm_(parameters, self._config.clip_norm or math.inf)
+        norm = float(norm_.full_tensor() if isinstance(norm_, DTensor) else norm_)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if math.isfinite(norm):
@@ -169,16 +211,19 @@ class Trainer:
                 f"split: {row['total_windows']} windows came until the end of epoch {row['epoch']}, not {expected}; "
                 "the data set has changed"
             )
-        if end_of_epoch and cursor is not None:
-            # Shards may differ by a window at the end of an epoch; the start of the next is the same for all ranks.
-            cursor = Cursor(epoch=row["epoch"] + 1, dealt=0, received=0, plan=cursor.plan)
+        if cursor is not None:
+            # In these terms the position is the same for all ranks, and for any number of them.
+            epoch = row["epoch"] + end_of_epoch
+            dealt = row["total_windows"] - epoch * self._plan.num_windows
+            cursor = Cursor(epoch=epoch, dealt=dealt, received=0, plan=cursor.plan)
+        if end_of_epoch:
+            self._dealt = 0
         self._position = replace(
             self._position,
             step=row["step"],
             windows=row["total_windows"],
             tokens=row["total_tokens"],
-            world_size=self._world.size,
-            cursor=cursor,
+            cursor=cursor or self._position.cursor,
         )
 
     def _indices(self, windows: Sequence[FusedWindow]) -> list[int]:
@@ -197,21 +242,21 @@ class Trainer:
 
     def _checkpoint(self, row: dict[str, Any]) -> None:
         optimizer = optimizer_state(self._module, self._optimizer)
+        weights = self._weights()
         row = {key: row[key] for key in ("step", "epoch", "loss", "total_tokens")}
         if self._world.rank != 0:
             self._report(row, None, self._position.step)
             return
         with tempfile.TemporaryDirectory(prefix="fusion-checkpoint-") as folder:
-            save_checkpoint(Path(folder), self._model, self._job.target_folder, optimizer, self._position)
+            self._target.save(Path(folder), weights)
+            save_state(Path(folder), optimizer, self._position)
             self._report(row, Path(folder), self._position.step)
 
-    def _save_final(self) -> None:
-        final = self._job.files.model
-        making = final.with_name(".model.making")
-        shutil.rmtree(making, ignore_errors=True)
-        save_model(self._model, self._job.target_folder, making)
-        shutil.rmtree(final, ignore_errors=True)
-        making.rename(final)
+    def _weights(self) -> dict[str, Any] | None:
+        """What is saved, gathered from all workers where they hold shards; None where the model has it all."""
+        if self._config.lora is None and not isinstance(self._bare, FSDPModule):
+            return None
+        return whole_state(self._bare, trained_only=self._config.lora is not None)
 
     def _request(self, split: str, *, num_epochs: int, cursor: Cursor | None) -> StreamRequest:
         return StreamRequest(
@@ -223,9 +268,21 @@ class Trainer:
             num_epochs=num_epochs,
             cursor=cursor,
             k=self._config.k,
-            tokens_only=self._config.lambda_ == 1.0,
+            tokens_only=self._config.tokens_only,
             expected_vocabulary=self._plan.vocabulary,
         )
+
+
+def _lambdas(rows: Sequence[Sequence[Block]], lambda_: float, *, reward_weighting: bool) -> Tensor:
+    """Lambda of every token, [N]: the schedule's, or by the reward of the window's best source."""
+    parts = [torch.empty(0)]
+    for block in itertools.chain(*rows):
+        reward = 1.0
+        if reward_weighting:
+            losses = [share.nats_per_byte for share in block.shares if share.present]
+            reward = source_reward(losses, len(block.text_bytes), block.num_text_tokens)
+        parts.append(torch.full((block.num_tokens,), 1 - (1 - lambda_) * reward))
+    return torch.cat(parts)
 
 
 def _make_optimizer(module: nn.Module, config: DistillConfig) -> torch.optim.Optimizer:

@@ -90,7 +90,8 @@ def up(recipe: Recipe, recipe_file: Path, report: Report, *, timeout_seconds: fl
     log = recipe.run_folder / "ray.log"
     # Logical CPUs are Ray's way to count replicas; one more is for the training job.
     wanted = sum(source.num_cpus * source.most_replicas for source in recipe.sources if source.address is None)
-    wanted += service.num_cpus * service.num_replicas + recipe.distill.num_workers * recipe.distill.cpus_per_worker + 2
+    wanted += service.num_cpus * service.num_replicas + 2
+    wanted += recipe.distill.worker_range[1] * recipe.distill.cpus_per_worker
     pid, gcs_address = start_ray(
         host=service.host,
         dashboard_port=service.dashboard_port,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.distill.batch import collate
+from services.distill.batch import collate, pack
 from services.distill.model import DistillModule, check_head, load_model
 from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
 
@@ -20,7 +20,7 @@ def blocks(target):  # noqa: F811
 
 
 def test_rows_follow_the_windows_and_inputs_are_one_behind(blocks):
-    batch = collate(blocks, bos=0, vocabulary_size=300)
+    batch = collate(pack(blocks, None), bos=0, vocabulary_size=300)
     assert batch.num_tokens == sum(block.num_tokens for block in blocks)
     assert batch.num_fused == sum(int(block.mask_T.sum()) for block in blocks)
     assert batch.inputs_BL[:, 0].tolist() == [0] * 6
@@ -41,7 +41,7 @@ def test_windows_of_a_batch_do_not_see_each_other_or_the_padding(blocks, target)
     module = DistillModule(load_model(target).double(), vocabulary_size=300)
 
     def losses(chosen):
-        batch = collate(chosen, bos=0, vocabulary_size=300)
+        batch = collate(pack(chosen, None), bos=0, vocabulary_size=300)
         ones = torch.ones(batch.num_tokens, dtype=torch.float64)
         result = module(batch, ones, ones)
         return result.clm_N, result.fusion_N
@@ -53,7 +53,7 @@ def test_windows_of_a_batch_do_not_see_each_other_or_the_padding(blocks, target)
 
 def test_the_first_row_is_predicted_from_bos_alone(blocks, target):  # noqa: F811
     model = load_model(target)
-    batch = collate(blocks[:1], bos=0, vocabulary_size=300, tokens_only=True)
+    batch = collate([blocks[:1]], bos=0, vocabulary_size=300, tokens_only=True)
     clm = DistillModule(model, vocabulary_size=300)(batch, torch.ones(batch.num_tokens), None).clm_N
     tokens = torch.tensor([[0, *blocks[0].token_ids_T.tolist()]])
     logprobs = torch.log_softmax(model(input_ids=tokens).logits[0, :-1], dim=-1)
@@ -71,9 +71,9 @@ def test_no_windows_make_a_batch_without_rows_that_still_has_gradients(target): 
 
 def test_ids_outside_the_vocabulary_are_refused(blocks):
     with pytest.raises(ValueError, match="token_ids: id"):
-        collate(blocks, bos=0, vocabulary_size=5)
+        collate(pack(blocks, None), bos=0, vocabulary_size=5)
     with pytest.raises(ValueError, match="topk_ids: id"):
-        collate([replace(blocks[0], topk_ids_TK=blocks[0].topk_ids_TK + 300)], bos=0, vocabulary_size=300)
+        collate([[replace(blocks[0], topk_ids_TK=blocks[0].topk_ids_TK + 300)]], bos=0, vocabulary_size=300)
 
 
 def test_heads_that_are_more_than_a_matrix_are_refused(target):  # noqa: F811

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +20,7 @@ from services.common.errors import FailedPreconditionError, UnavailableError
 from services.distill.job import DistillJob
 from services.distill.plan import make_plan
 from services.distill.runlog import read_rows
-from services.distill.snapshot import mend_snapshot
+from services.distill.storage import mend_snapshot
 from services.distill.train import run, work
 from services.fusion.client import FusedWindow, StreamRequest
 from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
@@ -29,22 +30,23 @@ ROOT = Path(__file__).parents[2]
 
 
 class DeadlyFusion(FakeFusion):
-    """Kills the worker of rank 1, once, at its 17th window: in step 9 of 10, behind the second checkpoint."""
+    """Kills the worker of rank 1, once, at a random window; leaves a note that says at which."""
 
-    def __init__(self, tokenizer: Path, texts: list[bytes], marker: Path) -> None:
+    def __init__(self, tokenizer: Path, texts: list[bytes], note: Path) -> None:
         super().__init__(tokenizer, texts)
-        self.marker = marker
+        self.note = note
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+        last = random.SystemRandom().randrange(1, 17)
         for number, window in enumerate(super().stream(request, prefetch_windows=prefetch_windows)):
-            if request.rank == 1 and number == 16 and not self.marker.exists():
-                self.marker.touch()
+            if request.rank == 1 and number == last and not self.note.exists():
+                self.note.write_text(str(window.cursor))
                 os.kill(os.getpid(), signal.SIGKILL)
             yield window
 
 
-def open_deadly(tokenizer: Path, marker: Path, _job: DistillJob) -> DeadlyFusion:
-    return DeadlyFusion(tokenizer, corpus(18), marker)
+def open_deadly(tokenizer: Path, note: Path, _job: DistillJob) -> DeadlyFusion:
+    return DeadlyFusion(tokenizer, corpus(18), note)
 
 
 def open_fake(tokenizer: Path, _job: DistillJob) -> FakeFusion:
@@ -118,8 +120,8 @@ def test_a_list_of_checkpoints_that_a_kill_has_cut_off_is_set_aside(tmp_path, ta
     job = job_in(tmp_path, target, epochs=1)
     assert mend_snapshot(job.files.checkpoints) is None
     train(job, FakeFusion(target, corpus(18)))
-    newest = job.files.checkpoints / "step-5"
-    assert mend_snapshot(job.files.checkpoints) == newest, "Ray knows of none"
+    newest = mend_snapshot(job.files.checkpoints)
+    assert newest is not None and newest.name == "step-5", "Ray knows of none"
     snapshot = job.files.checkpoints / "checkpoint_manager_snapshot.json"
     whole = json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "step-3"}]})
     snapshot.write_text(whole)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import random
 import shutil
+import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,15 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, NotFoundError
-from services.distill.checkpoint import load_state, newest_complete
+from services.distill.checkpoint import load_state
 from services.distill.config import DistillConfig
 from services.distill.job import DistillJob
 from services.distill.model import load_model
 from services.distill.plan import make_plan
 from services.distill.record import claim_run_folder
 from services.distill.runlog import read_rows
-from services.distill.trainer import Trainer
+from services.distill.storage import newest_complete
+from services.distill.trainer import Report, Trainer
 from services.distill.world import World
+from services.fusion.client import FusedWindow, StreamRequest
 from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
 
 SETTINGS = {
@@ -36,15 +44,26 @@ def job_in(folder: Path, target_folder: Path, **changes: object) -> DistillJob:
     return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config)
 
 
-def train(job: DistillJob, fusion: FakeFusion) -> None:
-    """One attempt: goes on from the newest checkpoint, keeps its own."""
+def keeping(job: DistillJob) -> Report:
+    """Keeps checkpoints below the run's folder, whole or not at all."""
 
     def keep(_metrics: dict, folder: Path | None, step: int) -> None:
-        assert folder is not None
-        shutil.copytree(folder, job.files.checkpoints / f"step-{step}", dirs_exist_ok=True)
+        if folder is not None:
+            making = job.run_folder / f".making-{step}"
+            shutil.copytree(folder, making, dirs_exist_ok=True)
+            shutil.rmtree(job.files.checkpoints / f"step-{step}", ignore_errors=True)
+            job.files.checkpoints.mkdir(exist_ok=True)
+            making.rename(job.files.checkpoints / f"step-{step}")
 
-    newest = newest_complete(job.files.checkpoints)
-    Trainer(job, make_plan(job, fusion), fusion, World(), restore_from=newest, report=keep).run()
+    return keep
+
+
+def train(job: DistillJob, fusion: FakeFusion) -> None:
+    """One attempt: goes on from the newest checkpoint, keeps its own."""
+    newest = newest_complete(job.checkpoints)
+    with newest.local() if newest else nullcontext() as restore_from:
+        trainer = Trainer(job, make_plan(job, fusion), fusion, World(), restore_from=restore_from, report=keeping(job))
+    trainer.run()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -93,6 +112,19 @@ def test_the_ledger_holds_every_window_once_per_epoch(undisturbed):
         assert seen == Counter(range(18))
 
 
+def same_run(ours: DistillJob, theirs: DistillJob) -> None:
+    """Same windows in every step, same losses and same weights within 1e-6."""
+    mine, reference = read_rows(ours.files.metrics), read_rows(theirs.files.metrics)
+    assert len(mine) == len(reference)
+    for row, expected in zip(mine, reference, strict=True):
+        for key in expected.keys() - set(TIMES):
+            assert row[key] == pytest.approx(expected[key], abs=1e-6), key
+    assert read_rows(ours.files.ledger) == read_rows(theirs.files.ledger)
+    trained = weights(ours.files.model)
+    for name, weight in weights(theirs.files.model).items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("break_after", [5, 19, 33])
 def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path, target, undisturbed, break_after):  # noqa: F811
     job = job_in(tmp_path, target)
@@ -104,27 +136,45 @@ def test_a_broken_run_goes_on_as_if_nothing_had_happened(tmp_path, target, undis
         stream.write('{"step": 9, "lo')
     train(job, fusion)
 
-    ours, theirs = read_rows(job.files.metrics), read_rows(undisturbed.files.metrics)
-    assert len(ours) == len(theirs)
-    for mine, reference in zip(ours, theirs, strict=True):
-        for key in reference.keys() - set(TIMES):
-            assert mine[key] == pytest.approx(reference[key], abs=1e-6), key
-    assert read_rows(job.files.ledger) == read_rows(undisturbed.files.ledger)
-    trained = weights(job.files.model)
-    for name, weight in weights(undisturbed.files.model).items():
-        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-6)
+    same_run(job, undisturbed)
+
+
+class DeadlyFusion(FakeFusion):
+    """Kills this process, as the kernel would, where the windows of the run reach `last`."""
+
+    last = 0
+
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+        for window in super().stream(request, prefetch_windows=prefetch_windows):
+            if window.cursor.epoch * 18 + window.cursor.dealt + window.cursor.received == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield window
+
+
+def test_killed_three_times_a_run_ends_with_the_same_losses_and_weights(tmp_path, target, undisturbed):  # noqa: F811
+    """The stream is read ahead by a thread, so that the kill meets the trainer wherever it is."""
+    job, fusion = job_in(tmp_path, target), DeadlyFusion(target, corpus(18))
+    kills = sorted(random.SystemRandom().sample(range(1, 35), 3))
+    for fusion.last in kills:
+        attempt = multiprocessing.get_context("fork").Process(target=train, args=(job, fusion))
+        attempt.start()
+        attempt.join(120)
+        assert attempt.exitcode == -signal.SIGKILL, kills
+    train(job, FakeFusion(target, corpus(18)))
+    same_run(job, undisturbed)
 
 
 def test_a_checkpoint_is_a_model_folder_with_the_position(undisturbed):
     folder = newest_complete(undisturbed.files.checkpoints)
     assert folder is not None and folder.name == "step-10"
-    AutoModelForCausalLM.from_pretrained(folder)
+    with folder.local() as local:
+        AutoModelForCausalLM.from_pretrained(local)
     _, position = load_state(undisturbed.files.checkpoints / "step-3")
-    assert (position.step, position.windows, position.world_size) == (3, 12, 1)
-    assert position.cursor is not None and (position.cursor.epoch, position.cursor.received) == (0, 12)
+    assert (position.step, position.windows) == (3, 12)
+    assert position.cursor is not None
     _, after_epoch = load_state(undisturbed.files.checkpoints / "step-10")
     assert after_epoch.cursor == Cursor(epoch=2, dealt=0, received=0, plan=position.cursor.plan)
-    assert position.cursor_for(2) == Cursor(epoch=0, dealt=12, received=0, plan=position.cursor.plan)
+    assert position.cursor == Cursor(epoch=0, dealt=12, received=0, plan=position.cursor.plan)
 
 
 def test_an_incomplete_checkpoint_is_passed_over(undisturbed, tmp_path):
@@ -160,7 +210,7 @@ def test_clm_only_asks_for_tokens_and_equals_plain_training(tmp_path, target):  
         expected.append(float(nats.detach() / count))
     rows = read_rows(job.files.metrics)
     assert [row["clm"] for row in rows] == pytest.approx(expected, abs=1e-5)
-    assert [row["loss"] for row in rows] == [row["clm"] for row in rows]
+    assert [row["loss"] for row in rows] == pytest.approx([row["clm"] for row in rows])
     assert all(row["fusion"] is None and row["masked_share"] is None for row in rows)
     trained = weights(job.files.model)
     for name, weight in model.state_dict().items():
