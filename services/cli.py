@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from services.common.errors import RunFailedError, ServiceError
-from services.common.home import FetchError
-from services.recipes.recipe import Recipe, RecipeError, load_recipe
+from services.k8s.commands import app as k8s_app
+from services.recipes.command_line import RecipeArgument, SetOption, err, out, read_recipe, user_errors
+from services.recipes.recipe import RecipeError
 
 app = typer.Typer(
     help="Fuse the next-token distributions of several LLMs into one target.",
@@ -24,43 +20,13 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(k8s_app, name="k8s")
 
 
 @app.callback()
 def _before_any_command() -> None:
     # So that `finally` runs, and with it the end of what was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-
-
-out = Console()
-err = Console(stderr=True)
-
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as distill.lambda=0.5.")
-]
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Mistakes in input, recipe or environment: a message without a traceback."""
-    try:
-        yield
-    except (ServiceError, FetchError, ValueError, OSError) as error:
-        err.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
-        raise typer.Exit(1 if isinstance(error, RunFailedError) else 2) from error
-
-
-def read_recipe(name_or_path: str, settings: list[str] | None) -> Recipe:
-    import yaml
-
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise RecipeError(f"--set {setting}: expected KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
-    return load_recipe(name_or_path, overrides)
 
 
 @models_app.command("fetch")

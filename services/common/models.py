@@ -26,7 +26,8 @@ from services.common.packages import Package, discard, download, file_sha256, me
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, from 0 to 1."""
 
-_RECORD = "fusion-model.json"
+RECORD = "fusion-model.json"
+"""Written last: a fetched folder is complete once it is there."""
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
 _SMALL_BYTES = 64 * 2**20
 
@@ -104,7 +105,7 @@ def resolve_model(name_or_path: str) -> Path:
     """The folder of a catalogue model or of a local path; ValueError when it is not there."""
     if name_or_path in MODELS:
         folder = model_folder(name_or_path)
-        if not (folder / _RECORD).is_file():
+        if not (folder / RECORD).is_file():
             raise ValueError(f"model {name_or_path} is not there yet: run `fusion models fetch {name_or_path}`")
         return folder
     folder = Path(name_or_path).expanduser()
@@ -150,9 +151,9 @@ def fetch(name: str, progress: Progress = lambda what, share: None) -> Path:
 def problems(folder: Path, *, full: bool = False) -> list[str]:
     """What is wrong with a fetched folder: missing files, other sizes, other contents (of large files when `full`)."""
     try:
-        files = json.loads((folder / _RECORD).read_text())["files"]
+        files = json.loads((folder / RECORD).read_text())["files"]
     except (OSError, ValueError, KeyError):
-        return [f"{folder / _RECORD} is missing or damaged"]
+        return [f"{folder / RECORD} is missing or damaged"]
     found = []
     for file, expected in files.items():
         path = folder / file
@@ -242,4 +243,4 @@ def _write_record(model: Model, folder: Path, origin: dict[str, Any]) -> None:
         if path.is_file()
     }
     record = {"model": model.name, "license": model.license, "origin": origin, "files": files}
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")

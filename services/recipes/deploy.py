@@ -16,6 +16,7 @@ from services.common.health import SERVICER as HEALTH_SERVICER
 from services.fusion.app import SERVICER as FUSION_SERVICER
 from services.recipes.recipe import Recipe
 from services.source.app import SERVICER as SOURCE_SERVICER
+from services.source.config import SourceConfig
 
 Report = Callable[[Mapping[str, str]], None]
 """Receives the state of every application, by name."""
@@ -24,26 +25,14 @@ Report = Callable[[Mapping[str, str]], None]
 def serve_config(recipe: Recipe) -> dict[str, Any]:
     """The declarative Serve config: an application for each source without an address, and the fusion service."""
     service, cores = recipe.service, _cores(recipe)
-    applications: list[dict[str, Any]] = [
-        {
-            "name": source.name,
-            "route_prefix": f"/{source.name}",
-            "import_path": "services.source.app:build",
-            "args": source.model_dump(mode="json"),
-            "runtime_env": {"env_vars": {**cores.get(source.name, {}), **source.env}},
-        }
+    applications = [
+        source_application(source, source.model_dump(mode="json"), cores.get(source.name, {}))
         for source in recipe.sources
         if source.address is None
     ]
     if service.address is None:
-        applications.append(
-            {
-                "name": service.application,
-                "route_prefix": f"/{service.application}",
-                "import_path": "services.fusion.app:build",
-                "args": recipe.fusion_service().model_dump(mode="json", by_alias=True),
-            }
-        )
+        args = recipe.fusion_service().model_dump(mode="json", by_alias=True)
+        applications.append(fusion_application(recipe, args))
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": service.host, "port": service.http_port},
@@ -52,6 +41,29 @@ def serve_config(recipe: Recipe) -> dict[str, Any]:
             "grpc_servicer_functions": [SOURCE_SERVICER, FUSION_SERVICER, HEALTH_SERVICER],
         },
         "applications": applications,
+    }
+
+
+def source_application(
+    source: SourceConfig, args: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Serve's entry for one source; `env` is overruled by the source's own."""
+    return {
+        "name": source.name,
+        "route_prefix": f"/{source.name}",
+        "import_path": "services.source.app:build",
+        "args": dict(args),
+        "runtime_env": {"env_vars": {**(env or {}), **source.env}},
+    }
+
+
+def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve's entry for the fusion service."""
+    return {
+        "name": recipe.service.application,
+        "route_prefix": f"/{recipe.service.application}",
+        "import_path": "services.fusion.app:build",
+        "args": dict(args),
     }
 
 
