@@ -24,7 +24,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help setup proto quickstart test lint format bench lock clean
+.PHONY: help setup proto quickstart test lint format bench k8s-check lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: setup ## all benchmarks in quick mode; results in runs/bench
 	  name=$$(basename $$file .py); echo "== $$name"; \
 	  $(BIN)/python -m tests.bench.$$name --quick --json runs/bench/$$name.json; \
 	done
+
+k8s-check: setup ## the manifests in k8s/, without a cluster; SCHEMAS=folder of KubeRay's CRD schemas
+	$(BIN)/python -m tests.k8s.check $(if $(SCHEMAS),--schemas $(SCHEMAS))
 
 lock: $(READY) ## resolve requirements/*.in again, to the newest versions
 	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu

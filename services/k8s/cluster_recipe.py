@@ -12,8 +12,10 @@ GRPC_PORT = 9000
 MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data/runs")
 """Where the manifests mount the volumes; FUSION_HOME is /data."""
 
-_LONGEST_NAME = 47 - len("source-")
-"""KubeRay takes 47 characters for a RayService: it appends its own to the names of pods and Services."""
+LONGEST_RAY_NAME = 47
+"""Of a RayService or RayJob: KubeRay appends its own to it for the names of pods and Services."""
+
+_LONGEST_NAME = LONGEST_RAY_NAME - len("source-")
 
 
 def service_name(source: SourceConfig) -> str:

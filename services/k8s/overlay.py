@@ -102,8 +102,8 @@ def _kustomization(recipe: Recipe, base: str, run_name: str, sources: list[str])
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": "llm-fusion",
-        "resources": [f"{base}/base", *(f"sources/{name}" for name in sources)],
-        "components": [f"{base}/components/{name}" for name in _components(recipe)],
+        "resources": [_part(base, "base"), *(f"sources/{name}" for name in sources)],
+        "components": [_part(base, f"components/{name}") for name in _components(recipe)],
         "configMapGenerator": [{"name": "fusion-recipe", "files": ["recipe.yaml"]}],
         # KubeRay's kinds are unknown to kustomize: a hash in the name would not reach their references.
         "generatorOptions": {"disableNameSuffixHash": True},
@@ -162,8 +162,8 @@ def _source_kustomization(source: SourceConfig, base: str) -> dict[str, Any]:
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": [f"{base}/base/source"],
-        "components": [f"{base}/components/gpu"] if source.num_gpus else [],
+        "resources": [_part(base, "base/source")],
+        "components": [_part(base, "components/gpu")] if source.num_gpus else [],
         "nameSuffix": f"-{source.name}",
         "labels": [
             {
@@ -238,6 +238,12 @@ def _add(path: str, value: Any) -> dict[str, Any]:
 
 def _patch(kind: str, name: str, operations: list[dict[str, Any]]) -> dict[str, Any]:
     return {"target": {"kind": kind, "name": name}, "patch": _yaml(operations)}
+
+
+def _part(base: str, name: str) -> str:
+    """A folder of the base, which may be a URL with a query at its end."""
+    path, mark, query = base.partition("?")
+    return f"{path}/{name}{mark}{query}"
 
 
 def _up(base: str, levels: int) -> str:

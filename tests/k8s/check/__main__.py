@@ -1,4 +1,4 @@
-"""`make k8s-check`: everything that can be known about the manifests without a cluster. Exit code 1 when a check fails."""
+"""`make k8s-check`: what can be known about the manifests without a cluster. Exit code 1 when a check fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tests.k8s.check.manifests import OVERLAYS, Document, MissingTool, overlay
-from tests.k8s.check.run import check_overlay
+from tests.k8s.check.manifests import Document, MissingToolError, overlay
+from tests.k8s.check.run import PARTS, RECIPES, problems, stale_files
 
 
 def main(
@@ -19,14 +19,16 @@ def main(
         os.environ["KUBERAY_SCHEMAS"] = schemas
     failed = False
     try:
-        for name in OVERLAYS:
+        for name in PARTS:
             documents: list[Document] = overlay(name)
-            found = list(check_overlay(name, documents))
+            found = list(problems(documents, PARTS[name]))
+            if name in RECIPES:
+                found += stale_files(name)
             failed = failed or bool(found)
             print(f"{name}: {len(documents)} documents, {len(found)} problems")
             for problem in found:
                 print(f"  {problem}")
-    except MissingTool as error:
+    except MissingToolError as error:
         print(f"not checked: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     raise typer.Exit(int(failed))

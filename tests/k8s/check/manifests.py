@@ -12,13 +12,10 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).parents[3]
-OVERLAYS = ("cpu-dev", "gpu", "external-sources", "production")
-MONITORING = "monitoring"
-
 Document = dict[str, Any]
 
 
-class MissingTool(RuntimeError):
+class MissingToolError(RuntimeError):
     """A program that the check runs is not on this machine."""
 
 
@@ -26,7 +23,7 @@ def kustomize(folder: Path) -> list[Document]:
     """The documents of an overlay; raises ValueError with kustomize's words when it cannot be built."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        raise MissingTool("kubectl is not on PATH; version 1.27 or newer is needed")
+        raise MissingToolError("kubectl is not on PATH; version 1.27 or newer is needed")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ValueError(f"{folder}: {done.stderr.strip()}")

@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate
 from jsonschema import Draft202012Validator
 
-from tests.k8s.check.manifests import REPOSITORY, Document, MissingTool, title
+from tests.k8s.check.manifests import REPOSITORY, Document, MissingToolError, title
 
 KUBERNETES_VERSION = "1.33"
 _RAY_KINDS = {"RayService": "rayservice-v1.json", "RayJob": "rayjob-v1.json", "RayCluster": "raycluster-v1.json"}
@@ -33,34 +33,39 @@ def problems(documents: Sequence[Document]) -> Iterator[str]:
     for document in documents:
         kind = document["kind"]
         if document["apiVersion"] == "ray.io/v1" and kind in _RAY_KINDS:
-            yield from ray_problems(document)
+            yield from _ray_problems(json.dumps(document))
         elif (document["apiVersion"], kind) not in _WITHOUT_SCHEMA:
-            yield from _builtin_problems(document)
+            yield from _builtin_problems(json.dumps(document))
 
 
-def _builtin_problems(document: Document) -> Iterator[str]:
+@functools.cache  # overlays share most of their documents, and reading Kubernetes' definitions takes its time
+def _builtin_problems(text: str) -> tuple[str, ...]:
+    document = json.loads(text)
     try:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
     except kubernetes_validate.ValidationError as error:
-        yield f"{title(document)}: {'.'.join(map(str, error.path))}: {error.message:.300}"
+        return (f"{title(document)}: {'.'.join(map(str, error.path))}: {error.message:.300}",)
     except kubernetes_validate.SchemaNotFoundError as error:
-        yield f"{title(document)}: {error.message}"
-
-
-def ray_problems(document: Document) -> Iterator[str]:
-    """Defaults are applied first, as the API server does; fields that the CRD does not know are refused."""
-    schema = _ray_schema(document["kind"])
-    filled = copy.deepcopy(document)
-    apply_defaults(schema, filled)
-    for error in Draft202012Validator(schema).iter_errors(filled):
-        yield f"{title(document)}: {'.'.join(map(str, error.absolute_path))}: {error.message:.300}"
+        return (f"{title(document)}: {error.message}",)
+    return ()
 
 
 @functools.cache
+def _ray_problems(text: str) -> tuple[str, ...]:
+    """Defaults are applied first, as the API server does; fields that the CRD does not know are refused."""
+    document = json.loads(text)
+    schema = _ray_schema(document["kind"])
+    apply_defaults(schema, document)
+    return tuple(
+        f"{title(document)}: {'.'.join(map(str, error.absolute_path))}: {error.message:.300}"
+        for error in Draft202012Validator(schema).iter_errors(document)
+    )
+
+
 def _ray_schema(kind: str) -> dict[str, Any]:
     file = schema_folder() / _RAY_KINDS[kind]
     if not file.is_file():
-        raise MissingTool(f"{file} is not there: give the folder of KubeRay's CRD schemas with --schemas")
+        raise MissingToolError(f"{file} is not there: give the folder of KubeRay's CRD schemas with --schemas")
     schema: dict[str, Any] = json.loads(file.read_text())
     return schema
 

@@ -1,0 +1,136 @@
+"""`fusion k8s render`: the same bytes for the same recipe, valid output for any number of sources, clear refusals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from services.cli import app
+from services.k8s.overlay import overlay_files
+from services.recipes.recipe import RecipeError, load_recipe
+from tests.k8s.check.manifests import REPOSITORY, kustomize
+from tests.k8s.check.run import problems
+from tests.k8s.conftest import Build
+
+runner = CliRunner()
+
+
+def recipe_of(num_sources: int, **changes: Any) -> dict[str, Any]:
+    sources = [
+        {"name": f"model-{n}", "model": f"/data/models/model-{n}", "dtype": "bfloat16", "num_gpus": 1 + n % 2}
+        for n in range(num_sources)
+    ]
+    return {
+        "name": "many",
+        "corpus": {"files": ["/data/runs/text/*.jsonl"]},
+        "sources": sources,
+        "target": {"model": "/data/models/target"},
+        **changes,
+    }
+
+
+@pytest.fixture
+def k8s(tmp_path: Path) -> Path:
+    """A copy of the k8s folder, to render into."""
+    return Path(shutil.copytree(REPOSITORY / "k8s", tmp_path / "k8s"))
+
+
+def render(k8s: Path, recipe: dict[str, Any], *options: str) -> Any:
+    file = k8s.parent / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    output = k8s / "overlays" / "many"
+    return runner.invoke(app, ["k8s", "render", str(file), "--base", str(k8s), "--output", str(output), *options])
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.yaml"))}
+
+
+@pytest.mark.parametrize("num_sources", [1, 3, 12])
+def test_any_number_of_sources_gives_manifests_that_hold(build: Build, k8s: Path, num_sources: int) -> None:
+    assert render(k8s, recipe_of(num_sources)).exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    assert sum(document["kind"] == "RayService" for document in documents) == num_sources + 1
+    assert list(problems(documents, ["base"])) == []
+
+
+def test_adding_a_source_changes_no_other_source(k8s: Path) -> None:
+    folder = k8s / "overlays" / "many"
+    render(k8s, recipe_of(3))
+    before = files_of(folder)
+    render(k8s, recipe_of(4))
+    after = files_of(folder)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {
+        "kustomization.yaml",
+        "fusion.yaml",
+        "recipe.yaml",
+        "sources/model-3/kustomization.yaml",
+        "sources/model-3/rayservice.yaml",
+    }
+    render(k8s, recipe_of(3))
+    assert files_of(folder) == before
+    assert not (folder / "sources" / "model-3").exists()
+
+
+def test_check_tells_what_is_not_current_and_writes_nothing(k8s: Path) -> None:
+    folder = k8s / "overlays" / "many"
+    render(k8s, recipe_of(2))
+    assert render(k8s, recipe_of(2), "--check").exit_code == 0
+    (folder / "sources" / "model-0" / "rayservice.yaml").write_text("edited")
+    before = files_of(folder)
+    result = render(k8s, recipe_of(3), "--check")
+    assert result.exit_code == 1
+    for words in ("model-0/rayservice.yaml is not what", "model-2/kustomization.yaml is missing"):
+        assert words in result.stderr.replace("\n", " ")
+    assert files_of(folder) == before
+    render(k8s, recipe_of(2))
+    assert "belongs to no source" in render(k8s, recipe_of(1), "--check").stderr
+
+
+def test_a_base_by_url_is_the_same_from_every_folder() -> None:
+    files = overlay_files(
+        load_recipe("quickstart"), base="https://example.com/llm-fusion//k8s?ref=v0.1.0", run_name="fused"
+    )
+    assert "- https://example.com/llm-fusion//k8s/base?ref=v0.1.0\n" in files["kustomization.yaml"]
+    assert (
+        "- https://example.com/llm-fusion//k8s/base/source?ref=v0.1.0\n" in files["sources/gemma3/kustomization.yaml"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sources": [{"name": "a", "model": "models/a"}]}, "sources[0].model: models/a is not below /data/models"),
+        ({"target": {"model": "~/target"}}, "target.model: ~/target is not below"),
+        ({"corpus": {"files": ["text/*.txt"]}}, "corpus.files: text/*.txt is not below /data/runs"),
+        ({"service": {"address": "fusion.example.com:9000"}}, "service.address: leave it out"),
+    ],
+)
+def test_what_no_pod_could_see_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe_of(1, **changes)))
+    with pytest.raises(RecipeError) as error:
+        overlay_files(load_recipe(file), base="../../..", run_name="fused")
+    assert words in str(error.value)
+
+
+def test_the_base_has_to_be_there(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["k8s", "render", "quickstart", "--base", str(tmp_path), "--output", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--base" in result.stderr
+
+
+def test_wait_ends_when_the_file_is_there_and_names_what_is_missing(tmp_path: Path) -> None:
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.touch()
+    assert runner.invoke(app, ["k8s", "wait", "--path", str(there)]).exit_code == 0
+    result = runner.invoke(app, ["k8s", "wait", "--path", str(missing), "--timeout-seconds", "0"])
+    assert result.exit_code == 2
+    assert str(missing) in result.stderr.replace("\n", "")
+    assert runner.invoke(app, ["k8s", "wait"]).exit_code == 2
