@@ -11,6 +11,8 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # One connection for each channel: streams to one address share no flow-control window.
     ("grpc.use_local_subchannel_pool", 1),
+    # A name that stands for several pods, such as a headless Service, is taken in turns.
+    ("grpc.lb_policy_name", "round_robin"),
     # A peer that vanished without a word is noticed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from services.common.models import MODELS, RECORD
 from services.recipes.recipe import Recipe, RecipeError
-from services.source.config import SourceConfig
+from services.source.config import OF_A_DEPLOYMENT, SourceConfig
 
 GRPC_PORT = 9000
 MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data/runs")
@@ -48,13 +48,8 @@ def model_marker(model: str) -> str:
 def _by_address(source: SourceConfig) -> SourceConfig:
     if source.address is not None:
         return source
-    return SourceConfig(
-        name=source.name,
-        model=source.model,
-        engine=source.engine,
-        top_k=source.top_k,
-        address=f"{service_name(source)}:{GRPC_PORT}",
-    )
+    kept = source.model_dump(exclude_unset=True, exclude=set(OF_A_DEPLOYMENT))
+    return SourceConfig(**kept, address=f"{service_name(source)}:{GRPC_PORT}")
 
 
 def _check_paths(recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ from services.source.config import SourceConfig
 HEADER = "# Made by `fusion k8s render`: change the recipe, or patch it from an overlay of your own.\n"
 _HTTP_PORT = 8000
 _WAIT_SECONDS = 86_400
+_GPUS_PER_NODE = 8
 _WORKERS = "/spec/rayClusterConfig/workerGroupSpecs/0"
 _JOB_WORKERS = "/spec/rayClusterSpec/workerGroupSpecs/0"
 _CONTAINER = "template/spec/containers/0"
@@ -110,7 +111,7 @@ def _kustomization(recipe: Recipe, base: str, run_name: str, sources: list[str])
         "patches": [
             {"path": "fusion.yaml"},
             _patch("RayService", "fusion", _fusion_operations(recipe)),
-            _budget("fusion-worker", recipe.service.num_replicas),
+            _budget("fusion-worker", recipe.service.num_replicas - 1),
         ],
     }
     if ports := sorted({int(source.address.rpartition(":")[2]) for source in recipe.sources if source.address}):
@@ -149,21 +150,26 @@ def _fusion_operations(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _source_kustomization(source: SourceConfig, base: str) -> dict[str, Any]:
+    fewest = source.autoscaling.min_replicas if source.autoscaling else source.num_replicas
+    num_pods, gpus = _pods_of_a_replica(source)
     operations = [
-        *_sizes(_WORKERS, source.num_replicas, source.num_replicas),
+        *_sizes(_WORKERS, fewest * num_pods, source.most_replicas * num_pods),
         *_cpus(source.num_cpus),
         _replace(f"{_WORKERS}/template/spec/initContainers/0/args", _wait([model_marker(source.model)])),
     ]
-    if source.num_gpus:
-        gpus = {"nvidia.com/gpu": str(math.ceil(source.num_gpus))}
-        for kind in ("requests", "limits"):
-            operations.append(_add(f"{_WORKERS}/{_CONTAINER}/resources/{kind}/nvidia.com~1gpu", gpus["nvidia.com/gpu"]))
+    for kind in ("requests", "limits") if gpus else ():
+        operations.append(_add(f"{_WORKERS}/{_CONTAINER}/resources/{kind}/nvidia.com~1gpu", str(gpus)))
+    components = ["components/gpu"] if gpus else []
+    if source.autoscaling:
+        components.append("components/autoscaling")
+        account = "/spec/rayClusterConfig/headGroupSpec/template/spec/serviceAccountName"
+        operations.append(_replace(account, f"autoscaler-{source.name}"))
     labels = "spec/rayClusterConfig/{}/template/metadata/labels"
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [_part(base, "base/source")],
-        "components": [_part(base, "components/gpu")] if source.num_gpus else [],
+        "components": [_part(base, name) for name in components],
         "nameSuffix": f"-{source.name}",
         "labels": [
             {
@@ -178,7 +184,7 @@ def _source_kustomization(source: SourceConfig, base: str) -> dict[str, Any]:
         "patches": [
             {"path": "rayservice.yaml"},
             _patch("RayService", "source", operations),
-            _budget("source-worker", source.num_replicas),
+            _budget("source-worker", (fewest - 1) * num_pods),
         ],
     }
 
@@ -218,9 +224,18 @@ def _cpus(num_cpus: float) -> list[dict[str, Any]]:
     return [_replace(f"{_WORKERS}/rayStartParams/num-cpus", str(max(1, math.ceil(num_cpus))))]
 
 
-def _budget(name: str, num_replicas: int) -> dict[str, Any]:
+def _budget(name: str, min_available: int) -> dict[str, Any]:
     """One replica may be away; the last one only when somebody says so."""
-    return _patch("PodDisruptionBudget", name, [_replace("/spec/minAvailable", max(1, num_replicas - 1))])
+    return _patch("PodDisruptionBudget", name, [_replace("/spec/minAvailable", max(1, min_available))])
+
+
+def _pods_of_a_replica(source: SourceConfig) -> tuple[int, int]:
+    """How many pods a replica fills, and the GPUs of each."""
+    gpus = math.ceil(source.num_gpus)
+    if not source.places_workers or source.placement_strategy == "STRICT_PACK":
+        return 1, gpus
+    a_pod = 1 if source.placement_strategy in {"SPREAD", "STRICT_SPREAD"} else min(gpus, _GPUS_PER_NODE)
+    return math.ceil(gpus / a_pod), a_pod
 
 
 def _wait(paths: list[str]) -> list[str]:

@@ -12,12 +12,13 @@ MAX_TOP_K = 1024
 _OF_TRANSFORMERS = ("device", "torch_threads")
 _OF_VLLM = ("engine_args", "placement_strategy")
 _OF_MODELS = ("dtype", "logits_memory_bytes")
-_OF_A_DEPLOYMENT = (
+OF_A_DEPLOYMENT = (
     *("dtype", "device", "max_top_k", "bos_token", "eos_token", "max_tokens", "max_text_bytes"),
     *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
     "num_replicas",
     *("autoscaling", "num_cpus", "num_gpus", "placement_strategy", "max_ongoing_requests", "max_queued_requests"),
 )
+"""What a source says only where it is deployed, not where it is used by its address."""
 
 
 class SyntheticConfig(Settings):
@@ -109,7 +110,7 @@ class SourceConfig(Settings):
         if self.application is not None and self.address is None:
             raise ValueError("application goes with address; a source that is deployed is named by `name`")
         self._refuse_idle(
-            _OF_A_DEPLOYMENT, self.address is not None, "leave it out with address: the source runs already"
+            OF_A_DEPLOYMENT, self.address is not None, "leave it out with address: the source runs already"
         )
         self._refuse_idle(_OF_TRANSFORMERS, self.engine != "transformers", "only engine transformers takes it")
         self._refuse_idle(_OF_VLLM, self.engine != "vllm", "only engine vllm takes it")

@@ -166,7 +166,11 @@ BREACHES: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
     "name of a source": (lambda d: serve(d, args(name="qwen")), "application qwen3-8b serves source qwen"),
     "more replicas than pods": (lambda d: serve(d, args(num_replicas=9)), "9 replicas, but at most 2 worker pods"),
     "more CPUs than a pod has": (lambda d: serve(d, args(num_cpus=9)), "a replica takes 9 CPUs"),
-    "more GPUs than a pod has": (lambda d: serve(d, args(num_gpus=2)), "a replica takes 2 GPUs, a pod has 1"),
+    "more GPUs than a pod has": (lambda d: serve(d, args(num_gpus=2)), "2 replicas take 2 GPUs each, 2 pods have 1"),
+    "autoscaling that nothing carries out": (
+        lambda d: ray_cluster(find(d, "RayService", "fusion")).update(enableInTreeAutoscaling=True),
+        "enableInTreeAutoscaling does not go with",
+    ),
     "bounds of a worker group": (lambda d: worker(d).update(minReplicas=3), "are not within 3 to 2"),
     "budget that nothing can meet": (
         lambda d: find(d, "PodDisruptionBudget", "source-worker-qwen3-8b")["spec"].update(minAvailable=3),

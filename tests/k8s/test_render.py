@@ -22,7 +22,7 @@ runner = CliRunner()
 
 def recipe_of(num_sources: int, **changes: Any) -> dict[str, Any]:
     sources = [
-        {"name": f"model-{n}", "model": f"/data/models/model-{n}", "dtype": "bfloat16", "num_gpus": 1 + n % 2}
+        {"name": f"model-{n}", "model": f"/data/models/model-{n}", "dtype": "bfloat16", "num_gpus": 1}
         for n in range(num_sources)
     ]
     return {
@@ -57,6 +57,27 @@ def test_any_number_of_sources_gives_manifests_that_hold(build: Build, k8s: Path
     documents = kustomize(k8s / "overlays" / "many")
     assert sum(document["kind"] == "RayService" for document in documents) == num_sources + 1
     assert list(problems(documents, ["base"])) == []
+
+
+def test_autoscaling_and_spread_gpus_reach_the_worker_group(build: Build, k8s: Path) -> None:
+    recipe = recipe_of(3)
+    recipe["sources"][0] |= {"autoscaling": {"min_replicas": 0, "max_replicas": 5}}
+    recipe["sources"][1] |= {"num_gpus": 4, "num_replicas": 2, "placement_strategy": "SPREAD"}
+    recipe["sources"][1] |= {"engine_args": {"tensor_parallel_size": 4}}
+    recipe["sources"][2] |= {"num_gpus": 16, "engine_args": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}}
+    assert render(k8s, recipe).exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    assert list(problems(documents, ["base", "autoscaling"])) == []
+    groups = {}
+    for document in documents:
+        if document["kind"] == "RayService":
+            [group] = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            sizes = (group["minReplicas"], group["replicas"], group["maxReplicas"])
+            groups[document["metadata"]["name"]] = (sizes, limits.get("nvidia.com/gpu"))
+    assert groups["source-model-0"] == ((0, 1, 5), "1")
+    assert groups["source-model-1"] == ((8, 8, 8), "1")
+    assert groups["source-model-2"] == ((2, 2, 2), "8")
 
 
 def test_adding_a_source_changes_no_other_source(k8s: Path) -> None:

@@ -64,7 +64,8 @@ def serve_configs_hold(documents: Sequence[Document]) -> Iterator[str]:
 def _application_problems(application: dict[str, Any]) -> Iterator[str]:
     model = _ARGUMENTS.get(application["import_path"])
     if model is None:
-        return  # imports_work says so
+        yield f"{application['name']}: import_path {application['import_path']} is none of {', '.join(_ARGUMENTS)}"
+        return
     try:
         args = model.model_validate(application["args"])
     except ValidationError as error:
@@ -104,7 +105,7 @@ def sizes_fit(documents: Sequence[Document]) -> Iterator[str]:
             low, now, high = group["minReplicas"], group["replicas"], group["maxReplicas"]
             if not low <= max(low, now) <= high:
                 yield f"{title(document)}: replicas {now} are not within {low} to {high}"
-        if document["kind"] == "RayService":
+        if document["kind"] == "RayService" and not list(serve_configs_hold([document])):
             yield from _replica_problems(document, cluster["workerGroupSpecs"][0])
     for budget in of_kind(documents, "PodDisruptionBudget"):
         smallest = budget["spec"]["minAvailable"]
@@ -117,19 +118,26 @@ def sizes_fit(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def _replica_problems(document: Document, group: dict[str, Any]) -> Iterator[str]:
-    config = yaml.safe_load(document["spec"]["serveConfigV2"])
-    for application in config["applications"]:
-        args = application["args"]
-        settings = args if "model" in args else args["service"]
-        replicas, cpus = settings.get("num_replicas", 1), settings.get("num_cpus", 1)
-        if not settings.get("autoscaling") and replicas > group["maxReplicas"]:
-            yield f"{title(document)}: {replicas} replicas, but at most {group['maxReplicas']} worker pods"
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    gpus, most_pods = int(resources.get("limits", {}).get("nvidia.com/gpu", 0)), group["maxReplicas"]
+    for application in yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]:
+        args = _ARGUMENTS[application["import_path"]].model_validate(application["args"])
+        if isinstance(args, SourceConfig):
+            replicas, cpus, needed = args.most_replicas, args.num_cpus, args.num_gpus
+            at_once = 1 if args.places_workers else needed
+            autoscaled = args.autoscaling is not None
+        else:
+            assert isinstance(args, FusionServiceConfig), "no third kind is served"
+            replicas, cpus = args.service.num_replicas, args.service.num_cpus
+            needed, at_once, autoscaled = 0, 0, False
+        if replicas > most_pods:
+            yield f"{title(document)}: {replicas} replicas, but at most {most_pods} worker pods"
         if cpus > float(group["rayStartParams"]["num-cpus"]):
-            yield f"{title(document)}: a replica takes {cpus} CPUs, a pod has {group['rayStartParams']['num-cpus']}"
-        resources = group["template"]["spec"]["containers"][0]["resources"]
-        gpus = int(resources.get("limits", {}).get("nvidia.com/gpu", 0))
-        if settings.get("num_gpus", 0) > gpus:
-            yield f"{title(document)}: a replica takes {settings['num_gpus']:g} GPUs, a pod has {gpus}"
+            yield f"{title(document)}: a replica takes {cpus:g} CPUs, a pod has {group['rayStartParams']['num-cpus']}"
+        if at_once > gpus or replicas * needed > most_pods * gpus:
+            yield f"{title(document)}: {replicas} replicas take {needed:g} GPUs each, {most_pods} pods have {gpus}"
+        if autoscaled != bool(ray_cluster(document).get("enableInTreeAutoscaling")):
+            yield f"{title(document)}: enableInTreeAutoscaling does not go with the source's autoscaling"
 
 
 def ray_versions_agree(documents: Sequence[Document]) -> Iterator[str]:
