@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,29 @@ def test_without_a_token_the_services_are_open(monkeypatch: pytest.MonkeyPatch) 
     for name in ("FUSION_TOKEN", "FUSION_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     check_token(())
+
+
+def test_a_token_is_rotated_without_a_refused_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One end may have the next content of the file before the other: no step of three may refuse a call."""
+    files = [tmp_path / str(step) for step in range(4)]
+    for file, content in zip(files, ("old\n", "old\nnew\n", "new\nold\n", "new\n"), strict=True):
+        file.write_text(content)
+
+    def sent_by(file: Path) -> tuple[tuple[str, str], ...]:
+        monkeypatch.setenv("FUSION_TOKEN_FILE", str(file))
+        return call_metadata("fusion")
+
+    def check_at(file: Path, metadata: tuple[tuple[str, str], ...]) -> None:
+        monkeypatch.setenv("FUSION_TOKEN_FILE", str(file))
+        check_token(metadata)
+
+    for before, after in itertools.pairwise(files):
+        check_at(before, sent_by(after))
+        check_at(after, sent_by(before))
+    with pytest.raises(UnauthenticatedError):
+        check_at(files[3], sent_by(files[0]))
+    files[0].write_text("\n")
+    with pytest.raises(UnauthenticatedError, match="holds no token"):
+        sent_by(files[0])
+    with pytest.raises(UnauthenticatedError):
+        check_at(files[0], (("authorization", "Bearer "),))
