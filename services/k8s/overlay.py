@@ -99,6 +99,7 @@ def _fusion_args(inside: Recipe) -> dict[str, Any]:
 
 def _kustomization(recipe: Recipe, base: str, run_name: str, sources: list[str]) -> dict[str, Any]:
     distill = recipe.distill
+    _, most_workers = distill.worker_range
     document: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -123,7 +124,7 @@ def _kustomization(recipe: Recipe, base: str, run_name: str, sources: list[str])
     cpus = math.ceil(distill.cpus_per_worker)
     operations = [
         _replace("/spec/entrypoint", entrypoint),
-        *_sizes(_JOB_WORKERS, distill.num_workers, distill.num_workers),
+        *_sizes(_JOB_WORKERS, most_workers, most_workers),  # an elastic run goes on with what is left
         _replace(f"{_JOB_WORKERS}/{_CONTAINER}/resources/requests/cpu", str(cpus)),
         _replace(f"{_JOB_WORKERS}/{_CONTAINER}/resources/limits/cpu", str(cpus)),
     ]
