@@ -58,7 +58,13 @@ def validate(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
 
 @app.command()
-def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
+def up(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    no_sources: Annotated[
+        bool, typer.Option("--no-sources", help="Only the fusion service: windows come from the store.")
+    ] = False,
+) -> None:
     """Start the sources and the fusion service on this machine and leave them running."""
     from services.common.auth import read_token
     from services.common.cluster import enable_ray_authentication
@@ -72,7 +78,8 @@ def up(recipe: RecipeArgument, set_: SetOption = None) -> None:
         from services.recipes.deploy import up as start  # imports Ray, which reads its mode then
 
         with deployment_progress(err) as progress:
-            deployment = start(checked, recipe_file, progress)
+            only = [checked.service.application] if no_sources else None
+            deployment = start(checked, recipe_file, progress, only=only)
         out.print(f"fusion service: {deployment.grpc_address} (application {deployment.application})", highlight=False)
         out.print(f"Ray dashboard:  {deployment.dashboard}", highlight=False)
         if read_token() is None:
@@ -131,6 +138,44 @@ def fetch(
             raise RecipeError("--text: must not be empty")
         found_address, found_application = _service(address)
         show_fused(text, found_address, application or found_application, top, source or [], out)
+
+
+@app.command()
+def capture(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be repeated.")] = None,
+    windows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Windows in one file; default 256, or what was begun with.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything back instead, and name each file that is bad.")
+    ] = False,
+) -> None:
+    """Score every window of the corpus into the store. Running it again goes on, and repairs what is damaged."""
+    from services.common.cluster import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        from services.recipes.capture import Capture
+
+        asked = Capture(
+            read_recipe(recipe, set_),
+            sources=source or (),
+            splits=split or (),
+            windows_per_shard=windows_per_shard,
+        )
+        if not verify:
+            asked.run(err)
+            out.print(f"store: {asked.recipe.store}", highlight=False, soft_wrap=True)
+            return
+        bad = 0
+        for place, problem in asked.problems(err):
+            bad += 1
+            out.print(f"{place}: {problem}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"{bad} bad; `fusion capture` repairs what is missing or damaged" if bad else "all good")
+    raise typer.Exit(1 if bad else 0)
 
 
 @app.command()

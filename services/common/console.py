@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 _LINE_SECONDS = 10.0
 
@@ -55,3 +63,29 @@ def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str
             last, last_line = dict(states), now
 
     yield line
+
+
+@contextmanager
+def window_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Reports how many windows of how many are done, by name."""
+    if not console.is_terminal:
+        last: dict[str, float] = {}
+
+        def line(name: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            if done == total or now - last.get(name, float("-inf")) > _LINE_SECONDS:
+                console.print(f"{name}: {done:,} of {total:,} windows", highlight=False)
+                last[name] = now
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def bar(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name)
+            progress.update(tasks[name], completed=done, total=total)
+
+        yield bar

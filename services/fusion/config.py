@@ -30,8 +30,8 @@ class ServiceConfig(Settings):
     store: str | None = Field(
         "store",
         min_length=1,
-        description="Folder that keeps scored windows, so that a pass is paid for once; relative to the run's folder. "
-        "null keeps nothing.",
+        description="Folder (relative to the run's) or URL, such as s3://bucket/folder, that keeps scored windows, so "
+        "that a pass is paid for once. null keeps nothing.",
     )
 
 
@@ -44,6 +44,9 @@ class SourceEndpoint(Settings):
     application: str
     top_k: int
     eos_token: str | None = Field(None, description="Token that ends documents; default the tokenizer's EOS.")
+    engine: str | None = Field(None, description="As the recipe deploys it: tells stored windows apart.")
+    dtype: str | None = Field(None, description="As engine.")
+    bos_token: str | None = Field(None, description="As engine.")
 
 
 class FusionServiceConfig(Settings):

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from fusion.v1 import fusion_pb2
+from fusion_core.alignment.byte import ByteProjection
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.common.passage import Passage
+from services.common.store.capture import Place
+from services.common.store.store import BlockStore
 from services.fusion.config import FusionServiceConfig
 from services.fusion.sources import Source
-from services.fusion.store import BlockStore
 from services.source.client import ScoreStream
 
 logger = logging.getLogger("ray.serve")
@@ -32,10 +34,13 @@ class Fuser:
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
-        store = BlockStore(Path(config.service.store)) if config.service.store else None
-        self._sources = {
-            endpoint.name: Source(endpoint, self.target, config.service, store) for endpoint in config.sources
+        self._store = BlockStore(config.service.store) if config.service.store else None
+        self._sources = {endpoint.name: Source(endpoint, config.service, self._store) for endpoint in config.sources}
+        self._projections = {
+            name: ByteProjection(source.vocabulary, self.target) for name, source in self._sources.items()
         }
+        for projection in self._projections.values():
+            projection.warm()  # seconds now, so that no window pays them
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -48,15 +53,15 @@ class Fuser:
                 raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
         return tuple(dict.fromkeys(names)) or self.names
 
-    async def statuses(self) -> list[fusion_pb2.SourceStatus]:
-        """How every source answers just now."""
-        return list(await asyncio.gather(*(source.status() for source in self._sources.values())))
+    async def statuses(self, splits: Mapping[str, str]) -> list[fusion_pb2.SourceStatus]:
+        """How every source answers just now, and which of the splits (fingerprints by name) are in the store."""
+        return list(await asyncio.gather(*(source.status(splits) for source in self._sources.values())))
 
-    async def problem(self) -> str | None:
-        """Why the service cannot fuse now: too few sources answer. None when it can."""
-        statuses = await self.statuses()
+    async def problem(self, splits: Mapping[str, str]) -> str | None:
+        """Why the service cannot fuse now: too few sources answer or were captured. None when it can."""
+        statuses = await self.statuses(splits)
         serving = sum(status.serving for status in statuses)
-        if serving >= self._config.fusion.min_sources:
+        if sum(status.serving or bool(status.captured) for status in statuses) >= self._config.fusion.min_sources:
             return None
         problems = "; ".join(status.problem for status in statuses if status.problem)
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
@@ -66,14 +71,20 @@ class Fuser:
         return {name: await stack.enter_async_context(source.stream()) for name, source in self._sources.items()}
 
     async def fuse(
-        self, passage: Passage, *, names: Sequence[str], k: int, streams: Mapping[str, ScoreStream] | None = None
+        self,
+        passage: Passage,
+        *,
+        names: Sequence[str],
+        k: int,
+        streams: Mapping[str, ScoreStream] | None = None,
+        place: Place | None = None,
     ) -> Block:
-        """Asks the named sources and fuses what they answer.
+        """Asks the named sources and fuses what they answer; `place` is where a window of a data set stands.
 
         A source that fails takes no part, and the block says so. Raises UnavailableError when too few answer, and
         InvalidArgumentError or FailedPreconditionError when a source refuses the text for good.
         """
-        asked = [self._sources[name].score(passage, (streams or {}).get(name)) for name in names]
+        asked = [self._sources[name].score(passage, (streams or {}).get(name), place) for name in names]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         blocks: dict[str, Block | None] = {}
         problems = []
@@ -91,6 +102,11 @@ class Fuser:
             raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
+
+    def flush(self) -> None:
+        """Writes scored windows that are only in memory to the store."""
+        if self._store is not None:
+            self._store.flush()
 
     def realised_tokens(self, passage: Passage) -> Block:
         """A block without distributions: no candidates, all mass in the tail, every row masked."""
@@ -122,7 +138,7 @@ class Fuser:
         if encoding.num_tokens == 0:
             raise InvalidArgumentError("texts: the target's tokenizer keeps nothing of this text")
         rows = {
-            name: self._sources[name].projection.project(block, encoding) if block is not None else None
+            name: self._projections[name].project(block, encoding) if block is not None else None
             for name, block in blocks.items()
         }
         # A caller that names fewer sources than the quorum asks for just those.

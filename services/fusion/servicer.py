@@ -18,6 +18,7 @@ from services.common.flow import Pipeline
 from services.common.health import health_response
 from services.common.passage import Passage, passages_of
 from services.common.rpc import bidirectional, public_unary, unary
+from services.common.store.capture import Place
 from services.common.wire import check_dtype, encode_block
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
@@ -41,6 +42,11 @@ class FusionServicer:
         self._config = config
         self._fuser = Fuser(config)
         self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
+        self._splits = {
+            f"{corpus.name}/{split}": corpus.fingerprint(split)
+            for corpus in self._corpora.values()
+            for split in corpus.splits
+        }
         logger.info("fusing %s into %s", ", ".join(s.name for s in config.sources), config.tokenizer)
 
     @unary
@@ -49,7 +55,7 @@ class FusionServicer:
         return fusion_pb2.GetFusionInfoResponse(
             vocabulary=self._fuser.target.fingerprint,
             vocabulary_size=self._fuser.target.size,
-            sources=await self._fuser.statuses(),
+            sources=await self._fuser.statuses(self._splits),
             alignment="byte",
             strategy=config.fusion.strategy,
             max_k=config.fusion.k_out,
@@ -105,7 +111,11 @@ class FusionServicer:
 
     @public_unary
     async def Check(self, request: Any) -> Any:
-        return health_response(request, "fusion.v1.FusionService", await self._fuser.problem())
+        return health_response(request, "fusion.v1.FusionService", await self._fuser.problem(self._splits))
+
+    def __del__(self) -> None:
+        if fuser := getattr(self, "_fuser", None):
+            fuser.flush()
 
     async def _pipeline(self, request: fusion_pb2.StreamFusedOpen, stack: AsyncExitStack) -> Pipeline[Step, _Sent]:
         corpus = self._corpus(request.dataset)
@@ -121,6 +131,8 @@ class FusionServicer:
             num_epochs=request.num_epochs if request.HasField("num_epochs") else 1,
         )
         steps = plan.steps(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
+        if not request.tokens_only:
+            stack.push_async_callback(asyncio.to_thread, self._fuser.flush)
         streams = {} if request.tokens_only else await self._fuser.open_streams(stack)
 
         async def compute(step: Step) -> _Sent:
@@ -129,7 +141,8 @@ class FusionServicer:
             if request.tokens_only:
                 block = self._fuser.realised_tokens(passage)
             else:
-                block = await self._fuser.fuse(passage, names=self._fuser.names, k=k, streams=streams)
+                place = Place(plan.split_fingerprint, step.index)
+                block = await self._fuser.fuse(passage, names=self._fuser.names, k=k, streams=streams, place=place)
             where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
             return _Sent(encode_block(block, dtype, where), step.cursor)
 

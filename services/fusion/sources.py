@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import numpy as np
 
 from fusion.v1 import fusion_pb2, source_pb2
-from fusion_core.alignment.byte import ByteProjection
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from services.common.errors import (
@@ -21,38 +21,49 @@ from services.common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from services.common.metrics import Meter
 from services.common.models import resolve_model
 from services.common.passage import Passage
+from services.common.store.capture import Place
+from services.common.store.identity import SourceIdentity, window_key
+from services.common.store.store import BlockStore, SourceStore
 from services.fusion.config import ServiceConfig, SourceEndpoint
-from services.fusion.store import BlockStore
 from services.source.client import ScoreStream, SourceClient
 
 logger = logging.getLogger("ray.serve")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
+_DOWN_SECONDS = 15.0
+"""How long a source that did not answer is not asked who it is, as long as the store has its windows."""
 
 
 class Source:
-    """One source: its endpoint, its vocabulary and the projection into the target's."""
+    """One source, asked over gRPC and read through the store."""
 
-    def __init__(
-        self, endpoint: SourceEndpoint, target: Vocabulary, service: ServiceConfig, store: BlockStore | None
-    ) -> None:
+    def __init__(self, endpoint: SourceEndpoint, service: ServiceConfig, store: BlockStore | None) -> None:
         self.endpoint = endpoint
         self.name = endpoint.name
-        self.vocabulary = Vocabulary.from_pretrained(resolve_model(endpoint.model), eos_token=endpoint.eos_token)
-        self.projection = ByteProjection(self.vocabulary, target)
-        self.projection.warm()  # seconds now, so that no window pays them
+        self.vocabulary = self.vocabulary_of(endpoint)
         self._service = service
         self._store = store
         self._client = SourceClient(
             endpoint.address, endpoint.application, timeout_seconds=service.source_timeout_seconds
         )
         self._info: source_pb2.GetSourceInfoResponse | None = None
+        self._away: tuple[float, SourceIdentity] | None = None
+        if store is not None:
+            meter = Meter("store", source=self.name)
+            self._hits = meter.counter("hits_total", "Windows that were read from the store.")
+            self._misses = meter.counter("misses_total", "Windows that the source had to be asked for.")
 
-    async def status(self) -> fusion_pb2.SourceStatus:
-        """How the source answers just now."""
+    @staticmethod
+    def vocabulary_of(endpoint: SourceEndpoint) -> Vocabulary:
+        """From the folder of the model's tokenizer; raises ValueError."""
+        return Vocabulary.from_pretrained(resolve_model(endpoint.model), eos_token=endpoint.eos_token)
+
+    async def status(self, splits: Mapping[str, str] | None = None) -> fusion_pb2.SourceStatus:
+        """How the source answers just now, and which of the splits (fingerprints by name) the store holds."""
         status = fusion_pb2.SourceStatus(
             name=self.name, address=self.endpoint.address, top_k=self.endpoint.top_k, model=self.endpoint.model
         )
@@ -61,11 +72,19 @@ class Source:
             info = await self._checked_info()
         except ServiceError as error:
             status.problem = str(error)
+            status.captured.extend(await asyncio.to_thread(self._captured, splits or {}))
         else:
             status.serving = True
             status.vocabulary = info.vocabulary
             status.model = info.model
         return status
+
+    def _captured(self, splits: Mapping[str, str]) -> list[str]:
+        try:
+            store = self._stored()
+        except (UnavailableError, OSError):
+            return []
+        return [name for name, fingerprint in splits.items() if store.captured(fingerprint)]
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[ScoreStream]:
@@ -82,14 +101,17 @@ class Source:
         finally:
             await stream.close()
 
-    async def score(self, passage: Passage, stream: ScoreStream | None = None) -> Block:
-        """Scores a passage, through the store where there is one; raises ServiceError when all attempts failed."""
+    async def score(self, passage: Passage, stream: ScoreStream | None = None, place: Place | None = None) -> Block:
+        """Scores a passage, through the store where there is one; raises ServiceError when all attempts failed.
+
+        `place` is where a window of a data set stands: a captured one is found by it.
+        """
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(1, self._service.source_attempts + 1):
             try:
                 async with asyncio.timeout(self._service.source_timeout_seconds):
                     # After a failure the text goes alone: what broke the stream may have been another text.
-                    return await self._score_once(passage, stream if attempt == 1 else None)
+                    return await self._score_once(passage, stream if attempt == 1 else None, place)
             except UnauthenticatedError as error:
                 raise FailedPreconditionError(f"source {self.name} refuses this service's token: {error}") from error
             except (InvalidArgumentError, FailedPreconditionError):
@@ -104,13 +126,24 @@ class Source:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable")
 
-    async def _score_once(self, passage: Passage, stream: ScoreStream | None) -> Block:
-        info = await self._checked_info()
-        key = ""
-        if self._store is not None:
-            key = BlockStore.key(info, self.endpoint.top_k, passage)
-            if (kept := await asyncio.to_thread(self._store.get, key)) is not None:
-                return kept
+    async def _score_once(self, passage: Passage, stream: ScoreStream | None, place: Place | None) -> Block:
+        if self._store is None:
+            return await self._ask(passage, stream)
+        key, store = window_key(passage), await self._windows()
+        if (kept := await asyncio.to_thread(store.find, key, place)) is not None:
+            self._hits.inc()
+            return kept
+        self._misses.inc()
+        store = self._store.source(await self.identity())
+        block = await self._ask(passage, stream)
+        try:
+            await asyncio.to_thread(store.keep, key, block)
+        except ValueError as error:
+            raise UnavailableError(f"source {self.name} sent a broken block: {error}") from error
+        return block
+
+    async def _ask(self, passage: Passage, stream: ScoreStream | None) -> Block:
+        await self._checked_info()
         if stream is not None:
             block = await stream.score(passage)
         else:
@@ -118,12 +151,40 @@ class Source:
                 [passage], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
             )
         self._check(block, passage)
-        if self._store is not None:
-            try:
-                await asyncio.to_thread(self._store.put, key, block)
-            except OSError as error:  # a full disk costs the next pass, not this one
-                logger.warning("service.store: cannot keep a window of source %s: %s", self.name, error)
         return block
+
+    async def identity(self) -> SourceIdentity:
+        """Who serves now; raises ServiceError."""
+        return SourceIdentity.of(await self._checked_info(), self.endpoint.top_k)
+
+    async def _windows(self) -> SourceStore:
+        """The stored windows of the source that serves, or, when none does, of the one that was stored."""
+        assert self._store is not None
+        if self._away is not None and time.monotonic() < self._away[0]:
+            return self._store.source(self._away[1])
+        try:
+            identity = await self.identity()
+        except (FailedPreconditionError, UnauthenticatedError):
+            raise
+        except ServiceError as error:
+            try:
+                store = await asyncio.to_thread(self._stored)
+            except (UnavailableError, OSError) as why:
+                raise UnavailableError(f"{error}; {why}") from error
+            self._away = (time.monotonic() + _DOWN_SECONDS, store.identity)
+            return store
+        self._away = None
+        return self._store.source(identity)
+
+    def _stored(self) -> SourceStore:
+        """What the store has of the source as it is configured; raises UnavailableError unless that is one thing."""
+        if self._store is None:
+            raise UnavailableError("there is no store")
+        fitting = stored_identities(self._store, self.endpoint, self.vocabulary)
+        if len(fitting) != 1:
+            which = ", ".join(identity.digest for identity in fitting) or "none"
+            raise UnavailableError(f"the store must hold windows of just one such source to do without it, has {which}")
+        return self._store.source(fitting[0])
 
     async def _checked_info(self) -> source_pb2.GetSourceInfoResponse:
         if self._info is None:
@@ -155,3 +216,18 @@ class Source:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def stored_identities(store: BlockStore, endpoint: SourceEndpoint, vocabulary: Vocabulary) -> list[SourceIdentity]:
+    """The sources in a store that an endpoint may mean, as far as it is configured; raises OSError."""
+    wanted = {"vocabulary": vocabulary.fingerprint, "top_k": endpoint.top_k}
+    wanted |= {
+        key: value
+        for key in ("engine", "dtype", "bos_token", "eos_token")
+        if (value := getattr(endpoint, key)) is not None
+    }
+    return [
+        identity
+        for identity in store.identities()
+        if wanted.items() <= (identity.model_dump() | {"engine": identity.engine.partition(" ")[0]}).items()
+    ]

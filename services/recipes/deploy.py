@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ Report = Callable[[Mapping[str, str]], None]
 """Receives the state of every application, by name."""
 
 
-def serve_config(recipe: Recipe) -> dict[str, Any]:
-    """The declarative Serve config: an application for each source without an address, and the fusion service."""
+def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The declarative Serve config: an application for each source without an address, and the fusion service.
+
+    `only`: names of the applications that are wanted, all by default.
+    """
     service, cores = recipe.service, _cores(recipe)
     applications = [
         source_application(source, source.model_dump(mode="json"), cores.get(source.name, {}))
@@ -40,7 +43,7 @@ def serve_config(recipe: Recipe) -> dict[str, Any]:
             "port": service.grpc_port,
             "grpc_servicer_functions": [SOURCE_SERVICER, FUSION_SERVICER, HEALTH_SERVICER],
         },
-        "applications": applications,
+        "applications": [entry for entry in applications if only is None or entry["name"] in only],
     }
 
 
@@ -95,8 +98,18 @@ def check_free(recipe: Recipe) -> None:
             raise ServiceError(f"service.{key}: port {port} is in use; stop what listens there or choose another")
 
 
-def up(recipe: Recipe, recipe_file: Path, report: Report, *, timeout_seconds: float = 900) -> Deployment:
-    """Starts Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot."""
+def up(
+    recipe: Recipe,
+    recipe_file: Path,
+    report: Report,
+    *,
+    only: Collection[str] | None = None,
+    timeout_seconds: float = 900,
+) -> Deployment:
+    """Starts Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot.
+
+    `only`: names of the applications to start, all by default.
+    """
     check_free(recipe)
     service = recipe.service
     log = recipe.run_folder / "ray.log"
@@ -123,7 +136,7 @@ def up(recipe: Recipe, recipe_file: Path, report: Report, *, timeout_seconds: fl
     )
     try:
         deployment.save()
-        deploy(serve_config(recipe), deployment.dashboard, report, timeout_seconds=timeout_seconds)
+        deploy(serve_config(recipe, only), deployment.dashboard, report, timeout_seconds=timeout_seconds)
     except BaseException:
         deployment.stop()
         raise

@@ -71,6 +71,27 @@ class Recipe(Settings):
     def fusion_address(self) -> str:
         return self.service.address or f"127.0.0.1:{self.service.grpc_port}"
 
+    @property
+    def store(self) -> str | None:
+        """Folder or URL of the scored windows, for use from any working folder."""
+        store = self.service.store
+        return store if store is None or "://" in store else str((self.run_folder / store).absolute())
+
+    def endpoint(self, source: SourceConfig) -> SourceEndpoint:
+        """How the fusion service reaches a source, and what tells its stored windows from another's."""
+        deployed = source.address is None
+        return SourceEndpoint(
+            name=source.name,
+            model=source.model,
+            address=source.address or f"127.0.0.1:{self.service.grpc_port}",
+            application=source.application_name,
+            top_k=source.top_k,
+            eos_token=source.eos_token,
+            engine=source.engine if deployed else None,
+            dtype=source.dtype if deployed and source.dtype != "auto" else None,
+            bos_token=source.bos_token,
+        )
+
     def save(self, path: Path) -> None:
         """Writes the recipe with every default filled in, for use from any working folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,23 +100,11 @@ class Recipe(Settings):
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""
-        store = str((self.run_folder / self.service.store).absolute()) if self.service.store else None
-        here = f"127.0.0.1:{self.service.grpc_port}"
         return FusionServiceConfig(
             tokenizer=str(self.target_folder.absolute()),
-            sources=tuple(
-                SourceEndpoint(
-                    name=source.name,
-                    model=source.model,
-                    address=source.address or here,
-                    application=source.application_name,
-                    top_k=source.top_k,
-                    eos_token=source.eos_token,
-                )
-                for source in self.sources
-            ),
+            sources=tuple(map(self.endpoint, self.sources)),
             fusion=self.fusion,
-            service=self.service.model_copy(update={"store": store}),
+            service=self.service.model_copy(update={"store": self.store}),
             corpora=(str(self.corpus_folder.absolute()),),
         )
 

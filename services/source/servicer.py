@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,6 +25,7 @@ from services.common.rpc import bidirectional, public_unary, unary
 from services.common.wire import check_dtype, encode_block
 from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
+from services.source.revision import weights_revision
 from services.source.scorer import Prompt, Scorer
 
 logger = logging.getLogger("ray.serve")
@@ -41,7 +40,7 @@ class SourceServicer:
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._config = config
         folder = resolve_model(config.model)
-        revision = asyncio.get_running_loop().run_in_executor(None, _revision, folder)
+        revision = asyncio.get_running_loop().run_in_executor(None, weights_revision, folder)
         self._scorer = await Scorer.load(config, folder)
         self._revision = await revision
         engine = self._scorer.engine
@@ -172,14 +171,3 @@ async def _repeat(interval_seconds: float | None, scorer: Scorer, record: Canary
 async def _until_none(queue: asyncio.Queue[Prompt | None]) -> AsyncIterator[Prompt]:
     while (item := await queue.get()) is not None:
         yield item
-
-
-def _revision(folder: Path) -> str:
-    """Hash over configuration and weight files; sizes and names are part of it."""
-    digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")])
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(f"{file.name}:{file.stat().st_size}:".encode())
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:32]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from pydantic import Field, ValidationError
 
 from services.common.settings import Settings
 from services.common.store.files import Files
+from services.common.store.shard import ShardRecord
 
-_PLAN = "capture.json"
+_PLAN, _COMPLETE = "capture.json", "complete.json"
+NOT_SHARDS = (_PLAN, _COMPLETE)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Place:
     """Where a window stands: fingerprint of its split, and its index there."""
 
     split_fingerprint: str
@@ -60,7 +65,20 @@ def write_plan(files: Files, folder: str, plan: CapturePlan) -> None:
     files.write(f"{folder}/{_PLAN}", plan.model_dump_json(indent=2).encode() + b"\n")
 
 
-def is_complete(files: Files, folder: str, plan: CapturePlan) -> bool:
-    """Whether every shard and its record are there; says nothing about their bytes."""
-    names: Sequence[str] = list(files.sizes(folder))
-    return {f"{shard:07}{suffix}" for shard in range(plan.num_shards) for suffix in (".parquet", ".json")} <= set(names)
+def digest_of(records: Iterable[ShardRecord]) -> str:
+    """Hash over the shards of a capture, in order."""
+    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+
+
+def write_complete(files: Files, folder: str, digest: str) -> None:
+    """Says that every shard is there."""
+    files.write(f"{folder}/{_COMPLETE}", json.dumps({"sha256": digest}).encode() + b"\n")
+
+
+def read_complete(files: Files, folder: str) -> str | None:
+    """The digest of a complete capture; None when it is not complete."""
+    data = files.read(f"{folder}/{_COMPLETE}")
+    try:
+        return str(json.loads(data)["sha256"]) if data is not None else None
+    except (ValueError, KeyError, TypeError):
+        return None

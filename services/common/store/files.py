@@ -41,7 +41,9 @@ class Files:
         full = f"{self._folder}/{path}"
         self._files.create_dir(full.rpartition("/")[0], recursive=True)
         # An object appears when its upload is complete; only a local file could be seen half written.
-        target = f"{full}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}{_PARTIAL}" if self._renames else full
+        target = (
+            f"{full}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}{_PARTIAL}" if self._renames else full
+        )
         try:
             with self._files.open_output_stream(target) as stream:
                 stream.write(data)

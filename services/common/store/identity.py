@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Self
 
 from fusion.v1 import source_pb2
+from services.common.passage import Passage
 from services.common.settings import Settings
 
 KEY_BYTES = 16
@@ -21,6 +23,7 @@ class SourceIdentity(Settings):
     revision: str
     vocabulary: str
     bos_token: str
+    eos_token: str
     engine: str
     dtype: str
     top_k: int
@@ -32,7 +35,8 @@ class SourceIdentity(Settings):
             revision=info.revision,
             vocabulary=info.vocabulary,
             bos_token=info.bos_token,
-            engine=info.engine.partition(" ")[0],
+            eos_token=info.eos_token,
+            engine=re.sub(r" \d\S*", "", info.engine, count=1),
             dtype=info.dtype,
             top_k=top_k,
         )
@@ -44,6 +48,6 @@ class SourceIdentity(Settings):
         return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
 
 
-def window_key(text: bytes) -> bytes:
+def window_key(passage: Passage) -> bytes:
     """Content address of a window below its source."""
-    return hashlib.sha256(text).digest()[:KEY_BYTES]
+    return passage.identity[:KEY_BYTES]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 _RECENT = 1 << 16
 _ROW_BITS = 32
+
+Part = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
+"""Prefixes in rising order, and the place of each."""
 
 
 class KeyIndex:
@@ -17,7 +21,7 @@ class KeyIndex:
     """
 
     def __init__(self) -> None:
-        self._parts = [(np.empty(0, np.uint64), np.empty(0, np.int64)) for _ in range(2)]
+        self._parts: list[Part] = [(np.empty(0, np.uint64), np.empty(0, np.int64)) for _ in range(2)]
 
     def __len__(self) -> int:
         return sum(len(prefixes) for prefixes, _ in self._parts)
@@ -39,9 +43,7 @@ class KeyIndex:
         return found
 
 
-def _merged(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _merged(one: Part, other: Part) -> Part:
     prefixes, places = np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
     order = np.argsort(prefixes, kind="stable")
     return prefixes[order], places[order]

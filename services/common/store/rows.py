@@ -31,23 +31,29 @@ _MASS_TOLERANCE = 5e-3
 _SURE = 1e-6
 """Below this the mass beside the realised token is not rescaled: float32 cannot say how much it is."""
 
+
+def _list_of(values: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", values, nullable=False))
+
+
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.binary(16), nullable=False),
         pa.field("text", pa.binary(), nullable=False),
         # Realised tokens: ids, bytes of text that they cover, log-probabilities in nats, 0 where masked.
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("token_bytes", pa.list_(pa.int32()), nullable=False),
-        pa.field("gold", pa.list_(pa.float32()), nullable=False),
-        pa.field("mask", pa.list_(pa.bool_()), nullable=False),
+        pa.field("token_ids", _list_of(pa.int32()), nullable=False),
+        pa.field("token_bytes", _list_of(pa.int32()), nullable=False),
+        pa.field("gold", _list_of(pa.float32()), nullable=False),
+        pa.field("mask", _list_of(pa.bool_()), nullable=False),
         # Candidates: how many a row has, their ids by falling probability, row by row, and by how many steps each is
         # less likely than the one before it in its row (the first: than certainty).
-        pa.field("num_candidates", pa.list_(pa.int32()), nullable=False),
-        pa.field("topk_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("topk_steps", pa.list_(pa.uint16()), nullable=False),
+        pa.field("num_candidates", _list_of(pa.int32()), nullable=False),
+        pa.field("topk_ids", _list_of(pa.int32()), nullable=False),
+        pa.field("topk_steps", _list_of(pa.uint16()), nullable=False),
         # Steps of the mass outside the candidates, without the realised token's where it is no candidate.
-        pa.field("tail", pa.list_(pa.uint16()), nullable=False),
+        pa.field("tail", _list_of(pa.uint16()), nullable=False),
         pa.field("k", pa.int32(), nullable=False),
+        pa.field("ends_document", pa.bool_(), nullable=False),  # the last row is the end row
     ],
     metadata={"format": "llm-fusion scored windows 1", "step_nats": str(STEP_NATS)},
 )
@@ -58,13 +64,7 @@ SPLIT_COLUMNS = ("token_ids", "gold", "topk_ids", "topk_steps", "tail")
 def encode_row(key: bytes, block: Block) -> pa.RecordBatch:
     """A batch of one row. Raises ValueError when the realised tokens' log-probabilities contradict the rows'."""
     ids_TK, steps_TK, there_TK = _sorted(block)
-    gold_T = np.exp(block.gold_T.astype(np.float64))
-    candidate_T = (ids_TK == block.token_ids_T[:, None]).any(axis=1)
-    tail_T = np.exp(block.tail_T.astype(np.float64))
-    beside_T = np.where(candidate_T, tail_T, tail_T - gold_T)
-    if np.any(beside_T < -_MASS_TOLERANCE):
-        row = int(np.argmin(beside_T))
-        raise ValueError(f"gold: in row {row} the realised token is likelier than all that is outside the candidates")
+    beside_T = _tail_beside_gold(block)
     columns: dict[str, Any] = {
         "key": pa.array([key], pa.binary(16)),
         "text": pa.array([block.text_bytes], pa.binary()),
@@ -77,12 +77,13 @@ def encode_row(key: bytes, block: Block) -> pa.RecordBatch:
         "topk_steps": _list(np.diff(steps_TK, axis=1, prepend=0)[there_TK].astype(np.uint16)),
         "tail": _list(_steps_of_mass(beside_T)),
         "k": pa.array([block.k], pa.int32()),
+        "ends_document": pa.array([block.ends_document], pa.bool_()),
     }
     return pa.record_batch([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
 def decode_row(table: pa.Table | pa.RecordBatch, row: int, vocabulary: str) -> Block:
-    """The block in a row of a table with `SCHEMA`; raises ValueError when it is none."""
+    """The block in a row of a table or batch with `SCHEMA`; raises ValueError when it is none."""
     token_ids_T = _values(table, "token_ids", row)
     num_tokens, k = len(token_ids_T), table.column("k")[row].as_py()
     count_T = _values(table, "num_candidates", row)
@@ -105,6 +106,7 @@ def decode_row(table: pa.Table | pa.RecordBatch, row: int, vocabulary: str) -> B
         gold_T=gold_T,
         vocabulary=vocabulary,
         mask_T=_values(table, "mask", row),
+        ends_document=table.column("ends_document")[row].as_py(),
         covered_mass=float(1.0 - np.exp(tail_T.astype(np.float64)).mean()) if num_tokens else 0.0,
     )
     block.validate()
@@ -134,6 +136,20 @@ def _sorted(block: Block) -> tuple[Int32, Int32, Bool]:
             np.take_along_axis(column, order_TK, axis=1) for column in (ids_TK, steps_TK, there_TK)
         )
     return ids_TK, steps_TK, there_TK
+
+
+def _tail_beside_gold(block: Block) -> npt.NDArray[np.float64]:
+    """Mass outside the candidates, without the realised token's; raises ValueError where that is impossible."""
+    gold_T, tail_T = np.exp(block.gold_T.astype(np.float64)), np.exp(block.tail_T.astype(np.float64))
+    realised_TK = (block.topk_ids_TK == block.token_ids_T[:, None]) & (block.topk_logprobs_TK > -np.inf)
+    candidate_T = realised_TK.any(axis=1)
+    as_candidate_T = np.where(realised_TK, np.exp(block.topk_logprobs_TK), 0).sum(axis=1)
+    beside_T = np.where(candidate_T, tail_T, tail_T - gold_T)
+    wrong_T = np.where(candidate_T, np.abs(as_candidate_T - gold_T), -beside_T) > _MASS_TOLERANCE
+    if wrong_T.any():
+        row = int(np.argmax(wrong_T))
+        raise ValueError(f"gold: in row {row} the realised token has another probability than its row leaves for it")
+    return beside_T
 
 
 def _padded(count_T: Int32, k: int, ids_N: Int32, rises_N: npt.NDArray[np.uint16]) -> tuple[Int32, Int32, Bool]:
@@ -192,7 +208,8 @@ def _steps_of_mass(mass_T: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
 
 
 def _list(values: npt.NDArray[Any]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), pa.array(values))
+    elements = pa.array(values)
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), elements, type=_list_of(elements.type))
 
 
 def _values(table: pa.Table | pa.RecordBatch, name: str, row: int) -> Any:

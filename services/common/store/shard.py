@@ -78,38 +78,37 @@ def read_record(files: Files, path: str) -> ShardRecord | None:
     return ShardRecord.from_json(data) if data is not None else None
 
 
-def problem_of(files: Files, path: str, keys: Sequence[bytes] | None, vocabulary: str | None) -> str | None:
-    """What is wrong with a shard, None when nothing is.
+def check_shard(files: Files, path: str, keys: Sequence[bytes] | None = None, vocabulary: str | None = None) -> None:
+    """Reads a shard and its record in full; raises ValueError saying what is wrong with them.
 
     Args:
         keys: those that it must hold, where that is known.
-        vocabulary: of its blocks; every row is decoded then, otherwise the hash has to be enough.
+        vocabulary: of its blocks; when it is given, every row is decoded, not only the hash compared.
     """
-    try:
-        record = read_record(files, path)
-    except ValueError as error:
-        return str(error)
-    data = files.read(f"{path}.parquet")
+    record, data = read_record(files, path), files.read(f"{path}.parquet")
     if data is None:
-        return "missing"
+        raise ValueError("missing")
     if record is None:
-        return "its record is missing"
+        raise ValueError("its record is missing")
     if len(data) != record.num_bytes:
-        return f"truncated: {len(data)} of {record.num_bytes} bytes" if len(data) < record.num_bytes else "too long"
+        raise ValueError(f"truncated: {len(data)} bytes of {record.num_bytes}")
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        return "corrupt: its hash is not the recorded one"
+        raise ValueError("corrupt: its hash is not the recorded one")
     if keys is not None and tuple(keys) != record.keys:
-        return "holds other windows than those of the corpus"
+        raise ValueError("holds other windows than those of the corpus")
     if vocabulary is not None:
-        try:
-            table = pq.read_table(pa.BufferReader(data), schema=SCHEMA).combine_chunks()
-            if tuple(row_keys(table)) != record.keys:
-                return "holds other windows than its record says"
-            for row in range(table.num_rows):
-                decode_row(table, row, vocabulary)
-        except UNREADABLE as error:
-            return f"cannot be read: {error}"
-    return None
+        _check_rows(data, record, vocabulary)
+
+
+def _check_rows(data: bytes, record: ShardRecord, vocabulary: str) -> None:
+    try:
+        table = pq.read_table(pa.BufferReader(data), schema=SCHEMA).combine_chunks()
+        for row in range(table.num_rows):
+            decode_row(table, row, vocabulary)
+    except UNREADABLE as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    if tuple(row_keys(table)) != record.keys:
+        raise ValueError("holds other windows than its record says")
 
 
 class OpenShard:
@@ -127,14 +126,16 @@ class OpenShard:
     def num_rows(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def row(self, index: int) -> pa.Table:
-        """The row as a table of its own; IndexError beyond the end."""
+    def row(self, index: int) -> pa.RecordBatch:
+        """A batch of one row; IndexError beyond the end."""
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
         group = int(np.searchsorted(self._ends, index, side="right"))
         with self._lock:
-            table = self._file.read_row_group(group)
-        return table.slice(index - (int(self._ends[group - 1]) if group else 0), 1)
+            table = self._file.read_row_group(group).combine_chunks()
+        start = int(self._ends[group - 1]) if group else 0
+        batch: pa.RecordBatch = table.slice(index - start, 1).to_batches()[0]
+        return batch
 
 
 def _groups(rows: Sequence[pa.RecordBatch]) -> list[list[pa.RecordBatch]]:
@@ -145,7 +146,7 @@ def _groups(rows: Sequence[pa.RecordBatch]) -> list[list[pa.RecordBatch]]:
             groups.append([])
             num_tokens = 0
         groups[-1].append(row)
-        num_tokens += len(row.column("gold").values)
+        num_tokens += len(row.column("gold").flatten())
     return groups
 
 

@@ -13,7 +13,15 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from fusion_core.blocks import Block
-from services.common.store.capture import CapturePlan, Place, capture_folder, is_complete, read_plan, shard_path
+from services.common.store.capture import (
+    NOT_SHARDS,
+    CapturePlan,
+    Place,
+    capture_folder,
+    read_complete,
+    read_plan,
+    shard_path,
+)
 from services.common.store.files import Files
 from services.common.store.identity import SourceIdentity
 from services.common.store.index import KeyIndex
@@ -83,6 +91,7 @@ class SourceStore:
         self._paths: list[str] = []
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._absent: set[str] = set()
+        self._distrusted: set[str] = set()
         self._plans: dict[str, CapturePlan | None] = {}
         self._refreshed = float("-inf")
 
@@ -96,8 +105,8 @@ class SourceStore:
             logger.warning("service.store: a window in %s cannot be decoded: %s", self.files.place(self.folder), error)
             return None
 
-    def find_row(self, key: bytes, place: Place | None = None) -> pa.RecordBatch | pa.Table | None:
-        """The same as it lies in the store: a table of one row."""
+    def find_row(self, key: bytes, place: Place | None = None) -> pa.RecordBatch | None:
+        """The same as it lies in the store: a batch of one row."""
         with self._lock:
             if key in self._pending:
                 return self._pending[key]
@@ -110,6 +119,11 @@ class SourceStore:
         with self._lock:
             candidates = [(self._paths[shard], row) for shard, row in self._index.find(key)]
         return next((found for path, row in candidates if (found := self._read(path, row, key)) is not None), None)
+
+    def distrust(self, path: str) -> None:
+        """No window is read from this shard: it was found damaged."""
+        with self._lock:
+            self._distrusted.add(path)
 
     def keep(self, key: bytes, block: Block) -> None:
         """Keeps a window: it is found at once, and written together with others soon. Raises ValueError for a block
@@ -155,15 +169,18 @@ class SourceStore:
             self.files.write(path, self.identity.model_dump_json(indent=2).encode() + b"\n")
 
     def captured(self, split_fingerprint: str) -> bool:
-        """Whether the split's capture is complete: every shard is there."""
-        folder = capture_folder(self.folder, split_fingerprint)
-        plan = read_plan(self.files, folder)
-        return plan is not None and is_complete(self.files, folder, plan)
+        """Whether the split's capture was brought to its end."""
+        return read_complete(self.files, capture_folder(self.folder, split_fingerprint)) is not None
 
     def kept_paths(self) -> list[str]:
         """Shards of windows that were not captured, whole or not."""
         names = {name.rpartition(".")[0] for name in self.files.sizes(f"{self.folder}/kept")}
         return [f"{self.folder}/kept/{name}" for name in sorted(names)]
+
+    def drop(self, path: str) -> None:
+        """Deletes a shard; one without a record is none, so that goes first."""
+        self.files.delete(f"{path}.json")
+        self.files.delete(f"{path}.parquet")
 
     def _write_kept(self, rows: list[pa.RecordBatch]) -> str:
         keys = b"".join(key for row in rows for key in row_keys(row))
@@ -177,14 +194,13 @@ class SourceStore:
         for path in self._small:
             shard = OpenShard(self.files, path)
             for number in range(shard.num_rows):
-                row = shard.row(number).combine_chunks().to_batches()[0]
+                row = shard.row(number)
                 rows[row_keys(row)[0]] = row
         merged, self._small = self._small, []
         written = self._write_kept(list(rows.values()))
         for path in merged:
             if path != written:
-                self.files.delete(f"{path}.json")
-                self.files.delete(f"{path}.parquet")
+                self.drop(path)
 
     def _plan(self, split_fingerprint: str) -> CapturePlan | None:
         with self._lock:
@@ -193,20 +209,19 @@ class SourceStore:
                 self._plans[split_fingerprint] = read_plan(self.files, folder)
             return self._plans[split_fingerprint]
 
-    def _read(self, path: str, row: int, key: bytes) -> pa.Table | None:
-        """The row when it is there and has this key. A shard that is not there, or damaged, is left alone for a while."""
+    def _read(self, path: str, row: int, key: bytes) -> pa.RecordBatch | None:
+        """The row when it is there and has this key. A missing or damaged shard is left alone for a while."""
         try:
             with self._lock:
-                if path in self._absent:
+                if path in self._absent or path in self._distrusted:
                     return None
                 shard = self._open.get(path)
-            if shard is None:
-                shard = OpenShard(self.files, path)
-                with self._lock:
-                    self._open[path] = shard
-                    if len(self._open) > _OPEN_SHARDS:
-                        self._open.popitem(last=False)
-            found = shard.row(row)
+            found = (shard := shard or OpenShard(self.files, path)).row(row)
+            with self._lock:
+                self._open[path] = shard
+                self._open.move_to_end(path)
+                if len(self._open) > _OPEN_SHARDS:
+                    self._open.popitem(last=False)
         except FileNotFoundError:
             with self._lock:
                 self._absent.add(path)
@@ -233,7 +248,7 @@ class SourceStore:
                     f"{folder}/{name.removesuffix('.json')}"
                     for folder in [*folders, f"{self.folder}/kept"]
                     for name in self.files.sizes(folder)
-                    if name.endswith(".json") and name != "capture.json"
+                    if name.endswith(".json") and name not in NOT_SHARDS
                 ]
                 new = [path for path in found if path not in self._indexed]
                 with ThreadPoolExecutor(16) as pool:
