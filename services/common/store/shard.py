@@ -121,6 +121,7 @@ class OpenShard:
         metadata = self._file.metadata
         self._ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         self._lock = threading.Lock()
+        self._last: tuple[int, pa.Table] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -131,8 +132,10 @@ class OpenShard:
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
         group = int(np.searchsorted(self._ends, index, side="right"))
-        with self._lock:
-            table = self._file.read_row_group(group).combine_chunks()
+        with self._lock:  # pyarrow's reader is for one thread at a time
+            if self._last is None or self._last[0] != group:  # windows read in order share their groups
+                self._last = group, self._file.read_row_group(group).combine_chunks()
+            table = self._last[1]
         start = int(self._ends[group - 1]) if group else 0
         batch: pa.RecordBatch = table.slice(index - start, 1).to_batches()[0]
         return batch
