@@ -1,22 +1,24 @@
-"""The exact distribution over the target's first token, by enumerating what the source would write next.
+"""The exact distribution over the target's next token, by enumerating what the source would write next.
 
-Every projection gives a source token's mass to one target token at once. The truth needs the text that follows: the
+Every projection gives a source token's mass to target tokens at once. The truth needs the text that follows: the
 target's first token for "the" can still become "there". Here the source is asked again and again until the bytes
 decide, so this is the oracle for the mass off the realised path. Its cost is one model call per undecided
 continuation: it is for small models, and for samples of positions of large ones with the undecided mass reported.
 
-It is the truth given the source tokens up to a boundary. Source tokens of earlier rows that reach beyond the position
-(`ByteConfig.follow_tokens`) are not part of it.
+Two questions can be asked. With `behind`, what follows the last source boundary, for a next source token that starts
+with some bytes: what a projection from the last row alone says. With `given`, what follows some target tokens,
+whatever source tokens wrote them: what a target that has read those tokens should say (`ByteConfig.follow_tokens`).
 
-Shape legend: N prefixes of one call, V ids of the source, U ids of the target.
+Shape legend: N prefixes of one call, V ids of the source, U ids of the target, C continuations by one token.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,20 +32,27 @@ Bool = npt.NDArray[np.bool_]
 NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], Float64]
 """Takes N prefixes of source ids, returns [N, V] probabilities of the next id after each of them."""
 
-_Candidates = tuple[Int32, Float64, list[bytes]]
+_DISAGREES = -2
+"""In place of a target id: the text does not start with the given target tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FirstTokenReference:
-    """The target's first token at one position, as the source's own continuations decide it.
+    """The target's next token at one position, as the source's own continuations decide it.
 
     Attributes:
         probs_U: float64 probability of every target id, as far as it is decided.
         outside: mass of continuations that no target token can start (control tokens, text the target rewrites).
-        undecided: mass that was left open by `min_mass`, `max_tokens` or `max_calls`.
-        undecided_after_one: mass of first source tokens whose bytes alone do not decide. No projection that looks at
-            one source token can be surer than that: its total variation from the truth is at most this mass.
+        undecided: mass that was left open by `min_mass`, `max_tokens`, `max_calls` or `ignore_mass`.
+        undecided_after_one: mass of first source tokens whose bytes alone do not decide; with `given`, also that of
+            splits into other source tokens than the realised ones. No projection that looks at one source token can
+            be surer than that: its total variation from the truth is at most this mass.
         num_calls: prefixes that the source was asked for.
+        guessed_U: float64, of the undecided mass what was looked at, each continuation's at the first token of its own
+            target tokenisation.
+        looked_at_U: float64, what a projection makes of those first source tokens that were looked at, on the scale
+            on which all first source tokens together have the mass `first_mass`.
+        first_mass: see there.
 
     probs_U, `outside` and `undecided` sum to one.
     """
@@ -53,6 +62,9 @@ class FirstTokenReference:
     undecided: float
     undecided_after_one: float
     num_calls: int
+    guessed_U: Float64
+    looked_at_U: Float64
+    first_mass: float
 
     def total_variation(self, probs_U: Float64) -> float:
         """Distance of a distribution over target ids (its tail is what is missing to one) to this one.
@@ -62,6 +74,74 @@ class FirstTokenReference:
         tail = max(0.0, 1.0 - float(probs_U.sum()))
         off = np.abs(probs_U - self.probs_U).sum() + abs(tail - self.outside - self.undecided)
         return float(off) / 2.0
+
+    def completed(self, projected_U: Float64) -> Float64:
+        """float64 [U]: a projection's row with all that was enumerated put in place of what the projection guessed.
+
+        For models too large to decide everything: mass that was never looked at stays where the row from full
+        vocabularies has it, the rest of the undecided mass where its text so far points. What is missing to one is
+        outside of the target's vocabulary.
+        """
+        kept_U = np.maximum(projected_U * self.first_mass - self.looked_at_U, 0.0)
+        completed_U = self.probs_U + self.guessed_U + kept_U
+        result: Float64 = completed_U / (completed_U.sum() + self.outside)
+        return result
+
+
+class _Node(NamedTuple):
+    """A continuation whose bytes do not decide yet."""
+
+    tokens: tuple[int, ...]
+    text: bytes
+    mass: float
+    guess: int
+    """First target token of the text so far; -1 for none."""
+    on_path: bool
+    """Whether its tokens are the realised ones, within the given target tokens."""
+    beside: bool
+    """Whether it began with other tokens than the realised ones that ended within the given target tokens."""
+
+
+class _Children(NamedTuple):
+    """All continuations of a node by one token that were looked at, and the mass of the others."""
+
+    ids_C: Int32
+    masses_C: Float64
+    texts: list[bytes]
+    next_C: Int32
+    """Target id that follows the given ones, -1 for none, `_DISAGREES` where the given ones do not come."""
+    decided_C: Bool
+    ignored: float
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Masses found so far, not yet scaled to sum to one."""
+
+    probs_U: Float64
+    guessed_U: Float64
+    looked_at_U: Float64
+    outside: float = 0.0
+    undecided: float = 0.0
+    first_decided: float = 0.0
+    first_undecided: float = 0.0
+    first_mass: float = 0.0
+    beside: float = 0.0
+    num_calls: int = 0
+    heap: list[tuple[float, int, _Node]] = field(default_factory=list)
+
+    def decide(self, ids: Int32, masses: Float64) -> None:
+        np.add.at(self.probs_U, ids[ids >= 0], masses[ids >= 0])
+        self.outside += float(masses[ids == -1].sum())
+
+    def leave(self, node: _Node, mass: float | None = None) -> None:
+        """Counts a continuation, or a part of its mass, as undecided."""
+        mass = node.mass if mass is None else mass
+        self.undecided += mass
+        if node.guess >= 0:
+            self.guessed_U[node.guess] += mass
+        if node.beside:
+            self.beside += mass
 
 
 class ReferenceEnumerator:
@@ -77,106 +157,194 @@ class ReferenceEnumerator:
         prefix: Sequence[int],
         behind: bytes = b"",
         *,
+        given: Sequence[int] = (),
+        path: Sequence[int] = (),
         min_mass: float = 0.0,
         max_tokens: int = 8,
         max_calls: int = 10_000,
         batch_size: int = 64,
+        ignore_mass: float = 0.0,
     ) -> FirstTokenReference:
-        """The distribution of the target token that starts `behind` bytes after the end of `prefix`.
+        """The distribution of the target token that starts `behind` bytes, or the `given` tokens, after `prefix`.
 
         Args:
             next_token: the source model.
             prefix: the source ids before the position (with BOS where the model needs it).
             behind: bytes of the next source token that lie before the position; the source is conditioned on a next
-                token that starts with them, as in the byte projection.
+                token that starts with them.
+            given: target ids that follow the prefix; the source is conditioned on texts whose target tokenisation
+                starts with them, in whatever source tokens they are written.
+            path: the realised source ids after the prefix, at least to the end of `given`.
             min_mass: continuations below this mass stay undecided.
             max_tokens: longest continuation in source tokens.
             max_calls: largest number of prefixes to ask the source for.
             batch_size: prefixes per call of `next_token`.
+            ignore_mass: single continuations by one token below this mass are not looked at, and stay undecided.
 
         Raises:
-            ValueError: the source gives no mass to tokens that start with `behind`.
+            ValueError: `behind` and `given` are both set, or the source gives no mass to what they ask for.
         """
-        probs_U = np.zeros(self.target.size)
-        outside = undecided = undecided_after_one = 0.0
-        num_calls, order = 0, count()
-        # Largest mass first; the counter keeps the comparison away from the rest of the entry.
-        heap: list[tuple[float, int, tuple[int, ...], bytes]] = [(-1.0, next(order), (), b"")]
-        while heap and num_calls < max_calls:
-            batch = [heapq.heappop(heap) for _ in range(min(batch_size, len(heap), max_calls - num_calls))]
-            num_calls += len(batch)
-            probs_NV = next_token([(*prefix, *tokens) for _, _, tokens, _ in batch])
-            for (negative_mass, _, tokens, text), probs_V in zip(batch, probs_NV, strict=True):
-                children, closed = self._children(probs_V, -negative_mass, text, b"" if tokens else behind)
-                for target_id, mass in closed:
-                    if target_id < 0:
-                        outside += mass
+        if behind and given:
+            raise ValueError("given: not allowed together with behind")
+        before = b"".join(self.target.token_bytes(token) for token in given)
+        tally = _Tally(np.zeros(self.target.size), np.zeros(self.target.size), np.zeros(self.target.size))
+        order = count()
+        # Largest mass first, the realised tokens before all; the counter keeps the comparison away from the node.
+        tally.heap = [(-np.inf, next(order), _Node((), b"", 1.0, -1, True, False))]
+        while tally.heap and tally.num_calls < max_calls:
+            size = min(batch_size, len(tally.heap), max_calls - tally.num_calls)
+            batch = [heapq.heappop(tally.heap)[2] for _ in range(size)]
+            tally.num_calls += len(batch)
+            probs_NV = next_token([(*prefix, *node.tokens) for node in batch])
+            for node, probs_V in zip(batch, probs_NV, strict=True):
+                children = self._children(node, probs_V, behind, before, tuple(given), ignore_mass, tally)
+                for child in self._account(node, children, before, path, tally):
+                    if child.mass < min_mass or len(child.tokens) >= max_tokens:
+                        tally.leave(child)
                     else:
-                        probs_U[target_id] += mass
-                ids, masses, texts = children
-                first_U, decided = self._decide(texts)
-                np.add.at(probs_U, first_U[decided & (first_U >= 0)], masses[decided & (first_U >= 0)])
-                outside += float(masses[decided & (first_U < 0)].sum())
-                if not tokens:
-                    undecided_after_one = float(masses[~decided].sum())
-                for child in np.flatnonzero(~decided):
-                    if masses[child] < min_mass or len(tokens) + 1 >= max_tokens:
-                        undecided += float(masses[child])
-                    elif masses[child] > 0.0:
-                        entry = (-float(masses[child]), next(order), (*tokens, int(ids[child])), texts[child])
-                        heapq.heappush(heap, entry)
-        undecided += sum(-entry[0] for entry in heap)
-        return FirstTokenReference(probs_U, outside, undecided, undecided_after_one, num_calls)
+                        priority = -np.inf if child.on_path else -child.mass
+                        heapq.heappush(tally.heap, (priority, next(order), child))
+        for _, _, node in tally.heap:
+            tally.leave(node)
+        return _scaled(tally, "given" if given else "behind")
 
     def _children(
-        self, probs_V: Float64, mass: float, text: bytes, behind: bytes
-    ) -> tuple[_Candidates, list[tuple[int, float]]]:
-        """(continuations with bytes, outcomes that end the text) of one node, with the node's mass spread over them."""
+        self,
+        node: _Node,
+        probs_V: Float64,
+        behind: bytes,
+        before: bytes,
+        given: tuple[int, ...],
+        ignore_mass: float,
+        tally: _Tally,
+    ) -> _Children:
+        """The continuations of a node by one token; outcomes that end the text go to the tally at once."""
         source = self.source
-        low, high = source.prefix_range(behind)
+        must = behind if not node.tokens else before[len(node.text) :]
+        low, high = source.prefix_range(must)
         ids = source.sorted_ids_V[low:high]
-        total = float(probs_V[ids].sum()) if behind else float(probs_V.sum())
-        if total <= 0.0:
-            raise ValueError(f"behind: the source gives no mass to tokens that start with {behind!r}")
-        masses = mass * probs_V[ids] / total
-        lengths = source.offsets_V1[ids + 1] - source.offsets_V1[ids]
-        closed: list[tuple[int, float]] = []
-        if not behind:
-            closed.append((-1, mass * (1.0 - float(probs_V[ids].sum()) / total)))  # a padded output layer
-            for index in np.flatnonzero(lengths == 0):
-                is_end = ids[index] == source.eos_id
-                closed.append((self._at_end_of_text(text) if is_end else -1, float(masses[index])))
-        open_ = (lengths > 0) & (masses > 0.0)
-        ids, masses = ids[open_], masses[open_]
-        texts = [text + source.token_bytes(int(token))[len(behind) :] for token in ids]
-        return (ids, masses, texts), closed
+        total = float(probs_V.sum())
+        if behind and not node.tokens:
+            total = float(probs_V[ids].sum())  # everything else is excluded by what is asked
+            if total <= 0.0:
+                raise ValueError(f"behind: the source gives no mass to tokens that start with {behind!r}")
+        if not must:
+            self._end(node, probs_V * (node.mass / total), given, tally)
+        elif before:
+            ids = np.concatenate([ids, self._tokens_within(must)])
+        masses = node.mass * probs_V[ids] / total
+        open_ = (source.offsets_V1[ids + 1] > source.offsets_V1[ids]) & (masses > 0.0)
+        seen = open_ & (masses >= ignore_mass)
+        ignored = float(masses[open_ & ~seen].sum())
+        ids, masses = ids[seen], masses[seen]
+        skip = len(behind) if not node.tokens else 0
+        texts = [node.text + source.token_bytes(int(token))[skip:] for token in ids]
+        next_C, decided_C = self._decide(texts, given, len(before))
+        return _Children(ids, masses, texts, next_C, decided_C, ignored)
 
-    def _at_end_of_text(self, text: bytes) -> int:
+    def _account(
+        self, node: _Node, children: _Children, before: bytes, path: Sequence[int], tally: _Tally
+    ) -> list[_Node]:
+        """Books what is decided; returns the continuations that are not."""
+        ids_C, masses_C, texts, next_C, decided_C, ignored = children
+        tally.decide(next_C[decided_C], masses_C[decided_C])
+        short_C = np.fromiter((len(text) <= len(before) for text in texts), dtype=np.bool_, count=len(texts))
+        short_C &= bool(before)
+        if node.beside:
+            tally.beside += float(masses_C[decided_C & (next_C >= -1)].sum())
+        if node.on_path:
+            first_C = ~short_C & (next_C != _DISAGREES)
+            tally.first_decided += float(masses_C[first_C & decided_C].sum())
+            tally.first_undecided += float(masses_C[~short_C & ~decided_C].sum()) + ignored
+            tally.first_mass += float(masses_C[first_C].sum()) + ignored
+            np.add.at(tally.looked_at_U, next_C[first_C & (next_C >= 0)], masses_C[first_C & (next_C >= 0)])
+            tally.undecided += ignored
+        elif ignored:
+            tally.leave(node, ignored)
+        found = []
+        for c in np.flatnonzero(~decided_C):
+            tokens = (*node.tokens, int(ids_C[c]))
+            on_path = bool(node.on_path and short_C[c] and tokens == tuple(path[: len(tokens)]))
+            beside = bool(node.beside or (node.on_path and short_C[c] and not on_path))
+            found.append(_Node(tokens, texts[c], float(masses_C[c]), int(next_C[c]), on_path, beside))
+        return found
+
+    def _end(self, node: _Node, masses_V: Float64, given: tuple[int, ...], tally: _Tally) -> None:
+        """Books the outcomes that end the text: control tokens, and ids beyond the table (a padded output layer)."""
+        source = self.source
+        without = np.flatnonzero(np.diff(source.offsets_V1) == 0)
+        masses = np.append(masses_V[without], masses_V[source.size :].sum())
+        outcomes = np.full(len(masses), -1, dtype=np.int32)
+        outcomes[:-1][without == source.eos_id] = self._at_end_of_text(node.text, given)
+        tally.decide(outcomes, masses)
+        booked = float(masses[outcomes != _DISAGREES].sum())
+        if node.on_path:
+            tally.first_decided += booked
+            tally.first_mass += booked
+            if (ended := outcomes >= 0).any():
+                np.add.at(tally.looked_at_U, outcomes[ended], masses[ended])
+        elif node.beside:
+            tally.beside += booked
+
+    def _tokens_within(self, text: bytes) -> Int32:
+        """Source ids whose bytes are a proper, non-empty beginning of the text."""
+        found: list[int] = []
+        for length in range(1, len(text)):
+            low, high = self.source.prefix_range(text[:length])
+            for rank in range(low, high):  # in byte order, tokens equal to the prefix come first
+                token = int(self.source.sorted_ids_V[rank])
+                if self.source.offsets_V1[token + 1] - self.source.offsets_V1[token] != length:
+                    break
+                found.append(token)
+        return np.array(found, dtype=np.int32)
+
+    def _at_end_of_text(self, text: bytes, given: tuple[int, ...]) -> int:
         """The outcome when the source ends the text after these bytes; -1 for none."""
-        if not text:
+        row = self.target.leading_tokens([text], len(given) + 1)[0] if text else np.full(1, -1)
+        if tuple(row[: len(given)]) != given:
+            return _DISAGREES
+        if len(text) == sum(len(self.target.token_bytes(token)) for token in given):
             return -1 if self.target.eos_id is None else self.target.eos_id
-        return int(self.target.first_tokens([text])[0])
+        return int(row[len(given)])
 
-    def _decide(self, texts: list[bytes]) -> tuple[Int32, Bool]:
-        """(first target id, whether no further text can change it) of every text."""
-        decided = np.fromiter((self._is_decided(text) for text in texts), dtype=np.bool_, count=len(texts))
-        first = np.full(len(texts), -1, dtype=np.int32)
-        which = np.flatnonzero(decided)
-        first[which] = self.target.first_tokens([texts[index] for index in which])
-        return first, decided
+    def _decide(self, texts: list[bytes], given: tuple[int, ...], num_before: int) -> tuple[Int32, Bool]:
+        """(target id after the given ones, whether no further text can change it) of every text."""
+        decided = np.fromiter((self._is_decided(text, num_before) for text in texts), np.bool_, count=len(texts))
+        rows = self.target.leading_tokens(texts, len(given) + 1)
+        next_ = rows[:, len(given)].copy()
+        if given:
+            next_[(rows[:, : len(given)] != np.array(given)).any(axis=1)] = _DISAGREES
+        return next_, decided
 
-    def _is_decided(self, text: bytes) -> bool:
+    def _is_decided(self, text: bytes, num_before: int) -> bool:
         """Whether a token boundary is certain: two bytes in a row that no target token holds, after them a character.
 
         Merges and paths of a Unigram model never cross such a place, so what stands before it is split the same
         whatever follows. The whole character after it is for pre-tokenizers that look one character ahead.
         """
-        for at in range(1, len(text)):
+        for at in range(num_before + 1, len(text)):
             if not self._joined_256_256[text[at - 1], text[at]]:
                 after = text[at:]
                 length = 1 if after[0] < 0x80 else 2 if after[0] < 0xE0 else 3 if after[0] < 0xF0 else 4
                 return len(after) >= length
         return False
+
+
+def _scaled(tally: _Tally, asked: str) -> FirstTokenReference:
+    total = float(tally.probs_U.sum()) + tally.outside + tally.undecided
+    if total <= 0.0:
+        raise ValueError(f"{asked}: the source gives no mass to such continuations")
+    unsure = tally.first_undecided + tally.beside
+    return FirstTokenReference(
+        probs_U=tally.probs_U / total,
+        outside=tally.outside / total,
+        undecided=tally.undecided / total,
+        undecided_after_one=unsure / (tally.first_decided + unsure),
+        num_calls=tally.num_calls,
+        guessed_U=tally.guessed_U / total,
+        looked_at_U=tally.looked_at_U / total,
+        first_mass=tally.first_mass / total,
+    )
 
 
 def _byte_pairs_within_tokens(vocabulary: Vocabulary) -> Bool:

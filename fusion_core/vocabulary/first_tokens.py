@@ -1,4 +1,4 @@
-"""The first token of a piece of text that stands in the middle of a text."""
+"""The first tokens of a piece of text that stands in the middle of a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Int32 = npt.NDArray[np.int32]
 
 
 class FirstTokens:
-    """Tokenises remainders and keeps the first token of each. `middle` splits what does not start a text."""
+    """Tokenises remainders and keeps the first tokens of each. `middle` splits what does not start a text."""
 
     def __init__(self, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool) -> None:
         middle = backend.middle_description(description)
@@ -27,24 +27,29 @@ class FirstTokens:
         self.middle = text_backend if same else backend.build(middle)
         self._raw = backend.build(backend.raw_description(description)) if byte_level else None
 
-    def of(self, remainders: Sequence[bytes], vocabulary: Vocabulary) -> Int32:
-        """See `Vocabulary.first_tokens`."""
+    def of(self, remainders: Sequence[bytes], count: int, vocabulary: Vocabulary) -> Int32:
+        """See `Vocabulary.leading_tokens`."""
         valid = [_valid_part(remainder) for remainder in remainders]
-        ids = [e.ids for e in self.middle.encode_batch_fast(valid, add_special_tokens=False)]
-        first_R = np.full(len(remainders), -1, dtype=np.int32)
-        for index, remainder in enumerate(remainders):
+        encoded = self.middle.encode_batch_fast(valid, add_special_tokens=False)
+        leading_RN = np.full((len(remainders), count), -1, dtype=np.int32)
+        for index, (remainder, characters, encoding) in enumerate(zip(remainders, valid, encoded, strict=True)):
+            ids = encoding.ids
             # Bytes after the valid part can still join its last token, but no earlier one; and only byte-level
             # tokens join parts of characters.
-            cut = len(valid[index].encode()) < len(remainder)
-            if ids[index] and not (cut and self._raw is not None and len(ids[index]) == 1):
-                token = ids[index][0]
-            else:
-                token = self._of_bytes(remainder, vocabulary)
-            token_bytes = vocabulary.token_bytes(token)
-            # A tokenizer that rewrites the text may answer with other bytes: then there is no such token.
-            if token_bytes and remainder.startswith(token_bytes):
-                first_R[index] = token
-        return first_R
+            if self._raw is not None and len(characters.encode()) < len(remainder):
+                ids = ids[:-1]
+            at = 0
+            for place in range(count):
+                if at == len(remainder):
+                    break
+                token = ids[place] if place < len(ids) else self._of_bytes(remainder[at:], vocabulary)
+                token_bytes = vocabulary.token_bytes(token)
+                # A tokenizer that rewrites the text may answer with other bytes: then there is no such token.
+                if not token_bytes or not remainder.startswith(token_bytes, at):
+                    break
+                leading_RN[index, place] = token
+                at += len(token_bytes)
+        return leading_RN
 
     def _of_bytes(self, remainder: bytes, vocabulary: Vocabulary) -> int:
         """The first token of bytes that are not UTF-8: by the merges, else the longest token that starts them."""

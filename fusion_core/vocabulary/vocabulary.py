@@ -208,7 +208,11 @@ class Vocabulary:
             int32 ids, -1 where the tokenizer has no token whose bytes start the remainder. Remainders need not be
             valid UTF-8: then the valid part decides where it can, else merges on bytes or the longest match.
         """
-        return self._first_tokens.of(remainders, self)
+        return self.leading_tokens(remainders, 1)[:, 0]
+
+    def leading_tokens(self, remainders: Sequence[bytes], count: int) -> Int32:
+        """int32 [R, count]: the first tokens of each remainder as in `first_tokens`, -1 behind the last one."""
+        return self._first_tokens.of(remainders, count, self)
 
     def num_virtual_bytes(self, token_ids_T: Int32, byte_ends_T: Int32) -> int:
         """1 when the first token of a text holds a dummy prefix that is not in the text, else 0."""

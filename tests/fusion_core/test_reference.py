@@ -20,6 +20,7 @@ from tests.fusion_core.tokenizers import CORPUS, vocabulary
 FAMILIES = ("byte_level", "gemma", "unigram", "metaspace")
 pairs = st.sampled_from([(a, b) for a in FAMILIES for b in FAMILIES if a != b])
 seeds = st.integers(0, 2**32 - 1)
+unprefixed = st.sampled_from([(a, b) for a in FAMILIES[:3] for b in FAMILIES[:3] if a != b])
 NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], np.ndarray]
 
 
@@ -91,6 +92,34 @@ def test_equals_complete_enumeration(pair: tuple[str, str], seed: int, behind: b
 
 
 @settings(max_examples=25, deadline=None)
+@given(unprefixed, st.lists(st.integers(0, 11), min_size=1, max_size=3), seeds)
+def test_given_target_tokens_condition_on_all_ways_to_write_them(
+    pair: tuple[str, str], words: list[int], seed: int
+) -> None:
+    source, target = map(vocabulary, pair)
+    ids = letters(pair[0])
+    text = b"".join(source.token_bytes(ids[word % len(ids)]) for word in words).decode("utf-8", "ignore").encode()
+    encoding, target_encoding = source.encode(text), target.encode(text)
+    realised = tuple(encoding.token_ids_T.tolist())
+    next_token = tiny_language(source, sorted({*ids, *realised}), seed, length=3)
+    everything_written = everything(source, next_token, b"")
+    enumerator = ReferenceEnumerator(source, target)
+    for n in range(target_encoding.num_tokens):
+        before = tuple(target_encoding.token_ids_T[:n].tolist())
+        rows = target.leading_tokens([written for written, _, _ in everything_written], n + 1)
+        expected = np.zeros(target.size + 1)
+        for (written, mass, _), row in zip(everything_written, rows, strict=True):
+            if tuple(row[:n]) == before:
+                ends_here = len(written) == sum(len(target.token_bytes(token)) for token in before)
+                expected[target.eos_id if ends_here else row[n]] += mass
+        if expected.sum() == 0.0:
+            continue
+        found = enumerator.first_token(next_token, (), given=before, path=realised)
+        assert found.undecided == pytest.approx(0.0, abs=1e-12)
+        assert np.allclose(found.probs_U, expected[:-1] / expected.sum(), atol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
 @given(pairs, seeds, st.integers(1, 40), st.integers(1, 3), st.sampled_from([0.0, 0.01, 0.1]))
 def test_what_is_cut_off_is_reported(
     pair: tuple[str, str], seed: int, max_calls: int, max_tokens: int, min_mass: float
@@ -130,7 +159,10 @@ def undecided_and_off(pair: tuple[str, str], words: list[int], seed: int) -> lis
         exact = enumerator.first_token(next_token, realised[:row], text[starts[row] : begin])
         assert exact.undecided == pytest.approx(0.0, abs=1e-12)
         found.append((exact.undecided_after_one, exact.total_variation(dense(mapped, t, target))))
-        if t == 0 and target_encoding.num_tokens > 1:  # where nothing older can be in progress
+        before = target_encoding.token_ids_T[:t].tolist()
+        exact = enumerator.first_token(next_token, (), given=before, path=realised)
+        assert exact.undecided == pytest.approx(0.0, abs=1e-12)
+        if t + 1 < target_encoding.num_tokens:  # the last token's probability is what the window's sum leaves for it
             found.append((exact.undecided_after_one, exact.total_variation(dense(followed, t, target))))
     return found
 
@@ -143,9 +175,6 @@ def dense(rows: ProjectedRows, t: int, target: Vocabulary) -> np.ndarray:
     present = rows.ids_TM[t] >= 0
     probs_U[rows.ids_TM[t][present]] = rows.probs_TM[t][present]
     return probs_U
-
-
-unprefixed = st.sampled_from([(a, b) for a in FAMILIES[:3] for b in FAMILIES[:3] if a != b])
 
 
 @settings(max_examples=30, deadline=None)
