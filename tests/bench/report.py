@@ -39,7 +39,10 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """The result of one benchmark run; rows are dictionaries with the same meaning of a key throughout."""
+    """The result of one benchmark run; rows are dictionaries with the same meaning of a key throughout.
+
+    Rows with the same value under the key `table` are printed as a table of that name.
+    """
 
     name: str
     rows: list[dict[str, Cell]] = field(default_factory=list)
@@ -62,8 +65,11 @@ class Report:
     def finish(self, json_file: Path | None) -> None:
         """Prints the tables and writes the file."""
         console = Console(width=None if sys.stdout.isatty() else 160)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        console.print(_table(self.name, columns, [[row.get(key) for key in columns] for row in self.rows]))
+        for title in dict.fromkeys(row.get("table") for row in self.rows):
+            rows = [row for row in self.rows if row.get("table") == title]
+            columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "table"]
+            name = f"{self.name}: {title}" if title else self.name
+            console.print(_table(name, columns, [[row.get(key) for key in columns] for row in rows]))
         if self.checks:
             cells: list[list[Cell]] = [[c.name, c.value, c.unit, c.bound, c.ok] for c in self.checks]
             console.print(_table("checks", ["name", "value", "unit", "bound", "ok"], cells))
