@@ -32,6 +32,8 @@ Bool = npt.NDArray[np.bool_]
 NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], Float64]
 """Takes N prefixes of source ids, returns [N, V] probabilities of the next id after each of them."""
 
+_SHORT = 30.0
+"""How much sooner it is the turn of what has not reached the position: little of its mass goes on as given."""
 _DISAGREES = -2
 """In place of a target id: the text does not start with the given target tokens."""
 
@@ -43,7 +45,7 @@ class FirstTokenReference:
     Attributes:
         probs_U: float64 probability of every target id, as far as it is decided.
         outside: mass of continuations that no target token can start (control tokens, text the target rewrites).
-        undecided: mass that was left open by `min_mass`, `max_tokens`, `max_calls` or `ignore_mass`.
+        undecided: mass that was left open by `min_mass`, `max_tokens`, `max_calls` or `ignore_share`.
         undecided_after_one: mass of first source tokens whose bytes alone do not decide; with `given`, also that of
             splits into other source tokens than the realised ones. No projection that looks at one source token can
             be surer than that: its total variation from the truth is at most this mass.
@@ -163,7 +165,7 @@ class ReferenceEnumerator:
         max_tokens: int = 8,
         max_calls: int = 10_000,
         batch_size: int = 64,
-        ignore_mass: float = 0.0,
+        ignore_share: float = 0.0,
     ) -> FirstTokenReference:
         """The distribution of the target token that starts `behind` bytes, or the `given` tokens, after `prefix`.
 
@@ -179,7 +181,8 @@ class ReferenceEnumerator:
             max_tokens: longest continuation in source tokens.
             max_calls: largest number of prefixes to ask the source for.
             batch_size: prefixes per call of `next_token`.
-            ignore_mass: single continuations by one token below this mass are not looked at, and stay undecided.
+            ignore_share: continuations by one token below this share of all that are possible are not looked at, and
+                stay undecided; the realised one always is.
 
         Raises:
             ValueError: `behind` and `given` are both set, or the source gives no mass to what they ask for.
@@ -189,21 +192,22 @@ class ReferenceEnumerator:
         before = b"".join(self.target.token_bytes(token) for token in given)
         tally = _Tally(np.zeros(self.target.size), np.zeros(self.target.size), np.zeros(self.target.size))
         order = count()
-        # Largest mass first, the realised tokens before all; the counter keeps the comparison away from the node.
+        # Largest mass first, the realised tokens before all. The counter keeps the comparison away from the node.
         tally.heap = [(-np.inf, next(order), _Node((), b"", 1.0, -1, True, False))]
         while tally.heap and tally.num_calls < max_calls:
-            size = min(batch_size, len(tally.heap), max_calls - tally.num_calls)
+            # A realised token goes alone: what follows it weighs more than what is waiting.
+            size = 1 if tally.heap[0][2].on_path else min(batch_size, len(tally.heap), max_calls - tally.num_calls)
             batch = [heapq.heappop(tally.heap)[2] for _ in range(size)]
             tally.num_calls += len(batch)
             probs_NV = next_token([(*prefix, *node.tokens) for node in batch])
             for node, probs_V in zip(batch, probs_NV, strict=True):
-                children = self._children(node, probs_V, behind, before, tuple(given), ignore_mass, tally)
+                children = self._children(node, probs_V, behind, before, tuple(given), path, ignore_share, tally)
                 for child in self._account(node, children, before, path, tally):
                     if child.mass < min_mass or len(child.tokens) >= max_tokens:
                         tally.leave(child)
                     else:
-                        priority = -np.inf if child.on_path else -child.mass
-                        heapq.heappush(tally.heap, (priority, next(order), child))
+                        weight = np.inf if child.on_path else _SHORT if len(child.text) < len(before) else 1.0
+                        heapq.heappush(tally.heap, (-child.mass * weight, next(order), child))
         for _, _, node in tally.heap:
             tally.leave(node)
         return _scaled(tally, "given" if given else "behind")
@@ -215,12 +219,13 @@ class ReferenceEnumerator:
         behind: bytes,
         before: bytes,
         given: tuple[int, ...],
-        ignore_mass: float,
+        path: Sequence[int],
+        ignore_share: float,
         tally: _Tally,
     ) -> _Children:
         """The continuations of a node by one token; outcomes that end the text go to the tally at once."""
         source = self.source
-        must = behind if not node.tokens else before[len(node.text) :]
+        must = before[len(node.text) :] if node.tokens or not behind else behind
         low, high = source.prefix_range(must)
         ids = source.sorted_ids_V[low:high]
         total = float(probs_V.sum())
@@ -234,7 +239,9 @@ class ReferenceEnumerator:
             ids = np.concatenate([ids, self._tokens_within(must)])
         masses = node.mass * probs_V[ids] / total
         open_ = (source.offsets_V1[ids + 1] > source.offsets_V1[ids]) & (masses > 0.0)
-        seen = open_ & (masses >= ignore_mass)
+        seen = open_ & (masses >= ignore_share * masses[open_].sum())
+        if node.on_path and len(node.tokens) < len(path):
+            seen |= open_ & (ids == path[len(node.tokens)])
         ignored = float(masses[open_ & ~seen].sum())
         ids, masses = ids[seen], masses[seen]
         skip = len(behind) if not node.tokens else 0
