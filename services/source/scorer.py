@@ -172,11 +172,11 @@ def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Bl
     is no candidate's.
     """
     first, encoding = prompt.context_ids.size, prompt.encoding
-    topk_ids_TK = scores.topk_ids_TK[first:]
-    beyond_TK = topk_ids_TK >= vocabulary.size
-    ids_TK = np.where(beyond_TK, np.int32(PADDING_ID), topk_ids_TK)
-    logprobs_TK = np.where(beyond_TK, np.float32(-np.inf), scores.topk_logprobs_TK[first:])
-    inside_T = np.exp(logprobs_TK.astype(np.float64)).sum(axis=1)
+    ids_TK, logprobs_TK = scores.topk_ids_TK[first:], scores.topk_logprobs_TK[first:]
+    if (beyond_TK := ids_TK >= vocabulary.size).any():
+        ids_TK = np.where(beyond_TK, np.int32(PADDING_ID), ids_TK)
+        logprobs_TK = np.where(beyond_TK, np.float32(-np.inf), logprobs_TK)
+    inside_T = np.exp(logprobs_TK, dtype=np.float64).sum(axis=1)
     with np.errstate(divide="ignore"):
         tail_T = np.log(np.clip(1.0 - inside_T, 0.0, 1.0)).astype(np.float32)
     return Block(

@@ -60,8 +60,8 @@ class SyntheticEngine(Engine):
     def _scores(self, ids_T1: Int32, top_k: int) -> PromptScores:
         context_T = ids_T1[:-1].astype(np.uint32) * np.uint32(2_654_435_761)
         context_T[1:] += ids_T1[:-2].astype(np.uint32) * np.uint32(2_246_822_519)
-        rows_T = (context_T >> np.uint32(16)) % np.uint32(_TABLE_ROWS)
-        ids_TK, logprobs_TK = self._ids_RK[rows_T], self._logprobs_RK[rows_T]
+        rows_T = ((context_T >> np.uint32(16)) % np.uint32(_TABLE_ROWS)).astype(np.intp)
+        ids_TK, logprobs_TK = self._ids_RK.take(rows_T, axis=0), self._logprobs_RK.take(rows_T, axis=0)
         hits_TK = ids_TK == ids_T1[1:, None]
         place_T = hits_TK.argmax(axis=1)
         each = np.arange(len(rows_T))

@@ -111,15 +111,7 @@ class VllmEngine(Engine):
             [output] = [output async for output in request]
         except EngineDeadError as error:
             raise EngineDiedError("the engine's process died; the replica is being replaced") from error
-        found, shape = output.prompt_logprobs, (len(prompt_ids) - 1, top_k + 1)
-        # Position 0 holds nothing; each later one the prompt's own token first, then the top_k likeliest.
-        if isinstance(found, RawPromptLogprobs):
-            ids, logprobs = found.columns()
-            assert ids.shape == logprobs.shape == shape, (ids.shape, logprobs.shape, shape)
-        else:
-            ids = np.asarray(found.token_ids, dtype=np.int32).reshape(shape)
-            logprobs = np.asarray(found.logprobs, dtype=np.float32).reshape(shape)
-        return PromptScores(gold_T=logprobs[:, 0].copy(), topk_ids_TK=ids[:, 1:], topk_logprobs_TK=logprobs[:, 1:])
+        return prompt_scores(output.prompt_logprobs, len(prompt_ids) - 1, top_k)
 
     async def _probe(self, config: SourceConfig) -> str | None:
         """Scores one prompt through the tap and through the public door; returns how the two differ."""
@@ -144,3 +136,19 @@ class VllmEngine(Engine):
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+def prompt_scores(found: Any, num_rows: int, top_k: int) -> PromptScores:
+    """Scores from what a request brought along: the tap's arrays or vLLM's flat lists.
+
+    Flat lists hold nothing at position 0; every later position has the prompt's own token first, then the top_k
+    likeliest, all of them.
+    """
+    shape = (num_rows, top_k + 1)
+    if isinstance(found, RawPromptLogprobs):
+        ids, logprobs = found.columns()
+        assert ids.shape == logprobs.shape == shape, (ids.shape, logprobs.shape, shape)
+    else:
+        ids = np.asarray(found.token_ids, dtype=np.int32).reshape(shape)
+        logprobs = np.asarray(found.logprobs, dtype=np.float32).reshape(shape)
+    return PromptScores(gold_T=logprobs[:, 0].copy(), topk_ids_TK=ids[:, 1:], topk_logprobs_TK=logprobs[:, 1:])
