@@ -340,10 +340,15 @@ def measure_memory(report: Report, case: Case) -> None:
     report.check("replica memory, largest less smallest", spread * 100, "% of the median", at_most=10)
 
 
-MEASUREMENTS = (measure_ceiling, measure_memory)
+def measure_formats(report: Report, case: Case) -> None:
+    """Bytes per token on the wire and in the store, see store_formats.py."""
+    from tests.bench.store_formats import measure, real_blocks
+
+    measure(report, "smollm2", real_blocks("smollm2", 4 if case.quick else 24), 1 if case.quick else 5)
+
+
+MEASUREMENTS = (measure_formats, measure_ceiling, measure_memory)
 WITH_BARE_ENGINE = (measure_front_end, measure_end_to_end)
-FORMATS = "tests.bench.store_formats"
-"""Module with `measure_formats(report, case, bare)`: bytes per token on the wire and in the store."""
 
 
 def main() -> None:
