@@ -185,17 +185,22 @@ def distill(
     run_name: Annotated[str, typer.Option(help="Folder of this training run below the recipe's.")] = "fused",
     start_over: Annotated[bool, typer.Option(help="Forget checkpoints of the same run name.")] = False,
     detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the run; its checkpoints stay.")] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
     ] = None,
 ) -> None:
     """Submit the distillation as a Ray job and follow it. Running it again resumes from the last checkpoint."""
     from services.common.cluster import enable_ray_authentication
-    from services.recipes.distill import submit_recipe
+    from services.recipes.distill import stop_recipe, submit_recipe
 
     with user_errors():
         enable_ray_authentication()
         checked = read_recipe(recipe, set_)
+        if stop:
+            stopped = stop_recipe(checked, run_name=run_name, dashboard=ray_address)
+            out.print(f"{stopped}: stopped" if stopped else f"no run {run_name} is running", highlight=False)
+            raise typer.Exit(0 if stopped else 1)
         code = submit_recipe(
             checked, run_name=run_name, start_over=start_over, follow=not detach, dashboard=ray_address
         )
@@ -205,22 +210,46 @@ def distill(
 @app.command("eval")
 def evaluate(
     recipe: RecipeArgument,
-    folders: Annotated[list[Path], typer.Argument(help="Hugging Face folders to evaluate.")],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Hugging Face folders; default the target before training and all trained models."),
+    ] = None,
     set_: SetOption = None,
     split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
+    sources: Annotated[bool, typer.Option(help="Score the sources' models too, here, with transformers.")] = False,
 ) -> None:
-    """Nats per byte of models on a split of the recipe's corpus."""
+    """Nats per byte and next-token accuracy on a split of the recipe's corpus, with intervals, by domain."""
+    from services.recipes.evaluate import evaluate as score
     from services.recipes.evaluate import show_evaluation
 
     with user_errors():
-        show_evaluation(read_recipe(recipe, set_), folders, split, out)
+        evaluation = score(
+            read_recipe(recipe, set_),
+            folders or [],
+            split,
+            sources=sources,
+            say=lambda line: err.print(line, highlight=False),
+        )
+        show_evaluation(evaluation, out)
+
+
+@app.command()
+def runs(folder: Annotated[Path, typer.Argument(help="Where recipes put their runs.")] = Path("runs")) -> None:
+    """List training runs and how far each has come."""
+    from services.distill.runs import find_runs
+    from services.recipes.show import show_runs
+
+    with user_errors():
+        if not folder.is_dir():
+            raise RecipeError(f"{folder}: no such folder")
+        show_runs(find_runs(folder), out)
 
 
 @app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(help="Folder of a run, such as runs/quickstart.")],
 ) -> None:
-    """Write report.md and the loss curves of a run."""
+    """Write report.md and report.html of a run: scores, curves, weights, throughput."""
     from services.distill.report import write_report
 
     with user_errors():

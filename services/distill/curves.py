@@ -1,4 +1,4 @@
-"""Pictures of a run: loss over tokens, held-out score and source weights over steps."""
+"""Pictures of a run: curves over tokens and steps, and held-out scores by domain."""
 
 from __future__ import annotations
 
@@ -18,6 +18,36 @@ def draw_loss(runs: Mapping[str, Rows], key: str, path: Path) -> Path | None:
         name: [(row["total_tokens"], row[key]) for row in rows if row[key] is not None] for name, rows in runs.items()
     }
     return _lines(lines, "tokens", _LABELS[key], path)
+
+
+def draw_step_values(runs: Mapping[str, Rows], values: Mapping[str, str], label: str, path: Path) -> Path | None:
+    """One line per run and value over the steps; `values` maps a metric to what the legend calls it."""
+    lines = {
+        f"{name}: {shown}" if shown else name: [(row["step"], row[key]) for row in rows if row[key] is not None]
+        for key, shown in values.items()
+        for name, rows in runs.items()
+    }
+    return _lines(lines, "step", label, path, bottom=0.0)
+
+
+def draw_domains(domains: Mapping[str, Any], path: Path) -> Path | None:
+    """Bars of nats per byte with their intervals, a group per domain; see services/distill/intervals.py."""
+    if not domains:
+        return None
+    models = list(next(iter(domains.values()))["models"])
+    width = 0.8 / len(models)
+    with _axes(path) as axes:
+        for number, model in enumerate(models):
+            scores = [domain["models"][model]["nats_per_byte"] for domain in domains.values()]
+            values = [score["value"] for score in scores]
+            below = [score["value"] - score["low"] for score in scores]
+            above = [score["high"] - score["value"] for score in scores]
+            places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(scores))]
+            axes.bar(places, values, width, yerr=[below, above], capsize=3, label=model)
+        axes.set_xticks(range(len(domains)), list(domains))
+        axes.set_ylabel("held-out nats per byte, 95 % interval")
+        axes.legend()
+    return path
 
 
 def draw_evaluations(runs: Mapping[str, Rows], path: Path) -> Path | None:

@@ -30,6 +30,8 @@ class Scores:
         nats_W: float64, -log probability of the window's tokens.
         bytes_W: int64, length of the window's text.
         tokens_W: int64, number of tokens.
+        token_starts_W: per window int32, the byte at which each token starts.
+        hits_W: per window bool, whether the model's likeliest next token is the one that comes.
         lossless_W: bool, False where the tokenizer does not spell the text byte for byte (unknown characters,
             normalisation): the model then scored another text, and its nats are no bound for this one.
     """
@@ -37,6 +39,8 @@ class Scores:
     nats_W: npt.NDArray[np.float64]
     bytes_W: npt.NDArray[np.int64]
     tokens_W: npt.NDArray[np.int64]
+    token_starts_W: tuple[npt.NDArray[np.int32], ...]
+    hits_W: tuple[npt.NDArray[np.bool_], ...]
     lossless_W: npt.NDArray[np.bool_]
 
     @property
@@ -81,6 +85,7 @@ def nats_per_byte(
     if first is None:
         raise ValueError(f"bos: the tokenizer in {folder} has neither BOS nor EOS; name a token")
     nats_W = np.zeros(len(data), dtype=np.float64)
+    hits_W = [np.zeros(0, dtype=np.bool_)] * len(data)
     threads = torch.get_num_threads()
     torch.set_num_threads(torch_threads or threads)
     try:
@@ -88,7 +93,9 @@ def nats_per_byte(
         _check_lengths(model, encodings)
         done = 0
         for batch in _batches(encodings, int(model.get_output_embeddings().weight.shape[0])):
-            nats_W[batch] = _score(model, [encodings[i] for i in batch], first, vocabulary.size, where)
+            scored = _score(model, [encodings[i] for i in batch], first, vocabulary.size, where)
+            for index, (nats, hits_T) in zip(batch, scored, strict=True):
+                nats_W[index], hits_W[index] = nats, hits_T
             done += len(batch)
             progress(done)
     finally:
@@ -97,6 +104,8 @@ def nats_per_byte(
         nats_W=nats_W,
         bytes_W=np.array([len(text) for text in data], dtype=np.int64),
         tokens_W=np.array([encoding.num_tokens for encoding in encodings], dtype=np.int64),
+        token_starts_W=tuple(_starts(encoding) for encoding in encodings),
+        hits_W=tuple(hits_W),
         lossless_W=np.array([bool(encoding.lossless_T.all()) for encoding in encodings], dtype=np.bool_),
     )
 
@@ -134,18 +143,24 @@ def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int
 
 def _score(
     model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
-) -> list[float]:
-    """-log probability per window. Right padding needs no mask: causal attention does not look ahead."""
+) -> list[tuple[float, npt.NDArray[np.bool_]]]:
+    """-log probability per window, and which tokens were the likeliest. Right padding needs no mask: causal attention
+    does not look ahead."""
     length = max(encoding.num_tokens for encoding in encodings)
     inputs_BL = torch.full((len(encodings), length), bos, dtype=torch.int64)
     for row, encoding in enumerate(encodings):
         inputs_BL[row, 1 : encoding.num_tokens] = torch.from_numpy(encoding.token_ids_T[:-1].astype(np.int64))
     with torch.inference_mode():
         logits_BLV = model(input_ids=inputs_BL.to(device), use_cache=False).logits[..., :vocabulary_size]
-        nats = []
+        scores = []
         for row, encoding in enumerate(encodings):
             tokens_T = torch.from_numpy(encoding.token_ids_T.astype(np.int64)).to(device)
             logits_TV = logits_BLV[row, : encoding.num_tokens].float()
             nats_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
-            nats.append(float(nats_T.sum(dtype=torch.float64)))
-    return nats
+            hits_T = (logits_TV.argmax(dim=-1) == tokens_T).cpu().numpy()
+            scores.append((float(nats_T.sum(dtype=torch.float64)), hits_T))
+    return scores
+
+
+def _starts(encoding: Encoding) -> npt.NDArray[np.int32]:
+    return np.concatenate([np.zeros(1, dtype=np.int32), encoding.byte_ends_T[:-1]])

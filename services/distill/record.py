@@ -39,6 +39,7 @@ def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
         "run_name": job.run_name,
         "settings": plan.settings,
         "config": job.config.model_dump(mode="json", by_alias=True),
+        "total_steps": plan.total_steps(job.config),
         "dataset": f"{job.dataset}/{job.split}",
         "git_revision": git_revision(),
         "python": sys.version.split()[0],

@@ -1,6 +1,7 @@
-"""`report.md` and loss curves of a run folder: what was reached, and at which cost.
+"""`report.md` and `report.html` of a run folder: what was reached, and at which cost.
 
-A run folder holds `summary.json` (nats per byte of every model) and training runs, each a folder with `metrics.jsonl`.
+A run folder holds `summary.json` (nats per byte of every model) or `evaluation.json` (with intervals, by domain), and
+training runs, each a folder with `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.distill.curves import draw_evaluations, draw_loss, draw_source_weights
+from services.distill.curves import draw_domains, draw_evaluations, draw_loss, draw_source_weights, draw_step_values
+from services.distill.page import write_page
 from services.distill.runlog import read_rows
 from services.distill.summary import RunSummary, summarise
 
@@ -19,36 +21,56 @@ CLM_ONLY, FUSED = "clm_only", "fused"
 """Names of the two training runs that the verdict compares."""
 
 
+EVALUATION = "evaluation.json"
+"""Scores with intervals, per domain; what `fusion eval` writes."""
+
+
 def write_report(run_folder: Path) -> Path:
-    """Writes report.md and its pictures into the run folder; returns the path of report.md.
+    """Writes report.md with its pictures and report.html, one page with all of it; returns the path of report.md.
 
     Raises ValueError when there is nothing to report on.
     """
     runs = dict(_training_runs(run_folder))
-    summary = _read_summary(run_folder / "summary.json")
-    if not runs and not summary:
+    summary = _read_mapping(run_folder / "summary.json")
+    evaluation = _read_mapping(run_folder / EVALUATION)
+    if not runs and not summary and not evaluation:
         raise ValueError(f"{run_folder}: no summary.json and no metrics.jsonl; there is no run to report on")
-    pictures = [
-        draw_loss({name: read_rows(path) for name, path in runs.items()}, "clm", run_folder / "loss_clm.png"),
-        draw_loss({name: read_rows(path) for name, path in runs.items()}, "fusion", run_folder / "loss_fusion.png"),
-        draw_source_weights({name: read_rows(path) for name, path in runs.items()}, run_folder / "source_weights.png"),
-        draw_evaluations(
-            {name: read_rows(path.with_name("evaluations.jsonl")) for name, path in runs.items()},
-            run_folder / "held_out.png",
-        ),
-    ]
     totals = {name: totals for name, path in runs.items() if (totals := summarise(path)) is not None}
+    title = summary.get("name", run_folder.resolve().name)
     sections = [
-        [f"# {summary.get('name', run_folder.resolve().name)}"],
-        _held_out(summary, set(totals)),
+        [f"# {title}"],
+        _held_out(summary, set(totals)) if summary or not evaluation else [],
+        _domains(evaluation),
         _training(totals),
         _sources(totals),
-        [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures if path is not None],
+        *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
         _provenance(summary),
     ]
+    text = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
     report = run_folder / "report.md"
-    report.write_text("\n\n".join("\n".join(lines) for lines in sections if lines) + "\n", encoding="utf-8")
+    report.write_text(text, encoding="utf-8")
+    write_page(text, title, run_folder / "report.html")
     return report
+
+
+def _pictures(runs: dict[str, Path], evaluation: dict[str, Any], folder: Path) -> list[Path]:
+    steps = {name: read_rows(path) for name, path in runs.items()}
+    for rows in steps.values():
+        for row in rows:
+            row["wait_share"] = row["data_wait_seconds"] / row["step_seconds"] if row["step_seconds"] else 0.0
+    while_training = {name: read_rows(path.with_name("evaluations.jsonl")) for name, path in runs.items()}
+    mass = {"covered_mass": "covered mass", "masked_share": "masked tokens"}
+    drawn = [
+        draw_loss(steps, "clm", folder / "loss_clm.png"),
+        draw_loss(steps, "fusion", folder / "loss_fusion.png"),
+        draw_domains(evaluation.get("domains", {}), folder / "domains.png"),
+        draw_evaluations(while_training, folder / "held_out.png"),
+        draw_source_weights(steps, folder / "source_weights.png"),
+        draw_step_values(steps, mass, "share", folder / "mass.png"),
+        draw_step_values(steps, {"wait_share": ""}, "share of a step spent waiting for data", folder / "data_wait.png"),
+        draw_step_values(steps, {"tokens_per_second": ""}, "tokens per second", folder / "throughput.png"),
+    ]
+    return [path for path in drawn if path is not None]
 
 
 def verdict(nats_per_byte: dict[str, float]) -> str | None:
@@ -75,7 +97,7 @@ def _training_runs(run_folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.parent.resolve().name, path
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
@@ -104,6 +126,44 @@ def _held_out(summary: dict[str, Any], targets: set[str]) -> list[str]:
         lines += ["", f"The fused rows themselves, before any training: {fused_rows:.4f} nats per byte."]
     sentence = verdict(scores)
     return [*lines, "", sentence] if sentence else lines
+
+
+def _domains(evaluation: dict[str, Any]) -> list[str]:
+    """A table per domain, and whether the fused target is better than CLM only beyond the interval."""
+    lines: list[str] = []
+    for domain, result in evaluation.get("domains", {}).items():
+        ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
+        lines += [f"## {evaluation['corpus']}/{evaluation['split']}: {domain}", ""]
+        lines += _table(
+            ["model", "nats per byte", "95 % interval", "next-token accuracy"],
+            [
+                [name, *_with_interval(values["nats_per_byte"]), f"{100 * values['accuracy']['value']:.1f} %"]
+                for name, values in ranked
+            ],
+        )
+        lines += ["", f"{result['bytes']:,} bytes in {result['documents']} documents.", ""]
+        if FUSED in result["models"] and CLM_ONLY in result["models"]:
+            lines += [_paired_verdict(result["models"][FUSED]["difference_from"][CLM_ONLY]), ""]
+    if lines:
+        lines.append(
+            "Intervals: bootstrap over documents; differences are paired. Accuracy: share of the positions where a "
+            "token starts in every model's tokenisation at which the likeliest token is the one that comes."
+        )
+    return lines
+
+
+def _with_interval(score: dict[str, float]) -> tuple[str, str]:
+    return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"
+
+
+def _paired_verdict(difference: dict[str, float]) -> str:
+    value, interval = _with_interval(difference)
+    verdict = "no difference beyond the interval"
+    if difference["high"] < 0:
+        verdict = "better beyond the interval"
+    elif difference["low"] > 0:
+        verdict = "WORSE beyond the interval"
+    return f"**Fused minus CLM only: {value} nats per byte ({interval}): {verdict}.** Of one seed."
 
 
 def _training(totals: dict[str, RunSummary]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.common.cluster import deployments
-from services.distill.submit import submit
+from services.distill.submit import stop, submit
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe, RecipeError, load_recipe
 
@@ -30,11 +30,20 @@ def submit_recipe(
         entrypoint.append("--start-over")
     return submit(
         entrypoint,
-        name=f"{recipe.name}-{run_name}",
+        name=_job_name(recipe, run_name),
         dashboard=dashboard or _dashboard(recipe),
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
     )
+
+
+def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) -> str | None:
+    """Stops the run's job; returns its submission id, None when none runs."""
+    return stop(_job_name(recipe, run_name), dashboard=dashboard or _dashboard(recipe))
+
+
+def _job_name(recipe: Recipe, run_name: str) -> str:
+    return f"{recipe.name}-{run_name}"
 
 
 def _check_served(recipe: Recipe) -> None:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fusion_core.vocabulary import Vocabulary
 from services.common.corpus import Corpus, prepare_corpus
 from services.common.models import resolve_model
-from services.distill.evaluate import nats_per_byte
+from services.common.version import git_revision
+from services.distill.evaluate import Scores, nats_per_byte
+from services.distill.intervals import ALL, compare
+from services.distill.report import EVALUATION
 from services.fusion.client import FusionClient, StreamRequest
+from services.recipes.prepare import resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 
+UNTOUCHED = "untouched target"
 
-def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str) -> float:
-    """Nats per byte of a model on a split, every window on its own behind the model's BOS."""
-    scores = nats_per_byte(
-        folder, list(corpus.texts(split)), device=recipe.distill.device, torch_threads=recipe.distill.torch_threads
-    )
-    return scores.mean
+
+def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None) -> Scores:
+    """Scores of a model on a split, every window on its own behind the model's BOS."""
+    config = recipe.distill
+    texts = list(corpus.texts(split))
+    return nats_per_byte(folder, texts, bos=bos, device=config.device, torch_threads=config.torch_threads)
 
 
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:
@@ -36,13 +44,90 @@ def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[
     return {name: total / num_bytes for name, total in nats.items()}, fused / num_bytes
 
 
-def show_evaluation(recipe: Recipe, folders: Iterable[Path], split: str, console: Console) -> None:
-    """Prints a row per folder."""
+def evaluate(
+    recipe: Recipe,
+    folders: Sequence[Path],
+    split: str,
+    *,
+    sources: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Scores models on a split of the recipe's corpus, with intervals; those of the recipe's own models are kept for the
+    report, in evaluation.json.
+
+    Args:
+        folders: the models; when there is none, the target before training and every trained model of the recipe.
+        split: name of the split.
+        sources: score the sources' own models as well, here and now, with transformers.
+        say: called with a line per model.
+
+    Raises RecipeError naming what is not there.
+    """
     corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder)
     if split not in corpus.splits:
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
-    table = Table("model", "nats per byte", title=f"{corpus.name}/{split}", title_justify="left")
-    for folder in folders:
-        value = evaluate_folder(recipe, corpus, resolve_model(str(folder)), split)
-        table.add_row(str(folder), f"{value:.4f}")
+    models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
+    if sources:
+        models |= _source_models(recipe)
+    if not models:
+        raise RecipeError(f"{recipe.run_folder}: no target and no trained model yet; name folders, or add --sources")
+    scores = {}
+    for name, (folder, bos) in models.items():
+        say(f"{name}: {folder}")
+        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos)
+        if not scores[name].lossless_W.all():
+            say(f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte")
+    return write_evaluation(recipe, corpus, split, scores, keep=not folders)
+
+
+def write_evaluation(
+    recipe: Recipe, corpus: Corpus, split: str, scores: Mapping[str, Scores], *, keep: bool = True
+) -> dict[str, Any]:
+    """Compares the models and, to keep it for the report, writes evaluation.json into the run folder."""
+    documents = [corpus.window(split, index).document for index in range(corpus.num_windows(split))]
+    evaluation = {
+        "corpus": corpus.name,
+        "split": split,
+        "fingerprint": corpus.fingerprint(split),
+        "git_revision": git_revision(),
+        "domains": compare(scores, documents),
+    }
+    if keep:
+        (recipe.run_folder / EVALUATION).write_text(json.dumps(evaluation, indent=2) + "\n")
+    return evaluation
+
+
+def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
+    """Prints a row per model and domain."""
+    table = Table(
+        "domain", "model", "nats per byte", "95 %", "accuracy", title=f"{evaluation['corpus']}/{evaluation['split']}",
+        title_justify="left",
+    )  # fmt: skip
+    for domain, result in evaluation["domains"].items():
+        ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
+        for model, values in ranked:
+            nats, accuracy = values["nats_per_byte"], values["accuracy"]
+            interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
+            table.add_row(domain, model, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
     console.print(table)
+    everything = evaluation["domains"][ALL]
+    console.print(f"{everything['bytes']:,} bytes in {everything['documents']} documents", highlight=False)
+
+
+def _own_models(recipe: Recipe) -> dict[str, tuple[Path, int | None]]:
+    models: dict[str, tuple[Path, int | None]] = {}
+    if recipe.target_folder.is_dir():
+        models[UNTOUCHED] = (recipe.target_folder, None)
+    for folder in sorted(recipe.run_folder.glob("*/model")):
+        models[folder.parent.name] = (folder, None)
+    return models
+
+
+def _source_models(recipe: Recipe) -> dict[str, tuple[Path, int | None]]:
+    models: dict[str, tuple[Path, int | None]] = {}
+    for source, folder in zip(recipe.sources, resolve_sources(recipe).values(), strict=True):
+        bos = None
+        if source.bos_token is not None:
+            bos = Vocabulary.from_pretrained(folder).special_tokens.get(source.bos_token)
+        models[f"source {source.name}"] = (folder, bos)
+    return models

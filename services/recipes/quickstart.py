@@ -28,7 +28,7 @@ from services.distill.runlog import read_rows
 from services.fusion.client import FusionClient
 from services.recipes.deploy import check_free, up
 from services.recipes.distill import submit_recipe
-from services.recipes.evaluate import evaluate_folder, evaluate_sources
+from services.recipes.evaluate import evaluate_folder, evaluate_sources, write_evaluation
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
 
@@ -61,7 +61,9 @@ def run(recipe: Recipe, console: Console) -> None:
                 raise RunFailedError(f"training {name} ended with exit code {code}; see {recipe.run_folder / name}")
         say(f"evaluating on {corpus.num_windows(HELD_OUT)} held-out windows")
         sources, fused_rows = evaluate_sources(client, corpus, HELD_OUT)
-    nats = {name: evaluate_folder(recipe, corpus, recipe.run_folder / name / "model", HELD_OUT) for name in runs}
+    scores = {name: evaluate_folder(recipe, corpus, recipe.run_folder / name / "model", HELD_OUT) for name in runs}
+    write_evaluation(recipe, corpus, HELD_OUT, scores)
+    nats = {name: score.mean for name, score in scores.items()}
     summary = {
         **_training_summary(recipe, corpus),
         "wall_seconds": round(time.monotonic() - started, 1),

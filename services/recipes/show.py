@@ -1,18 +1,31 @@
-"""`fusion fetch`: the fused distribution of a text as a table."""
+"""`fusion fetch` and `fusion runs`: the fused distribution of a text, and training runs, as tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from fusion_core.blocks import Block
+from services.distill.runs import RunState
 from services.fusion.client import FusionClient
 
 _END = b"\n"
 """Sent behind the text: the row that predicts it is the prediction of what follows, whatever comes in truth."""
+
+
+def show_runs(runs: Iterable[RunState], console: Console) -> None:
+    """Prints a row per training run."""
+    table = Table("run", "step", "loss", "state", "last step", "revision")
+    for run in runs:
+        steps = f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}"
+        state = "done" if run.done else "not done"
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(str(run.folder), steps, loss, state, f"{run.changed:%Y-%m-%d %H:%M}", run.git_revision[:12])
+    console.print(table if table.row_count else "no runs", highlight=False)
 
 
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -61,6 +62,41 @@ def test_the_report_holds_scores_training_weights_and_pictures(run_folder):
         assert (run_folder / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({picture}.png)" in report
     assert "held_out.png" not in report
+
+
+def test_the_page_holds_all_of_the_report_and_asks_for_nothing(run_folder):
+    write_report(run_folder)
+    page = (run_folder / "report.html").read_text()
+    assert "<td>fused</td>" in page and "better than CLM only by 0.1000" in page
+    assert page.count("<img") == len(list(run_folder.glob("*.png")))
+    for reference in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert reference.startswith("data:image/png;base64,iVBOR")
+    for picture in ("mass", "data_wait", "throughput"):
+        assert (run_folder / f"{picture}.png").exists()
+
+
+def test_scores_with_intervals_are_shown_by_domain(run_folder):
+    def score(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    def models(difference):
+        fused = {"nats_per_byte": score(1.7, 1.6, 1.8), "accuracy": score(0.31, 0.3, 0.32)}
+        control = {"nats_per_byte": score(1.8, 1.7, 1.9), "accuracy": score(0.3, 0.29, 0.31)}
+        return {
+            "bytes": 1234,
+            "documents": 5,
+            "models": {"clm_only": control, "fused": fused | {"difference_from": {"clm_only": difference}}},
+        }
+
+    domains = {"all": models(score(-0.1, -0.15, -0.05)), "code": models(score(-0.1, -0.2, 0.01))}
+    evaluation = {"corpus": "toy", "split": "held_out", "domains": domains}
+    (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    report = write_report(run_folder).read_text()
+    assert "| fused | 1.7000 | 1.6000 to 1.8000 | 31.0 % |" in report
+    assert report.index("| fused | 1.7000") < report.index("| clm_only | 1.8000")
+    assert "-0.1000 nats per byte (-0.1500 to -0.0500): better beyond the interval" in report
+    assert "no difference beyond the interval" in report.split("held_out: code")[1]
+    assert (run_folder / "domains.png").exists()
 
 
 def test_evaluations_become_a_picture(run_folder):
