@@ -35,9 +35,13 @@ class Interval:
 
 
 def domain_of(document: str) -> str:
-    """Domain of a document by its name in the corpus: the top folder, or the file where all lie in one folder."""
-    folder, separator, _ = document.partition("/")
-    return folder if separator else document.rpartition("#")[0].partition(".")[0] or document.partition(".")[0]
+    """Domain of a document by its name in the corpus: the top folder, or else the file that holds many documents; whole
+    files side by side in one folder are one domain."""
+    folder, in_folder, _ = document.partition("/")
+    file, in_file, _ = document.rpartition("#")
+    if in_folder:
+        return folder
+    return file.partition(".")[0] if in_file else "files"
 
 
 def compare(models: Mapping[str, Scores], documents: Sequence[str], *, seed: int = 0) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def evaluate(
     sources: bool,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Scores models on a split of the recipe's corpus, with intervals; those of the recipe's own models are kept for the
-    report, in evaluation.json.
+    """Scores models on a split of the recipe's corpus, with intervals; those of the recipe's own models are kept
+    for the report, in evaluation.json.
 
     Args:
         folders: the models; when there is none, the target before training and every trained model of the recipe.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import yaml
 from typer.testing import CliRunner
 
 from services.cli import app
+from services.distill.runs import find_runs
 from services.fusion.config import ServiceConfig
+from services.recipes.prepare import prepare
 from services.recipes.recipe import RecipeError, load_recipe, shipped_recipes
 from tests.services.conftest import Live
 
@@ -171,6 +174,44 @@ def test_status_fetch_and_second_up(live: Live) -> None:
     assert "source smollm2: weight" in fetched.stdout
     again = fusion("up", str(live.recipe_file))
     assert (again.returncode, "is up already" in again.stderr) == (2, True)
+
+
+def test_eval_of_the_recipe_s_own_models_goes_into_its_report(written: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(written("output_dir", str(tmp_path / "runs")))
+    recipe_file = tmp_path / "changed.yaml"
+    early = fusion("eval", str(recipe_file))
+    assert (early.returncode, "no target and no trained model yet" in early.stderr) == (2, True), early.stderr
+    prepare(recipe)
+    trained = recipe.run_folder / "fused" / "model"
+    shutil.copytree(recipe.target_folder, trained)
+    done = fusion("eval", str(recipe_file))
+    assert done.returncode == 0, done.stderr
+    assert "untouched target" in done.stdout and "fused" in done.stdout
+    evaluation = json.loads((recipe.run_folder / "evaluation.json").read_text())
+    models = evaluation["domains"]["all"]["models"]
+    assert models["fused"]["difference_from"]["untouched target"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert fusion("report", str(recipe.run_folder)).returncode == 0
+    assert "untouched target" in (recipe.run_folder / "report.html").read_text()
+    assert fusion("eval", str(recipe_file), "--split", "nothing").returncode == 2
+
+
+def test_runs_are_listed_with_what_they_have_reached(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "toy" / "mine"
+    run.mkdir(parents=True)
+    record = {"total_steps": 40, "git_revision": "0123456789abcdef"}
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "metrics.jsonl").write_text('{"step": 7, "loss": 2.5}\n{"step": 8, "lo')
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "run.json").write_text("{")
+    listed = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["runs", str(tmp_path / "runs")])
+    assert listed.exit_code == 0, listed.output
+    [line] = [line for line in listed.output.splitlines() if "mine" in line]
+    assert all(part in line for part in ("7/40", "2.5000", "not done", "0123456789ab"))
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text("{}")
+    [state] = find_runs(tmp_path / "runs")
+    assert state.done and state.step == 7
+    assert CliRunner().invoke(app, ["runs", str(tmp_path / "nowhere")]).exit_code == 2
 
 
 def test_eval_and_report(live: Live) -> None:

@@ -97,7 +97,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 @pytest.mark.parametrize(
     ("document", "domain"),
-    [("code/a/b.py", "code"), ("lee.cor#17", "lee"), ("notes.txt", "notes"), ("prose/x.jsonl#3", "prose")],
+    [("code/a/b.py", "code"), ("lee.cor#17", "lee"), ("notes.txt", "files"), ("prose/x.jsonl#3", "prose")],
 )
 def test_domains_are_top_folders_or_files(document, domain):
     assert domain_of(document) == domain
