@@ -21,6 +21,7 @@ from fusion_core.alignment.vocabulary_map import VocabularyMap, VocabularyMapCon
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.common.models import MODELS, fetch, resolve_model
+from tests.bench.byte_speed import measure_byte
 from tests.bench.report import Report, arguments, in_turn
 from tests.fusion_core.published import candidates_of, nearest, pieces_without_spaces, spelled, transported_row, warp
 
@@ -211,8 +212,8 @@ def _block(case: Case, text: bytes, vocabulary: Vocabulary, encoding: Encoding, 
     return block
 
 
-# Each takes (report, case) and adds its rows and checks; `byte` belongs here too.
-MEASUREMENTS = (measure_map, measure_path, measure_transport)
+# Each takes (report, case) and adds its rows and checks; the models of the last one would count as memory of the map.
+MEASUREMENTS = (measure_map, measure_path, measure_transport, measure_byte)
 
 
 def main() -> None:
