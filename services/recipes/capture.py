@@ -15,7 +15,7 @@ from rich.console import Console
 
 from services.common.cluster import deployments
 from services.common.console import deployment_progress, window_progress
-from services.common.corpus import Corpus, prepare_corpus
+from services.common.corpus import Corpus
 from services.common.errors import NotFoundError, RunFailedError, ServiceError, UnavailableError
 from services.common.store.capture import CapturePlan, capture_folder, read_plan
 from services.common.store.captured import Captured
@@ -24,7 +24,7 @@ from services.common.store.rows import encode_row
 from services.common.store.shard import UNREADABLE, check_shard, write_shard
 from services.common.store.store import BlockStore, SourceStore
 from services.fusion.sources import Source, stored_identities
-from services.recipes.prepare import resolve_sources
+from services.recipes.prepare import prepare, resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 from services.source.client import ScoreStream
 from services.source.config import SourceConfig
@@ -56,7 +56,8 @@ class Capture:
             raise RecipeError(f"--source {unknown[0]}: there is no such source, only {', '.join(names)}")
         self.recipe = recipe
         self.sources = [source for source in recipe.sources if not sources or source.name in sources]
-        self.corpus: Corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder)
+        prepare(recipe, save=False)
+        self.corpus = Corpus.open(recipe.corpus_folder)
         if unknown := sorted(set(splits) - set(self.corpus.splits)):
             raise RecipeError(f"--split {unknown[0]}: the corpus has {', '.join(self.corpus.splits)}")
         self.splits = tuple(splits) or self.corpus.splits

@@ -16,23 +16,41 @@ from services.source.servicer import SourceServicer
 
 
 class PlainSource:
-    """Where it listens, and how many windows it has scored. `hold_after` windows it answers nothing more."""
+    """Where it listens, and how many windows it has scored. `hold_after` so many it answers nothing more."""
 
     def __init__(self) -> None:
         self.address = ""
         self.scored = 0
         self.hold_after: int | None = None
-        self.on_hold = threading.Event()
+        self._holding = 0
+        self._changed = threading.Condition()
+
+    def wait_until(self, holding: bool) -> None:
+        """Returns when texts wait for an answer, or when none does: whoever asked is gone then."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: (self._holding > 0) == holding, timeout=120)
 
     def wrap(self, score: Callable[..., Any]) -> Callable[..., Any]:
         async def counted(*args: Any) -> Any:
-            while self.hold_after is not None and self.scored >= self.hold_after:
-                self.on_hold.set()
-                await asyncio.sleep(0.01)
+            if self._full():
+                self._hold(1)
+                try:
+                    while self._full():
+                        await asyncio.sleep(0.01)
+                finally:
+                    self._hold(-1)
             self.scored += 1
             return await score(*args)
 
         return counted
+
+    def _full(self) -> bool:
+        return self.hold_after is not None and self.scored >= self.hold_after
+
+    def _hold(self, more: int) -> None:
+        with self._changed:
+            self._holding += more
+            self._changed.notify_all()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def written(source: PlainSource, model: Path, tmp_path: Path) -> Callable[..., s
     """Writes a recipe of that source and returns its path; `name` has a run folder and a store of its own."""
     documents = tmp_path / "documents"
     documents.mkdir()
-    for number in range(8):
+    for number in range(16):
         (documents / f"{number}.txt").write_text(sentences(600, seed=number), encoding="utf-8")
 
     def write(name: str = "a", address: str | None = None, **service: Any) -> str:
@@ -105,26 +105,26 @@ def test_a_capture_killed_ten_times_ends_with_the_same_shards(
     undisturbed: str, written: Callable[..., str], source: PlainSource, processes: Any
 ) -> None:
     recipe, rng = written("killed"), random.Random(0)
-    scored_before = source.scored
     try:
         for _ in range(10):
-            source.on_hold.clear()
-            source.hold_after = source.scored + rng.randint(1, PER_SHARD + 1)  # so that ten kills are no whole capture
+            source.hold_after = source.scored + rng.randint(1, 2 * PER_SHARD)  # so that ten kills are no whole capture
             client = processes.Process(target=begin, args=(recipe, PER_SHARD))
             client.start()
-            assert source.on_hold.wait(60)
-            client.join(rng.uniform(0, 0.05))  # while it writes, perhaps
+            source.wait_until(holding=True)
+            client.join(rng.uniform(0, 0.2))  # while it writes, perhaps
             assert client.is_alive()
             client.kill()
             client.join()
+            source.wait_until(holding=False)
     finally:
         source.hold_after = None
-    half = len(shards(recipe))
-    assert 0 < half < len(shards(undisturbed))
+    complete = {path.name for path in shards(recipe) if path.with_suffix(".json").is_file()}
+    assert 0 < len(complete) < len(shards(undisturbed))
+    scored = source.scored
     assert capture(recipe).exit_code == 0
     assert contents(recipe) == contents(undisturbed)
+    assert source.scored - scored <= (len(shards(recipe)) - len(complete)) * PER_SHARD
     scored = source.scored
-    assert scored - scored_before <= 10 * (PER_SHARD + 1) + sum(1 for _ in shards(recipe)) * PER_SHARD
     again = capture(recipe)
     assert (again.exit_code, "tiny: complete" in again.stderr, source.scored) == (0, True, scored)
 
