@@ -24,6 +24,7 @@ from services.common.corpus_origin import Document, Format, PackageOrigin, docum
 from services.common.corpus_windows import cut, sharing
 from services.common.home import exclusive
 from services.common.packages import file_sha256
+from services.common.passage import Passage
 from services.common.settings import Settings
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -72,6 +73,11 @@ class Window:
     document: str
     start_byte: int
     index: int
+
+    @property
+    def passage(self) -> Passage:
+        """What sources are asked to score, and what its scores are stored under."""
+        return Passage(self.text)
 
 
 class Corpus:

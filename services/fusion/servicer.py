@@ -16,7 +16,7 @@ from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.common.flow import Pipeline
 from services.common.health import health_response
-from services.common.passage import Passage, passages_of
+from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.store.capture import Place
 from services.common.wire import check_dtype, encode_block
@@ -137,7 +137,7 @@ class FusionServicer:
 
         async def compute(step: Step) -> _Sent:
             window = corpus.window(request.split, step.index)
-            passage = Passage(window.text)
+            passage = window.passage
             if request.tokens_only:
                 block = self._fuser.realised_tokens(passage)
             else:

@@ -252,7 +252,7 @@ async def _capture_split(source: Source, captured: Captured, shards: Sequence[in
 
 async def _row(source: Source, captured: Captured, index: int, stream: ScoreStream) -> pa.RecordBatch:
     """The window as it lies in the store, when some stream or other corpus has left it there; else scored now."""
-    passage = captured.passage(index)
+    passage = captured.corpus.window(captured.plan.split, index).passage
     key = window_key(passage)
     if (kept := await asyncio.to_thread(captured.store.find_row, key)) is not None:
         return kept

@@ -15,7 +15,6 @@ import yaml
 from typer.testing import CliRunner
 
 from services.cli import app
-from services.common.passage import Passage
 from services.common.store.capture import Place
 from services.common.store.store import BlockStore
 from services.fusion.fuser import Fuser
@@ -222,10 +221,10 @@ def test_a_captured_corpus_is_fused_with_no_source_running(
         assert (status.serving, sorted(status.captured)) == (False, sorted(splits))
         for split, fingerprint in zip(captured.corpus.splits, splits.values(), strict=True):
             for index in range(captured.corpus.num_windows(split)):
-                text = captured.corpus.window(split, index).text
-                by_place = await fuser.fuse(Passage(text), names=["tiny"], k=8, place=Place(fingerprint, index))
-                by_key = await live.fuse(Passage(text), names=["tiny"], k=8)
-                assert by_place.text_bytes == text
+                passage = captured.corpus.window(split, index).passage
+                by_place = await fuser.fuse(passage, names=["tiny"], k=8, place=Place(fingerprint, index))
+                by_key = await live.fuse(passage, names=["tiny"], k=8)
+                assert by_place.text_bytes == passage.text
                 assert by_place.gold_T.tobytes() == by_key.gold_T.tobytes()
         assert await Fuser(load_recipe(written("empty", NOBODY)).fusion_service()).problem(splits) is not None
 
@@ -240,21 +239,21 @@ def test_a_miss_is_scored_once_and_captured_without_another_pass(
     """What streams have left in the store costs a capture nothing."""
     recipe = load_recipe(written("streamed"))
     corpus = Capture(recipe).corpus
-    texts = [text for split in corpus.splits for text in corpus.texts(split)]
+    windows = [corpus.window(split, index) for split in corpus.splits for index in range(corpus.num_windows(split))]
 
     async def stream() -> None:
         store = BlockStore(recipe.store or "")
         reader = Source(recipe.endpoint(recipe.sources[0]), recipe.service, store)
         for _ in range(2):
-            for text in texts:
-                assert (await reader.score(Passage(text))).text_bytes == text
+            for window in windows:
+                assert (await reader.score(window.passage)).text_bytes == window.text
         store.flush()
 
     scored = source.scored
     asyncio.run(stream())
-    assert source.scored - scored == len(texts)
+    assert source.scored - scored == len(windows)
     assert capture(written("streamed"), "--windows-per-shard", str(PER_SHARD)).exit_code == 0
-    assert source.scored - scored == len(texts)
+    assert source.scored - scored == len(windows)
     without_kept = {name: data for name, data in contents(written("streamed")).items() if "/kept/" not in name}
     assert without_kept.keys() == contents(undisturbed).keys()
     assert capture(written("streamed"), "--verify").exit_code == 0

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from services.common.corpus import Corpus
-from services.common.passage import Passage
 from services.common.store.capture import (
     CapturePlan,
     capture_folder,
@@ -36,13 +35,9 @@ class Captured:
     def path(self, shard: int) -> str:
         return shard_path(self.folder, shard)
 
-    def passage(self, index: int) -> Passage:
-        """What is scored for a window, as the fusion service asks for it."""
-        return Passage(self.corpus.window(self.plan.split, index).text)
-
     def problem(self, shard: int, *, decode: bool = False) -> str | None:
         """What is wrong with a shard, None when nothing is: its hash is compared, with `decode` every row as well."""
-        keys = [window_key(self.passage(index)) for index in self.plan.windows(shard)]
+        keys = [window_key(self.corpus.window(self.plan.split, index).passage) for index in self.plan.windows(shard)]
         vocabulary = self.store.identity.vocabulary if decode else None
         try:
             check_shard(self.store.files, self.path(shard), keys, vocabulary)
