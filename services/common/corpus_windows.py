@@ -1,66 +1,180 @@
-"""Cuts documents into windows, and finds documents that repeat runs of each other's text."""
+"""Cuts documents into windows at places that suit every tokenizer involved.
+
+A cut that is a token boundary of the whole document for all of them changes nobody's tokens: each model reads in its
+windows what it would read in the document. Such places are taken first, those before a word in front of others.
+
+Shape legend: N bytes of a document, T tokens of one tokenizer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-_WHITESPACE = np.zeros(256, dtype=np.bool_)
-_WHITESPACE[list(b" \t\r\n\f\v")] = True
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
-_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
-_BYTE_CODES = np.random.default_rng(0).integers(1, 2**63, 256, dtype=np.uint64)
+from fusion_core.vocabulary import Encoding, Vocabulary
+
+Bool = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+
+WHITESPACE = np.zeros(256, dtype=np.bool_)
+"""By byte value."""
+WHITESPACE[list(b" \t\r\n\f\v")] = True
 
 
-def cut(text: bytes, window_bytes: int) -> list[int]:
-    """End offsets of the windows of a UTF-8 text: no longer than `window_bytes`, about equally long, in order.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model that the windows are for.
 
-    A cut lies just before a run of whitespace, so that words stay whole and the space goes with the word after it, as
-    the tokenizers have it; where there is none within half a window, at a character boundary.
+    Attributes:
+        name: as messages name it.
+        vocabulary: its tokenizer.
+        max_tokens: longest input in tokens, EOS included, BOS not; None for no limit.
+        reads_context: whether the left context is part of the input.
     """
-    space = _WHITESPACE[np.frombuffer(text, dtype=np.uint8)]
-    # Only up to the last word: a document's trailing whitespace is no window of its own.
-    breaks = np.flatnonzero(space[1:] & ~space[:-1]) + 1
-    breaks = breaks[breaks < len(text.rstrip())]
-    ends: list[int] = []
-    start = 0
-    while len(text) - start > window_bytes:
-        num_windows = -(-(len(text) - start) // window_bytes)
-        ideal = start - (start - len(text)) // num_windows
-        nearest, furthest = max(start + 1, ideal - window_bytes // 2), start + window_bytes
-        candidates = breaks[np.searchsorted(breaks, nearest) : np.searchsorted(breaks, furthest, "right")]
-        start = int(candidates[np.abs(candidates - ideal).argmin()]) if candidates.size else _character(text, ideal)
-        ends.append(start)
-    return [*ends, len(text)]
+
+    name: str
+    vocabulary: Vocabulary
+    max_tokens: int | None
+    reads_context: bool
 
 
-def _character(text: bytes, offset: int) -> int:
-    """The last character boundary at or before `offset`."""
-    while offset > 0 and text[offset] & 0xC0 == 0x80:
-        offset -= 1
-    return offset
+@dataclass(frozen=True, slots=True)
+class PlannedWindow:
+    """Bytes start..end-1 of a document, to be read with context_start..start-1 before them.
+
+    Attributes:
+        at_boundary: whether the window starts at a token boundary of the whole document for every reader.
+        shortened: whether the context is shorter than asked for, so that both fit a reader.
+    """
+
+    start: int
+    end: int
+    context_start: int
+    at_boundary: bool
+    shortened: bool
 
 
-def _run_hashes(text: bytes, run_bytes: int) -> npt.NDArray[np.uint64]:
-    """Hashes of all runs of `run_bytes` bytes that begin with a word; equal runs have equal hashes."""
-    # Polynomial hashes modulo 2^64: a run's hash is a difference of prefix sums, shifted back to its start.
-    if len(text) < run_bytes:
-        return np.zeros(0, dtype=np.uint64)
-    array = np.frombuffer(text, dtype=np.uint8)
-    with np.errstate(over="ignore"):
-        powers = np.cumprod(np.full(len(text), _MULTIPLIER, dtype=np.uint64), dtype=np.uint64)
-        sums = np.concatenate(([np.uint64(0)], np.cumsum(_BYTE_CODES[array] * powers, dtype=np.uint64)))
-        inverses = np.cumprod(np.full(len(text), _INVERSE, dtype=np.uint64), dtype=np.uint64)
-        hashes = (sums[run_bytes:] - sums[:-run_bytes]) * inverses[: len(sums) - run_bytes]
-    space = _WHITESPACE[array]
-    begins = ~space & np.concatenate(([True], space[:-1]))
-    result: npt.NDArray[np.uint64] = hashes[begins[: len(hashes)]]
-    return result
+def plan_windows(
+    texts: Sequence[bytes], window_bytes: int, context_bytes: int = 0, readers: Sequence[Reader] = ()
+) -> list[list[PlannedWindow]]:
+    """The windows of every document, UTF-8: at most `window_bytes` long, about equally long, and within every limit.
+
+    Raises ValueError naming the reader for which even a single character is too long.
+    """
+    encodings = [reader.vocabulary.encode_batch(texts) for reader in readers]
+    return [
+        _Document(text, [encoding[index] for encoding in encodings], readers).plan(window_bytes, context_bytes)
+        for index, text in enumerate(texts)
+    ]
 
 
-def sharing(texts: Iterable[bytes], others: Iterable[bytes], run_bytes: int) -> list[bool]:
-    """For each text: has it a run of `run_bytes` bytes, beginning with a word, in common with one of `others`?"""
-    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_run_hashes(other, run_bytes) for other in others)]))
-    return [bool(np.isin(_run_hashes(text, run_bytes), known).any()) for text in texts]
+class _Document:
+    """Where a document can be cut, best places first."""
+
+    def __init__(self, text: bytes, encodings: Sequence[Encoding], readers: Sequence[Reader]) -> None:
+        self._text, self._readers = text, readers
+        text_N = np.frombuffer(text, dtype=np.uint8)
+        space_N = WHITESPACE[text_N]
+        # The space goes with the word after it, as the tokenizers have it. Only up to the last word: a document's
+        # trailing whitespace is no window of its own.
+        before_word = np.flatnonzero(space_N[1:] & ~space_N[:-1]) + 1
+        before_word = before_word[before_word < len(text.rstrip())]
+        self._shared_N = (text_N & 0xC0) != 0x80
+        for encoding in encodings:
+            boundary_N = np.zeros(len(text) + 1, dtype=np.bool_)
+            boundary_N[encoding.byte_ends_T[encoding.lossless_T]] = True
+            self._shared_N &= boundary_N[:-1]
+        self._places: list[Int64] = [before_word]
+        if encodings:
+            self._places = [before_word[self._shared_N[before_word]], np.flatnonzero(self._shared_N), before_word]
+        self._limits = [
+            (encoding.byte_ends_T, reader.max_tokens - 1)  # one is kept for EOS
+            for encoding, reader in zip(encodings, readers, strict=True)
+            if reader.max_tokens is not None
+        ]
+
+    def plan(self, window_bytes: int, context_bytes: int) -> list[PlannedWindow]:
+        ends = self._fitting(0, len(self._text), window_bytes)
+        planned = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            context_start = wanted = self._context(start, context_bytes)
+            while context_start < start and self._too_long(start, end, context_start):
+                context_start = self._context(start, (start - context_start) // 2)
+            shared = start == 0 or bool(self._shared_N[start])
+            planned.append(PlannedWindow(start, end, context_start, shared, context_start != wanted))
+        return planned
+
+    def _fitting(self, start: int, end: int, window_bytes: int) -> list[int]:
+        """End offsets of the windows of [start, end), each within every reader's limit."""
+        ends: list[int] = []
+        for stop in self._cut(start, end, window_bytes):
+            if reader := self._too_long(start, stop, start):
+                if stop - start <= 4 and len(self._text[start:stop].decode()) == 1:
+                    raise ValueError(f"{reader.name}.max_tokens: {reader.max_tokens} do not hold a single character")
+                ends += self._fitting(start, stop, -(-(stop - start) // 2))
+            else:
+                ends.append(stop)
+            start = stop
+        return ends
+
+    def _cut(self, start: int, end: int, window_bytes: int) -> list[int]:
+        ends: list[int] = []
+        while True:
+            furthest, num_windows = start + window_bytes, -(-(end - start) // window_bytes)
+            for ends_T, limit in self._limits:
+                first, last = np.searchsorted(ends_T, [start, end], side="right")
+                if first + limit < last:
+                    furthest = min(furthest, int(ends_T[first + max(1, limit) - 1]))
+                    num_windows = max(num_windows, int(-(-(last - first) // max(1, limit))))
+            if furthest >= end:
+                return [*ends, end]
+            ideal = min(start - (start - end) // num_windows, furthest)
+            start = self._best(max(start + 1, ideal - window_bytes // 2), min(furthest, end - 1), ideal, start)
+            if start == end:
+                return [*ends, end]
+            ends.append(start)
+
+    def _best(self, nearest: int, furthest: int, ideal: int, start: int) -> int:
+        """The place closest to `ideal`, of the best kind that there is from `nearest` to `furthest`."""
+        for places in self._places:
+            found = places[np.searchsorted(places, nearest) : np.searchsorted(places, furthest, "right")]
+            if found.size:
+                return int(found[np.abs(found - ideal).argmin()])
+        return self._character(ideal, start)
+
+    def _character(self, offset: int, start: int) -> int:
+        """The last character boundary at or before `offset`, or the first one behind `start`."""
+        text, at = self._text, offset
+        while at > start and text[at] & 0xC0 == 0x80:
+            at -= 1
+        if at > start:
+            return at
+        at = start + 1
+        while at < len(text) and text[at] & 0xC0 == 0x80:
+            at += 1
+        return at
+
+    def _context(self, start: int, context_bytes: int) -> int:
+        """Where the left context of a window begins: `start` for none."""
+        first = max(0, start - context_bytes)
+        if first in {0, start}:
+            return first
+        return self._best(first, min(first + context_bytes // 2, start - 1), first, first - 1)
+
+    def _too_long(self, start: int, end: int, context_start: int) -> Reader | None:
+        """The reader for which context and window are too long."""
+        for reader in self._readers:
+            before = start - context_start if reader.reads_context else 0
+            # No token is shorter than a byte; dummy prefix and EOS come on top.
+            if reader.max_tokens is None or before + end - start + 2 <= reader.max_tokens:
+                continue
+            text, num_tokens = self._text[start:end], 1
+            if before:
+                num_tokens += reader.vocabulary.encode(self._text[context_start:start]).num_tokens
+            num_tokens += reader.vocabulary.encode_batch([text], continues=bool(before))[0].num_tokens
+            if num_tokens > reader.max_tokens:
+                return reader
+        return None

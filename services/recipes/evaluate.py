@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fusion_core.vocabulary import Vocabulary
-from services.common.corpus import Corpus, prepare_corpus
+from services.common.corpus import Corpus
 from services.common.models import resolve_model
 from services.common.version import git_revision
 from services.distill.evaluate import Scores, nats_per_byte
 from services.distill.intervals import ALL, compare
 from services.distill.report import EVALUATION
 from services.fusion.client import FusionClient, StreamRequest
-from services.recipes.prepare import resolve_sources
+from services.recipes.prepare import corpus_and_target, resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 
 UNTOUCHED = "untouched target"
@@ -63,7 +63,7 @@ def evaluate(
 
     Raises RecipeError naming what is not there.
     """
-    corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder)
+    corpus = corpus_and_target(recipe)
     if split not in corpus.splits:
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fusion_core.vocabulary import Vocabulary
 from services.common.cluster import deployments
-from services.common.corpus import TRAIN, Corpus, prepare_corpus
+from services.common.corpus import Corpus
+from services.common.corpus_prepare import TrainText, WindowTokenizer, prepare_corpus
 from services.common.models import resolve_model
+from services.common.packages import file_sha256
 from services.distill.target import prepare_target
 from services.recipes.recipe import Recipe, RecipeError, load_recipe
 
@@ -25,29 +28,38 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, s
         recipe.run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"output_dir: cannot write to {recipe.run_folder}: {error.strerror}") from error
-    say(f"corpus {recipe.corpus.name}")
-    corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder)
-    say(
-        "; ".join(
-            f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"
-            for split in corpus.splits
-        )
-    )
-    target = recipe.target
-    if target.model is not None:
-        target = target.model_copy(update={"model": str(_resolve("target.model", target.model))})
-    prepare_target(
-        target,
-        _texts(corpus),
-        recipe.target_folder,
-        recipe.distill.seed,
-        corpus_fingerprint=corpus.fingerprint(TRAIN),
-    )
-    say(f"target {recipe.target_folder}")
+    corpus_and_target(recipe, say)
     path = recipe.run_folder / "recipe.yaml"
     if save or not path.is_file():
         recipe.save(path)
     return path
+
+
+def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> Corpus:
+    """The corpus in windows that suit the tokenizers of all sources and of the target; both are made when missing.
+
+    The target comes in between: its tokenizer may be trained on the corpus, and the windows are planned for it too.
+    """
+
+    def tokenizers(text: TrainText) -> list[WindowTokenizer]:
+        target = recipe.target
+        if target.model is not None:
+            target = target.model_copy(update={"model": str(_resolve("target.model", target.model))})
+        folder, seed = recipe.target_folder, recipe.distill.seed
+        prepare_target(target, text.texts(), folder, seed, corpus_fingerprint=text.fingerprint)
+        say(f"target {folder}")
+        own = _tokenizer("target", folder, _max_positions(folder), reads_context=False)
+        return [*_source_tokenizers(recipe, say), own]
+
+    say(f"corpus {recipe.corpus.name}")
+    corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder, tokenizers)
+    for split in corpus.splits:
+        info = corpus.record["splits"][split]
+        line = f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"
+        if info["num_cuts"] and info["num_cuts_at_boundaries"] is not None:
+            line += f", {info['num_cuts_at_boundaries']} of {info['num_cuts']} cuts at boundaries of every tokenizer"
+        say(line)
+    return corpus
 
 
 def resolve_sources(recipe: Recipe) -> dict[str, Path]:
@@ -73,5 +85,24 @@ def _resolve(key: str, model: str) -> Path:
         raise RecipeError(f"{key}: {error}") from error
 
 
-def _texts(corpus: Corpus) -> list[str]:
-    return [text.decode("utf-8") for text in corpus.texts(TRAIN)]
+def _source_tokenizers(recipe: Recipe, say: Callable[[str], None]) -> Iterator[WindowTokenizer]:
+    for index, source in enumerate(recipe.sources):
+        try:
+            folder = resolve_model(source.model)
+        except ValueError as error:
+            say(f"windows are planned without the tokenizer of sources[{index}]: {error}")
+        else:
+            yield _tokenizer(f"sources[{index}]", folder, source.max_tokens, reads_context=True)
+
+
+def _tokenizer(name: str, folder: Path, max_tokens: int | None, *, reads_context: bool) -> WindowTokenizer:
+    file = folder / "tokenizer.json"
+    identity = file_sha256(file) if file.is_file() else str(folder)
+    return WindowTokenizer(name, identity, lambda: Vocabulary.from_pretrained(folder), max_tokens, reads_context)
+
+
+def _max_positions(folder: Path) -> int | None:
+    """The longest window that the target can be trained on: BOS and all its tokens but the last."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    positions: int | None = config.get("text_config", config).get("max_position_embeddings")
+    return positions

@@ -47,9 +47,15 @@ class Recipe(Settings):
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
         limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
+        corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
-            if self.corpus.window_bytes > limit:
-                raise ValueError(f"corpus.window_bytes: {self.corpus.window_bytes} is more than {key} = {limit}")
+            if corpus.window_bytes > limit:
+                raise ValueError(f"corpus.window_bytes: {corpus.window_bytes} is more than {key} = {limit}")
+            if corpus.window_bytes + corpus.context_bytes > limit:
+                raise ValueError(
+                    f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
+                    f"are more than {key} = {limit}"
+                )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
         return self

@@ -13,7 +13,7 @@ _OF_TRANSFORMERS = ("device", "torch_threads")
 _OF_VLLM = ("engine_args", "placement_strategy")
 _OF_MODELS = ("dtype", "logits_memory_bytes")
 OF_A_DEPLOYMENT = (
-    *("dtype", "device", "max_top_k", "bos_token", "eos_token", "max_tokens", "max_text_bytes"),
+    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes"),
     *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
     "num_replicas",
     *("autoscaling", "num_cpus", "num_gpus", "placement_strategy", "max_ongoing_requests", "max_queued_requests"),
@@ -71,7 +71,10 @@ class SourceConfig(Settings):
         None, description="Token that ended documents in pretraining, for the end row; default the tokenizer's EOS."
     )
     max_tokens: int = Field(
-        2047, ge=1, description="Longest text in tokens, left context and EOS included; one more is kept for BOS."
+        2047,
+        ge=1,
+        description="Longest text in tokens, left context and EOS included; one more is kept for BOS. Windows are "
+        "planned for it; with an address it says what the source there takes.",
     )
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
     max_tokens_in_flight: int | None = Field(

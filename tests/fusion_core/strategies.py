@@ -64,11 +64,16 @@ def block_of(vocabulary: Vocabulary, text: bytes, encoding: Encoding, probs_TV: 
         gold_T=np.log(probs_TV[np.arange(encoding.num_tokens), encoding.token_ids_T]).astype(np.float32),
         vocabulary=vocabulary.fingerprint,
         mask_T=encoding.lossless_T,
+        ends_document=encoding.ends_document,
     )
     block.validate()
     return block
 
 
-def random_block(vocabulary: Vocabulary, text: bytes, seed: int, k: int) -> Block:
+def random_block(vocabulary: Vocabulary, text: bytes, seed: int, k: int, *, ends: bool = False) -> Block:
+    """`ends`: with an end row."""
     encoding = vocabulary.encode(text)
+    if ends:
+        assert vocabulary.eos_id is not None
+        encoding = encoding.with_end(vocabulary.eos_id)
     return block_of(vocabulary, text, encoding, full_rows(vocabulary, encoding, seed), k)

@@ -186,6 +186,7 @@ def recipe_file(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "max_tokens": 255,
                 "max_tokens_in_flight": 512,
                 "bos_token": "<|endoftext|>",
+                "eos_token": "<|endoftext|>",
                 "engine_args": {"enforce_eager": True, "max_num_seqs": 4},
                 "env": {"VLLM_CPU_KVCACHE_SPACE": "1"},
             },

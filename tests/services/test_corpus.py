@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.common.corpus import HELD_OUT, TRAIN, Corpus, CorpusConfig, prepare_corpus
-from services.common.corpus_windows import cut, sharing
+from services.common.corpus import HELD_OUT, TRAIN, Corpus, CorpusConfig
+from services.common.corpus_prepare import prepare_corpus
+from services.common.corpus_split import sharing
 from services.common.home import FetchError
 from services.common.packages import members
 from services.common.settings import explain
@@ -56,34 +57,6 @@ def documents_of(corpus: Corpus, split: str) -> dict[str, bytes]:
 
 
 @settings(deadline=None)
-@given(texts.filter(bool), st.integers(16, 200))
-def test_windows_are_the_text_cut_between_characters(text: str, window_bytes: int) -> None:
-    data = text.encode()
-    ends = cut(data, window_bytes)
-    windows = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    assert b"".join(windows) == data
-    assert all(0 < len(window) <= window_bytes for window in windows)
-    for window in windows:
-        window.decode()  # raises where a character was cut in two
-
-
-def test_words_stay_whole_and_windows_alike() -> None:
-    data = story(1, 2000).encode()
-    ends = cut(data, 512)
-    windows = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    assert all(window.startswith(b" ") for window in windows[1:])
-    assert not any(window.endswith(b" ") for window in windows)
-    lengths = [len(window) for window in windows]
-    assert len(windows) <= len(data) // 512 + 2
-    assert max(lengths) - min(lengths) < 64
-
-
-def test_a_document_a_little_longer_than_a_window_gives_two_halves() -> None:
-    data = ("word " * 210).encode()
-    assert cut(data, 1024) == [524, 1050]
-
-
-@settings(deadline=None)
 @given(st.lists(texts, max_size=4), st.lists(texts, max_size=4), st.integers(1, 12))
 def test_sharing_finds_common_runs(ours: list[str], others: list[str], run_bytes: int) -> None:
     def runs(text: bytes) -> set[bytes]:
@@ -112,7 +85,8 @@ def test_the_ledger_on_disk(tmp_path: Path) -> None:
     write_stories(tmp_path / "in")
     corpus = prepare_corpus(CorpusConfig(name="mine", files=("in/*.txt",)), tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "windows.parquet").to_pylist()
-    assert set(rows[0]) == {"split", "index", "document", "start_byte", "text", "sha256"}
+    columns = {"split", "index", "document", "start_byte", "text", "sha256", "context_start", "ends_document"}
+    assert set(rows[0]) == columns
     assert [row["index"] for row in rows if row["split"] == HELD_OUT] == list(range(corpus.num_windows(HELD_OUT)))
     opened = Corpus.open(tmp_path / "out")
     assert opened.name == "mine"
