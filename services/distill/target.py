@@ -53,6 +53,11 @@ def prepare_target(
                 _initialise(config, config.config, corpus_texts, making, seed)
             (making / _RECORD).write_text(json.dumps(record, indent=2))
             making.rename(folder)
+        except Exception as error:
+            if "(os error " not in str(error):
+                raise
+            # tokenizers and safetensors report a full disk as an exception of no particular kind.
+            raise OSError(f"target: cannot write to {folder.parent}: {error}") from error
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return folder

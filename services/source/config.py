@@ -68,7 +68,7 @@ class SourceConfig(Settings):
         None, description="Token put in front of every text; default the tokenizer's BOS, else its EOS."
     )
     eos_token: str | None = Field(
-        None, description="Token that ended documents in pretraining, for the end row; default the tokenizer's EOS."
+        None, description="Token that ends a document, for the end row; default the tokenizer's EOS."
     )
     max_tokens: int = Field(
         2047,
