@@ -37,6 +37,18 @@ def test_rows_follow_the_windows_and_inputs_are_one_behind(blocks):
         start = rows.stop
 
 
+def test_the_end_row_is_eos_behind_the_last_token(target):  # noqa: F811
+    fusion = FakeFusion(target, corpus(3), ends=True)
+    blocks = [fusion.block(text, tokens_only=False, k=4) for text in corpus(3)]
+    batch = collate(blocks, bos=0, vocabulary_size=300)
+    for row, block in enumerate(blocks):
+        last = block.num_tokens - 1
+        assert batch.valid_BL[row].sum() == block.num_tokens
+        assert batch.inputs_BL[row, last] == block.token_ids_T[last - 1]
+    ends = np.cumsum([block.num_tokens for block in blocks]) - 1
+    assert batch.token_ids_N[ends].tolist() == [fusion.vocabulary.eos_id] * 3
+
+
 def test_windows_of_a_batch_do_not_see_each_other_or_the_padding(blocks, target):  # noqa: F811
     module = DistillModule(load_model(target).double(), vocabulary_size=300)
 

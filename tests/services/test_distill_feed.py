@@ -83,7 +83,7 @@ def tiny_target(folder: Path) -> Path:
 
 class FakeFusion:
     """In place of `FusionClient`. The stream of the train split breaks once, after `break_after` windows. Every seventh
-    row is masked."""
+    row is masked. With `ends` every window is a whole document and has the end row."""
 
     def __init__(
         self,
@@ -92,10 +92,12 @@ class FakeFusion:
         *,
         held_out: list[bytes] | None = None,
         break_after: int | None = None,
+        ends: bool = False,
     ) -> None:
         self.vocabulary = Vocabulary.from_pretrained(tokenizer)
         self.splits = {"train": texts, "held_out": held_out or []}
         self.break_after = break_after
+        self.ends = ends
         self.requests: list[StreamRequest] = []
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
@@ -121,6 +123,9 @@ class FakeFusion:
 
     def block(self, text: bytes, *, tokens_only: bool, k: int) -> Block:
         encoding = self.vocabulary.encode(text)
+        if self.ends:
+            assert self.vocabulary.eos_id is not None
+            encoding = encoding.with_end(self.vocabulary.eos_id)
         num_tokens, k = encoding.num_tokens, 0 if tokens_only else k
         generator = np.random.default_rng(list(text))
         ids = np.array([generator.choice(self.vocabulary.size, k, replace=False) for _ in range(num_tokens)])
@@ -141,6 +146,7 @@ class FakeFusion:
             mask_T=mask,
             shares=() if tokens_only else shares,
             covered_mass=float("nan") if tokens_only else 0.97,
+            ends_document=self.ends,
         )
 
 
@@ -196,6 +202,7 @@ def test_a_block_in_another_vocabulary_is_refused(target):
 
 
 def test_the_fake_keeps_the_contract_of_blocks(target):
-    fusion = FakeFusion(target, corpus(5))
-    for window in islice(fusion.stream(_request(fusion)), 3):
-        window.block.validate()
+    for ends in (False, True):
+        fusion = FakeFusion(target, corpus(5), ends=ends)
+        for window in islice(fusion.stream(_request(fusion)), 3):
+            window.block.validate()

@@ -22,6 +22,7 @@ from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, NotFoundError
 from services.distill.checkpoint import load_state
 from services.distill.config import DistillConfig
+from services.distill.evaluate import nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.model import load_model
 from services.distill.plan import make_plan
@@ -223,6 +224,22 @@ def test_held_out_scores_are_written_while_training(tmp_path, target):  # noqa: 
     scores = read_rows(job.files.evaluations)
     assert [score["step"] for score in scores] == [2, 4]
     assert 0 < scores[1]["nats_per_byte"] < scores[0]["nats_per_byte"]
+
+
+def test_a_target_learns_to_stop_and_held_out_scores_count_text_only(tmp_path, target):  # noqa: F811
+    texts = corpus(4, seed=7)
+    job = job_in(tmp_path, target, **{"lambda": 1.0, "epochs": 100, "eval_every_steps": 100, "learning_rate": 1e-2})
+    fusion = FakeFusion(target, texts, held_out=texts, ends=True)
+    train(job, fusion)
+    model = AutoModelForCausalLM.from_pretrained(job.files.model)
+    bos, eos = fusion.vocabulary.bos_id, fusion.vocabulary.eos_id
+    for text in texts:
+        ids = fusion.vocabulary.encode(text).token_ids_T.tolist()
+        with torch.no_grad():
+            probs = torch.softmax(model(torch.tensor([[bos, *ids]])).logits[0], dim=-1)[:, eos]
+        assert probs[-1] > 0.5 > probs[:-1].max()
+    [evaluation] = read_rows(job.files.evaluations)
+    assert evaluation["nats_per_byte"] == pytest.approx(nats_per_byte(job.files.model, texts).mean, rel=1e-4)
 
 
 def test_bfloat16_and_gradient_checkpointing_train(tmp_path, target):  # noqa: F811
