@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -141,10 +142,14 @@ def _environment() -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on now."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on now, and that no outgoing connection gets by chance before it is used.
+
+    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        if not port_in_use(host, port):
+            return port
 
 
 def port_in_use(host: str, port: int) -> bool:

@@ -10,11 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fusion_core.blocks import Block
+from services.common.passage import Passage
 from services.distill.runs import RunState
 from services.fusion.client import FusionClient
-
-_END = b"\n"
-"""Sent behind the text: the row that predicts it is the prediction of what follows, whatever comes in truth."""
 
 
 def show_runs(runs: Iterable[RunState], console: Console) -> None:
@@ -31,7 +29,8 @@ def show_runs(runs: Iterable[RunState], console: Console) -> None:
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
     """Prints the likeliest tokens at every place of the text and behind it; then the sources' weights."""
     client = FusionClient(address, application=application)
-    [block] = client.fuse([text.encode() + _END], sources=sources)
+    # The end row is the prediction of what follows the text, whether it ends there or not.
+    [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
     names = _token_texts(block)
     table = Table(title=f"target vocabulary {block.vocabulary}", title_justify="left")
     table.add_column("token", no_wrap=True)
@@ -43,9 +42,9 @@ def show_fused(text: str, address: str, application: str, top: int, sources: lis
     for row in range(block.num_tokens):
         end = int(block.byte_ends_T[row])
         token = block.text_bytes[start:end]
-        behind = row == block.num_tokens - 1 and token == _END
+        behind = row == block.num_text_tokens
         cells = ["(next)", ""] if behind else [_quote(token), f"{math.exp(block.gold_T[row]):.3f}"]
-        table.add_row(*cells, *_candidates(block, row, top, names), end_section=row == block.num_tokens - 2)
+        table.add_row(*cells, *_candidates(block, row, top, names), end_section=row == block.num_text_tokens - 1)
         start = end
     console.print(table)
     for share in block.shares:
