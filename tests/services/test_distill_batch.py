@@ -40,7 +40,7 @@ def test_rows_follow_the_windows_and_inputs_are_one_behind(blocks):
 def test_the_end_row_is_eos_behind_the_last_token(target):  # noqa: F811
     fusion = FakeFusion(target, corpus(3), ends=True)
     blocks = [fusion.block(text, tokens_only=False, k=4) for text in corpus(3)]
-    batch = collate(blocks, bos=0, vocabulary_size=300)
+    batch = collate(pack(blocks, None), bos=0, vocabulary_size=300)
     for row, block in enumerate(blocks):
         last = block.num_tokens - 1
         assert batch.valid_BL[row].sum() == block.num_tokens
