@@ -92,7 +92,7 @@ class Window:
     @property
     def passage(self) -> Passage:
         """What sources are asked to score, and what its scores are stored under."""
-        return Passage(self.text)
+        return Passage(self.text, self.context, self.ends_document)
 
 
 class Corpus:

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from fusion.v1 import block_pb2
 from fusion_core.blocks import Block
-from services.common.corpus import TRAIN, prepare_corpus
+from services.common.corpus import TRAIN
+from services.common.corpus_prepare import prepare_corpus
 from services.common.models import fetch
 from services.common.passage import Passage
 from services.common.store.files import Files
