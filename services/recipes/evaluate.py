@@ -63,14 +63,14 @@ def evaluate(
 
     Raises RecipeError naming what is not there.
     """
-    corpus = corpus_and_target(recipe)
-    if split not in corpus.splits:
-        raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
     if sources:
         models |= _source_models(recipe)
     if not models:
         raise RecipeError(f"{recipe.run_folder}: no target and no trained model yet; name folders, or add --sources")
+    corpus = corpus_and_target(recipe)
+    if split not in corpus.splits:
+        raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
     scores = {}
     for name, (folder, bos) in models.items():
         say(f"{name}: {folder}")
