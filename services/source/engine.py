@@ -49,11 +49,6 @@ class Engine(ABC):
     path: str
     determinism: str
 
-    @classmethod
-    @abstractmethod
-    async def load(cls, config: SourceConfig, folder: Path) -> Engine:
-        """Loads the model; raises ValueError for settings that it cannot honour."""
-
     @abstractmethod
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
         """Scores a prompt of T + 1 tokens: T rows, the first token is context. Cancelling the call frees the engine."""
@@ -67,12 +62,12 @@ class Engine(ABC):
         """Ends the engine and its processes."""
 
 
-async def load_engine(config: SourceConfig, folder: Path) -> Engine:
+async def load_engine(config: SourceConfig, folder: Path, vocabulary_size: int) -> Engine:
     """The engine that the configuration names."""
     if config.engine == "synthetic":
         from services.source.synthetic_engine import SyntheticEngine
 
-        return await SyntheticEngine.load(config, folder)
+        return SyntheticEngine(config.synthetic, vocabulary_size, config.largest_top_k)
     if config.engine == "vllm":
         from services.source.vllm_engine import VllmEngine
 

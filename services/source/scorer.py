@@ -77,7 +77,7 @@ class Scorer:
         if config.largest_top_k > vocabulary.size:
             raise ValueError(f"top_k: {config.largest_top_k} is more than the vocabulary's {vocabulary.size} tokens")
         bound = tokens_in_flight(config, folder)
-        return cls(config, await load_engine(config, folder), vocabulary, bos_id, bound)
+        return cls(config, await load_engine(config, folder, vocabulary.size), vocabulary, bos_id, bound)
 
     @property
     def bos_token(self) -> str:

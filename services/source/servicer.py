@@ -163,7 +163,10 @@ class SourceServicer:
 async def _repeat(interval_seconds: float | None, scorer: Scorer, record: CanaryRecord) -> None:
     while interval_seconds is not None and scorer.problem is None:
         await asyncio.sleep(interval_seconds)
-        await scorer.check_canary(record)
+        try:
+            await scorer.check_canary(record)
+        except Exception:  # the next round may do better, and whatever is served is looked at anyway
+            logger.exception("source %s: the canary could not be scored", scorer.config.name)
         if scorer.problem is not None:
             logger.error("%s", scorer.problem)
 

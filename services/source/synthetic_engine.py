@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fusion_core.blocks import Float32, Int32
-from fusion_core.vocabulary import Vocabulary
-from services.source.config import SourceConfig, SyntheticConfig
+from services.source.config import SyntheticConfig
 from services.source.engine import Engine, PromptScores
 
 _TABLE_ROWS = 4096
@@ -41,10 +39,6 @@ class SyntheticEngine(Engine):
         rng = np.random.default_rng(config.seed)
         self._ids_RK, self._logprobs_RK, self._outside_R = _table(rng, vocabulary_size, top_k)
         self.name_and_version = f"synthetic 1 (seed {config.seed})"
-
-    @classmethod
-    async def load(cls, config: SourceConfig, folder: Path) -> SyntheticEngine:
-        return cls(config.synthetic, Vocabulary.from_pretrained(folder).size, config.largest_top_k)
 
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
         config = self._config
