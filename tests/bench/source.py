@@ -24,6 +24,7 @@ from services.common.cluster import enable_ray_authentication, free_port
 from services.common.models import fetch, resolve_model
 from services.common.passage import Passage
 from tests.bench.report import Report, arguments, in_turn
+from tests.services.vllm_requests import scoring_request
 
 MODEL = "smollm2-135m-instruct"
 TOP_K = 64
@@ -178,9 +179,6 @@ def measure_front_end(report: Report, case: Case, bare: BareEngine) -> None:
 
 def _front_end(case: Case, windows: list[bytes], outputs: list[Any], side: str) -> Callable[[], list[bytes]]:
     """vLLM's own front end fed with recorded outputs, and what makes messages of what it gives."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine import output_processor as front_end
 
     from services.common.wire import encode_block
@@ -191,27 +189,9 @@ def _front_end(case: Case, windows: list[bytes], outputs: list[Any], side: str) 
     assert (problem := open_tap()) is None, problem
     prompts = encode_passages(case.vocabulary, [Passage(text) for text in windows])
     prompt_ids = case.prompts(windows)
-    parameters = SamplingParams(
-        max_tokens=1,
-        prompt_logprobs=TOP_K,
-        flat_logprobs=side != "dicts",
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args=MARK if side == "tap" else None,
-    )
+    mark = MARK if side == "tap" else None
     requests = [
-        EngineCoreRequest(
-            request_id=output.request_id,
-            external_req_id=output.request_id,
-            prompt_token_ids=ids,
-            mm_features=None,
-            sampling_params=parameters,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
+        scoring_request(output.request_id, ids, TOP_K, extra_args=mark, flat=side != "dicts")
         for output, ids in zip(outputs, prompt_ids, strict=True)
     ]
     processor = front_end.OutputProcessor(None, log_stats=False)

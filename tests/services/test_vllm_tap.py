@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from services.source import vllm_tap
+from tests.services.vllm_requests import scoring_request
 
 T, K = 37, 8
 
@@ -25,30 +26,7 @@ def front_end() -> Iterator[Any]:
 
 
 def request(name: str, extra_args: dict[str, Any] | None) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine import EngineCoreRequest
-
-    parameters = SamplingParams(
-        max_tokens=1,
-        prompt_logprobs=K,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args=extra_args,
-    )
-    return EngineCoreRequest(
-        request_id=name,
-        external_req_id=name,
-        prompt_token_ids=list(range(T + 1)),
-        mm_features=None,
-        sampling_params=parameters,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
+    return scoring_request(name, list(range(T + 1)), K, extra_args=extra_args)
 
 
 def answer(name: str, ids: torch.Tensor, logprobs: torch.Tensor) -> Any:
