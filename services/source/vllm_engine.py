@@ -111,6 +111,8 @@ class VllmEngine(Engine):
             [output] = [output async for output in request]
         except EngineDeadError as error:
             raise EngineDiedError("the engine's process died; the replica is being replaced") from error
+        if tapped and not isinstance(output.prompt_logprobs, RawPromptLogprobs):
+            raise TypeError("a marked request came back without its arrays")
         return prompt_scores(output.prompt_logprobs, len(prompt_ids) - 1, top_k)
 
     async def _probe(self, config: SourceConfig) -> str | None:
