@@ -106,7 +106,7 @@ def measure(report: Report, vocabulary_size: int, *, quick: bool) -> None:
     case = Case(vocabulary_size)
     for side in SIDES:
         case.step(side)
-    seconds = dict(zip(SIDES, in_turn(2 if quick else 9, *(lambda s=s: case.step(s) for s in SIDES)), strict=True))
+    seconds = dict(zip(SIDES, in_turn(2 if quick else 5, *(lambda s=s: case.step(s) for s in SIDES)), strict=True))
     for side in SIDES:
         step_mib, process_mib = memory[side]
         report.row(

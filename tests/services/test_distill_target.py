@@ -156,6 +156,16 @@ def test_a_missing_model_names_the_key(tmp_path, monkeypatch, model, message):
         (DistillConfig, {"batch_windows": 5, "num_workers": 2}, "batch_windows: must be a multiple of num_workers = 2"),
         (DistillConfig, {"betas": [0.9, 1.0]}, "betas: Value error, must be two numbers"),
         (DistillConfig, {"batch": 5}, "batch: unknown key"),
+        (DistillConfig, {"lambda_end": 1.0}, "lambda_end: required with lambda_schedule linear or cosine"),
+        (DistillConfig, {"lambda_schedule": "cosine"}, "lambda_end: required with lambda_schedule linear or cosine"),
+        (DistillConfig, {"lambda_schedule": "linear", "lambda_end": 1.1}, "lambda_end: Input should be less than or"),
+        (DistillConfig, {"jsd_beta": 0.3}, "jsd_beta: only loss jsd has it"),
+        (DistillConfig, {"jsd_beta": 1.0, "loss": "jsd"}, "jsd_beta: Input should be less than 1"),
+        (DistillConfig, {"lambda": 1.0, "reward_weighting": True}, "reward_weighting: there is no fusion term"),
+        (DistillConfig, {"num_workers": [3, 2]}, "num_workers: must be at least 1, and [least, most] in this order"),
+        (DistillConfig, {"num_workers": [1, 4], "batch_windows": 3}, "batch_windows: must be at least the 4 workers"),
+        (DistillConfig, {"lora": {"rank": 0}}, "lora.rank: Input should be greater than or equal to 1"),
+        (DistillConfig, {"parallel": "tp"}, "parallel: Input should be 'ddp' or 'fsdp'"),
     ],
 )
 def test_mistakes_name_the_key_and_what_is_allowed(model, values, message):

@@ -1,4 +1,4 @@
-"""The job on Ray Train: two workers on gloo, one of which is killed, against one undisturbed worker without Ray."""
+"""The job on Ray Train: an elastic run on gloo, a worker of which is killed, against one worker without Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import struct
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import ray
 import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from tensorboardX.proto.event_pb2 import Event
 
 from services.common.errors import FailedPreconditionError, UnavailableError
 from services.distill.job import DistillJob
@@ -49,6 +51,19 @@ def open_deadly(tokenizer: Path, note: Path, _job: DistillJob) -> DeadlyFusion:
     return DeadlyFusion(tokenizer, corpus(18), note)
 
 
+def scalars(events: Path) -> list[tuple[int, str]]:
+    """Step and tag of every scalar in a folder of TensorBoard events: records of length, checksum, event, checksum."""
+    found = []
+    for file in events.glob("events.*"):
+        data, start = file.read_bytes(), 0
+        while start + 12 < len(data):
+            (length,) = struct.unpack_from("<Q", data, start)
+            event = Event.FromString(data[start + 12 : start + 12 + length])
+            found += [(event.step, value.tag) for value in event.summary.value]
+            start += length + 16
+    return found
+
+
 def open_fake(tokenizer: Path, _job: DistillJob) -> FakeFusion:
     return FakeFusion(tokenizer, corpus(18))
 
@@ -72,7 +87,7 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     alone = job_in(tmp_path / "alone", target)
     train(alone, FakeFusion(target, corpus(18)))
 
-    job = job_in(tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1)
+    job = job_in(tmp_path / "together", target, num_workers=[1, 2], keep_checkpoints=2, torch_threads=1)
     run(job, open_client=partial(open_deadly, target, tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
     assert read_rows(job.files.ledger) == read_rows(alone.files.ledger)
@@ -84,6 +99,10 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     trained = weights(job.files.model)
     for name, weight in weights(alone.files.model).items():
         torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-4)
+    assert sorted({step for step, tag in scalars(job.files.events) if tag == "loss"}) == list(range(1, 11))
+    assert {"data_wait_share", "tokens_per_second", "source_weight/left"} <= {
+        tag for _, tag in scalars(job.files.events)
+    }
     kept = sorted(folder.name for folder in job.files.checkpoints.iterdir() if folder.is_dir())
     assert kept == ["step-00000009", "step-00000010"]
 
