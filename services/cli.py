@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -217,19 +218,18 @@ def evaluate(
     set_: SetOption = None,
     split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
     sources: Annotated[bool, typer.Option(help="Score the sources' models too, here, with transformers.")] = False,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Folder of lm-evaluation-harness tasks to run as well; needs the extra lm-eval.")
+    ] = None,
 ) -> None:
     """Nats per byte and next-token accuracy on a split of the recipe's corpus, with intervals, by domain."""
     from services.recipes.evaluate import evaluate as score
     from services.recipes.evaluate import show_evaluation
 
     with user_errors():
-        evaluation = score(
-            read_recipe(recipe, set_),
-            folders or [],
-            split,
-            sources=sources,
-            say=lambda line: err.print(line, highlight=False),
-        )
+        say = partial(err.print, highlight=False, markup=False)
+        checked = read_recipe(recipe, set_)
+        evaluation = score(checked, folders or [], split, sources=sources, tasks=tasks, say=say)
         show_evaluation(evaluation, out)
 
 

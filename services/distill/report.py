@@ -41,6 +41,7 @@ def write_report(run_folder: Path) -> Path:
         [f"# {title}"],
         _held_out(summary, set(totals)) if summary or not evaluation else [],
         _domains(evaluation),
+        _tasks(evaluation),
         _training(totals),
         _sources(totals),
         *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
@@ -150,6 +151,16 @@ def _domains(evaluation: dict[str, Any]) -> list[str]:
             "token starts in every model's tokenisation at which the likeliest token is the one that comes."
         )
     return lines
+
+
+def _tasks(evaluation: dict[str, Any]) -> list[str]:
+    rows = [
+        [task, model, metric, f"{value:.4f}"]
+        for model, tasks in evaluation.get("tasks", {}).items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    ]
+    return ["## lm-evaluation-harness", "", *_table(["task", "model", "metric", "value"], rows)] if rows else []
 
 
 def _with_interval(score: dict[str, float]) -> tuple[str, str]:

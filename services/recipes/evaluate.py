@@ -15,6 +15,7 @@ from services.common.corpus import Corpus
 from services.common.models import resolve_model
 from services.common.version import git_revision
 from services.distill.evaluate import Scores, nats_per_byte
+from services.distill.harness import evaluate_tasks
 from services.distill.intervals import ALL, compare
 from services.distill.report import EVALUATION
 from services.fusion.client import FusionClient, StreamRequest
@@ -49,7 +50,8 @@ def evaluate(
     folders: Sequence[Path],
     split: str,
     *,
-    sources: bool,
+    sources: bool = False,
+    tasks: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Scores models on a split of the recipe's corpus, with intervals; those of the recipe's own models are kept
@@ -59,6 +61,7 @@ def evaluate(
         folders: the models; when there is none, the target before training and every trained model of the recipe.
         split: name of the split.
         sources: score the sources' own models as well, here and now, with transformers.
+        tasks: folder of task files for lm-evaluation-harness, which is then run on every model too.
         say: called with a line per model.
 
     Raises RecipeError naming what is not there.
@@ -77,11 +80,22 @@ def evaluate(
         scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos)
         if not scores[name].lossless_W.all():
             say(f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte")
-    return write_evaluation(recipe, corpus, split, scores, keep=not folders)
+    results: dict[str, Any] = {}
+    if tasks is not None:
+        for name, (folder, _) in models.items():
+            say(f"{name}: tasks in {tasks}")
+            results[name] = evaluate_tasks(folder, tasks, device=recipe.distill.device)
+    return write_evaluation(recipe, corpus, split, scores, tasks=results, keep=not folders)
 
 
 def write_evaluation(
-    recipe: Recipe, corpus: Corpus, split: str, scores: Mapping[str, Scores], *, keep: bool = True
+    recipe: Recipe,
+    corpus: Corpus,
+    split: str,
+    scores: Mapping[str, Scores],
+    *,
+    tasks: Mapping[str, Any] | None = None,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Compares the models and, to keep it for the report, writes evaluation.json into the run folder."""
     documents = [corpus.window(split, index).document for index in range(corpus.num_windows(split))]
@@ -91,6 +105,7 @@ def write_evaluation(
         "fingerprint": corpus.fingerprint(split),
         "git_revision": git_revision(),
         "domains": compare(scores, documents),
+        "tasks": tasks or {},
     }
     if keep:
         (recipe.run_folder / EVALUATION).write_text(json.dumps(evaluation, indent=2) + "\n")
@@ -110,8 +125,19 @@ def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
             interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
             table.add_row(domain, model, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
     console.print(table)
+    if evaluation["tasks"]:
+        console.print(_task_table(evaluation["tasks"]))
     everything = evaluation["domains"][ALL]
     console.print(f"{everything['bytes']:,} bytes in {everything['documents']} documents", highlight=False)
+
+
+def _task_table(results: dict[str, Any]) -> Table:
+    table = Table("task", "model", "metric", "value", title="lm-evaluation-harness", title_justify="left")
+    for model, tasks in results.items():
+        for task, metrics in tasks.items():
+            for metric, value in metrics.items():
+                table.add_row(task, model, metric, f"{value:.4f}")
+    return table
 
 
 def _own_models(recipe: Recipe) -> dict[str, tuple[Path, int | None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from fusion_core.vocabulary import Vocabulary
 from services.distill import evaluate
 from services.distill.evaluate import Scores, nats_per_byte
+from services.distill.harness import evaluate_tasks
 from services.distill.intervals import compare, domain_of
 from tests.services.test_distill_feed import corpus, target  # noqa: F401
 
@@ -93,6 +96,24 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         difference = scores["b"]["difference_from"]["a"]
         assert difference["low"] == pytest.approx(0.1) and difference["high"] == pytest.approx(0.1)
     assert 88 <= covered <= 99
+
+
+def test_tasks_of_the_harness_are_local_files(tmp_path, target, monkeypatch):  # noqa: F811
+    with pytest.raises(ValueError, match=r"--tasks: no \*.yaml in"):
+        evaluate_tasks(target, tmp_path)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "a b", "choices": [" c", " d e"], "answer": 0}\n' * 3)
+    (tmp_path / "toy.yaml").write_text(
+        f"task: toy\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: '{{answer}}'\nmetric_list: [{metric: acc}]\n"
+    )
+    if importlib.util.find_spec("lm_eval") is None:
+        with pytest.raises(ValueError, match="--tasks: needs the extra lm-eval"):
+            evaluate_tasks(target, tmp_path)
+        return
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert evaluate_tasks(target, tmp_path, device="cpu")["toy"]["acc,none"] in {0.0, 1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The job on Ray Train: an elastic run on gloo, a worker of which is killed, against one worker without Ray."""
+"""The job on Ray Train: two workers on gloo, one of which is killed, against one undisturbed worker without Ray."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     alone = job_in(tmp_path / "alone", target)
     train(alone, FakeFusion(target, corpus(18)))
 
-    job = job_in(tmp_path / "together", target, num_workers=[1, 2], keep_checkpoints=2, torch_threads=1)
+    job = job_in(tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1)
     run(job, open_client=partial(open_deadly, target, tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
     assert read_rows(job.files.ledger) == read_rows(alone.files.ledger)
