@@ -29,10 +29,6 @@ class Cursor:
         assert windows <= self.received, (windows, self)
         return replace(self, received=self.received - windows)
 
-    def redeal(self, world_size: int) -> Cursor:
-        """The same position for a new world size, once each of `world_size` ranks has received as much as this one."""
-        return replace(self, dealt=self.dealt + self.received * world_size, received=0)
-
     def to_proto(self) -> fusion_pb2.Cursor:
         return fusion_pb2.Cursor(epoch=self.epoch, dealt=self.dealt, received=self.received, plan=self.plan)
 

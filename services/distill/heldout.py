@@ -18,14 +18,17 @@ def heldout_nats_per_byte(
 ) -> float:
     """Nats per byte over the whole split of `request`, all workers together.
 
-    `module` is the bare one, without DDP around it: ranks may score different numbers of batches.
+    `module` is the bare one, without DDP around it.
     """
     feed = WindowFeed(client, replace(request, tokens_only=True), batch_windows=batch_windows)
     nats = num_bytes = 0.0
     module.eval()
     try:
         with torch.no_grad():
-            while windows := feed.take(epoch=0):
+            while True:
+                windows = feed.take(epoch=0)
+                if world.max([len(windows)])[0] == 0:  # as many passes on every worker: shards are gathered in each
+                    break
                 # What a text costs is counted without the end of its document, which has no bytes.
                 blocks = [window.block.without_end() for window in windows]
                 batch = collate(pack(blocks, None), bos, vocabulary_size=module.vocabulary_size, tokens_only=True).to(

@@ -18,16 +18,21 @@ from services.distill.world import World
 class StepMeter:
     """Collects the sums of one step on one worker, pass by pass; `row` adds them up over the workers."""
 
-    def __init__(self, world: World, blocks: Sequence[Block], *, tokens_only: bool) -> None:
-        """Takes the step's blocks on this worker."""
+    def __init__(self, world: World, *, tokens_only: bool) -> None:
+        """The step's time starts now; waiting for its windows is part of it."""
         self._world = world
         self._started = time.perf_counter()
         self._tokens_only = tokens_only
         self._loss = self._clm = self._fusion = 0.0
+        self._counts: list[float] = []
+        self._weights: dict[str, float] = {}
+
+    def take(self, blocks: Sequence[Block]) -> None:
+        """The step's blocks on this worker."""
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._counts = [
             sum(block.num_tokens for block in blocks),
-            0 if tokens_only else sum(int(block.mask_T.sum()) for block in blocks),
+            0 if self._tokens_only else sum(int(block.mask_T.sum()) for block in blocks),
             len(blocks),
             sum(mass * tokens for mass, tokens in covered),
             sum(tokens for _, tokens in covered),

@@ -131,14 +131,16 @@ class Trainer:
     ) -> tuple[dict[str, Any], list[FusedWindow]]:
         """One optimiser step; returns the metrics of the global batch and this worker's windows."""
         config, world = self._config, self._world
+        meter = StepMeter(world, tokens_only=config.tokens_only)
         waited_before = feed.wait_seconds
         windows = feed.take(epoch, self._share(epoch))
         waited = feed.wait_seconds - waited_before
-        meter = StepMeter(world, [window.block for window in windows], tokens_only=config.tokens_only)
+        blocks = [window.block for window in windows]
+        meter.take(blocks)
         lambda_ = config.lambda_at(step, total_steps)
         # Dropout of a step is the same however the run got here.
         torch.manual_seed(_step_seed(config.seed, step, world.rank))
-        self._backward([window.block for window in windows], lambda_, meter, f"epoch {epoch}, before step {step + 1}")
+        self._backward(blocks, lambda_, meter, f"epoch {epoch}, before step {step + 1}")
         rate = config.learning_rate_at(step, total_steps)
         norm = self._update(rate)
         row = {

@@ -28,7 +28,7 @@ CHANGES: dict[str, object] = {"micro_batch_windows": 1, "eval_every_steps": 5}
 
 def attempt(job: DistillJob, target_folder: Path, rank: int, *, break_after: int | None) -> None:
     """One attempt of two workers, which a broken stream may end."""
-    fusion = FakeFusion(target_folder, corpus(18), held_out=corpus(4, seed=9), break_after=break_after)
+    fusion = FakeFusion(target_folder, corpus(18), held_out=corpus(5, seed=9), break_after=break_after)
     parallel = partial(parallelise, kind=job.config.parallel, device=torch.device("cpu"))
     world = World(rank=rank, size=2, parallel=parallel)
     newest = newest_complete(job.checkpoints)
@@ -80,7 +80,7 @@ def same(ours: DistillJob, theirs: DistillJob) -> None:
 
 def test_from_ddp_to_fsdp_and_back_like_one_undisturbed_worker(tmp_path, target, trained):  # noqa: F811
     alone = job_in(tmp_path, target, eval_every_steps=5)
-    train(alone, FakeFusion(target, corpus(18), held_out=corpus(4, seed=9)))
+    train(alone, FakeFusion(target, corpus(18), held_out=corpus(5, seed=9)))
     turns = job_in(trained / "turns", target)
     same(turns, alone)
     assert len(read_rows(turns.files.ledger)) == 10
