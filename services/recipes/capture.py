@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 from rich.console import Console
@@ -132,6 +132,13 @@ class Capture:
                 await asked.close()
         return found
 
+    async def _identity(self, source: Source) -> SourceIdentity:
+        """Who serves; a source that has just started may need more than one attempt."""
+        for _ in range(self.recipe.service.source_attempts - 1):
+            with suppress(ServiceError):
+                return await source.identity()
+        return await source.identity()
+
     def _fitting(self, source: SourceConfig) -> list[SourceIdentity]:
         endpoint = self.recipe.endpoint(source)
         return stored_identities(self.store, endpoint, Source.vocabulary_of(endpoint))
@@ -203,7 +210,7 @@ class Capture:
     async def _capture_source(self, config: SourceConfig, progress: Progress) -> None:
         source = Source(self.recipe.endpoint(config), self.recipe.service, None)
         try:
-            identity = await source.identity()
+            identity = await self._identity(source)
             quiet = Console(quiet=True)
             missing = await asyncio.to_thread(self._missing, identity, quiet)
             for captured, _ in missing:  # all at once: whoever goes on must find how many windows a shard has

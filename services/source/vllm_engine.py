@@ -27,15 +27,17 @@ _OWN_ARGUMENTS = {
     "skip_tokenizer_init",
     "enable_prefix_caching",
 }
+_CHANGING_ARGUMENTS = ("quantization", "kv_cache_dtype", "hf_overrides")
+"""Engine arguments that change what a model says: they belong to the engine's name, and so to what is stored of it."""
 _PROBE_TOP_K = 2
 
 
 class VllmEngine(Engine):
     """vLLM's asynchronous engine. Text becomes tokens outside it, so that bytes and ids are known to agree."""
 
-    def __init__(self, engine: Any, version: str, dtype: str) -> None:
+    def __init__(self, engine: Any, name_and_version: str, dtype: str) -> None:
         self._engine = engine
-        self.name_and_version = f"vllm {version}"
+        self.name_and_version = name_and_version
         self.dtype = dtype
         self.path = "flat"
         batch_invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
@@ -73,7 +75,9 @@ class VllmEngine(Engine):
         except TypeError as error:
             raise ValueError(f"engine_args: {error}") from error
         async_llm = AsyncLLM.from_engine_args(engine_args)
-        engine = cls(async_llm, vllm.__version__, str(async_llm.model_config.dtype).removeprefix("torch."))
+        changing = ", ".join(f"{key}={arguments[key]}" for key in _CHANGING_ARGUMENTS if arguments.get(key) is not None)
+        name = f"vllm {vllm.__version__}" + (f" ({changing})" if changing else "")
+        engine = cls(async_llm, name, str(async_llm.model_config.dtype).removeprefix("torch."))
         try:
             problem = problem or await engine._probe(config)
         except BaseException:

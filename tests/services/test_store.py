@@ -115,6 +115,8 @@ def test_identity_depends_on_all_that_matters() -> None:
     same = [identity(model="elsewhere"), identity(engine="vllm 0.33.1")]
     assert {each.digest for each in same} == {identity().digest}
     assert identity(engine="synthetic 1 (seed 1)").digest != identity(engine="synthetic 1 (seed 2)").digest
+    narrow = [identity(engine=f"vllm {version} (quantization=fp8)").digest for version in ("0.32.0", "0.33.1")]
+    assert narrow[0] == narrow[1] != identity().digest
 
 
 def test_key_depends_on_all_of_the_passage() -> None:
