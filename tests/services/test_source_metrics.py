@@ -26,7 +26,11 @@ def scraped(live: Live) -> dict[str, dict[str, float]]:
     targets = [t for group in client._do_request("GET", "/api/prometheus/sd").json() for t in group["targets"]]
     found: dict[str, dict[str, float]] = {}
     for target in targets:
-        for line in httpx.get(f"http://{target}/metrics").text.splitlines():
+        try:
+            page = httpx.get(f"http://{target}/metrics").text
+        except httpx.TransportError:  # Ray announces places that nothing listens at as well
+            continue
+        for line in page.splitlines():
             if match := re.fullmatch(r"ray_llm_fusion_source_(\w+)\{(.*)\} (\S+)", line):
                 name, labels, value = match.groups()
                 if 'source="smollm2"' in labels:
