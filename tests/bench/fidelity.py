@@ -42,6 +42,8 @@ EPSILON = 1e-3
 IGNORED_SHARE = 3e-4
 _FULL_ENTRIES = 4096
 _CHUNK = 32
+_DEPTH = 4
+"""Source tokens behind the position, at most, that are enumerated."""
 
 Method = Callable[[Reading, Reading], ProjectedRows]
 
@@ -140,6 +142,7 @@ def places(
         # From the last place before the token where both begin a token: what is older has no say.
         row = max(i for i, end in enumerate(source_ends) if (end < target_ends[t] or end == 0) and end in target_ends)
         first = target_ends.index(source_ends[row])
+        last = max(i for i, end in enumerate(source_ends) if end <= target_ends[t])
         reference = direction.enumerator.first_token(
             lambda continuations, row=row: source.next_token(row, continuations),
             (),
@@ -147,7 +150,7 @@ def places(
             path=ids[row:],
             max_calls=max_calls,
             batch_size=16,
-            max_tokens=4,
+            max_tokens=last - row + _DEPTH,
             ignore_share=IGNORED_SHARE,
         )
         found.append(Place(t, reference.completed(dense(full, t, direction.target.vocabulary.size)), reference))
