@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from services.common.errors import UnauthenticatedError
+from services.common.tracing import trace_metadata
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -35,10 +36,10 @@ def read_token() -> str | None:
 
 
 def call_metadata(application: str, token: str | None = None) -> Metadata:
-    """Metadata of a call: the Serve application that it is for, and the bearer token where there is one."""
+    """Metadata of a call: the Serve application that it is for, the bearer token and the trace where there is one."""
     token = token or read_token()
     authorization = (("authorization", f"Bearer {token}"),) if token else ()
-    return (("application", application), *authorization)
+    return (("application", application), *authorization, *trace_metadata())
 
 
 def check_token(metadata: Iterable[tuple[str, str]]) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 
-from services.common.auth import check_token
+from services.common.auth import Metadata, check_token
 from services.common.errors import status_of
+from services.common.tracing import server_span
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,24 +40,33 @@ def unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
     """For `async def Method(self, request) -> response`."""
-    return _unary(method, check_token)
+
+    @functools.wraps(method)
+    async def traced(self: Any, request: Request, metadata: Metadata) -> Response:
+        check_token(metadata)
+        with server_span(method.__qualname__, metadata):
+            return await method(self, request)
+
+    return _unary(traced)
 
 
 def public_unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
     """The same without a token: for health checks, which stock probes send bare."""
-    return _unary(method, lambda metadata: None)
+
+    @functools.wraps(method)
+    async def bare(self: Any, request: Request, _metadata: Metadata) -> Response:
+        return await method(self, request)
+
+    return _unary(bare)
 
 
-def _unary(
-    method: Callable[[Any, Request], Awaitable[Response]], check: Callable[[Iterable[tuple[str, str]]], None]
-) -> Callable[..., Awaitable[Response]]:
+def _unary(method: Callable[[Any, Request, Metadata], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
     @functools.wraps(method)
     async def call(self: Any, request: Request, grpc_context: Any) -> Response:
         try:
-            check(grpc_context.invocation_metadata())
-            return await method(self, request)
+            return await method(self, request, tuple(grpc_context.invocation_metadata()))
         except BaseException as error:
             _set_status(self, grpc_context, error)
             raise
@@ -73,10 +83,12 @@ def bidirectional(
     @functools.wraps(method)
     async def call(self: Any, requests: AsyncIterator[Request], grpc_context: Any) -> AsyncGenerator[Response, None]:
         try:
-            check_token(grpc_context.invocation_metadata())
-            async with aclosing(method(self, requests)) as responses:
-                async for response in responses:
-                    yield response
+            metadata = tuple(grpc_context.invocation_metadata())
+            check_token(metadata)
+            with server_span(method.__qualname__, metadata):
+                async with aclosing(method(self, requests)) as responses:
+                    async for response in responses:
+                        yield response
         except BaseException as error:
             _set_status(self, grpc_context, error)
             raise

@@ -25,6 +25,7 @@ from services.common.errors import (
     error_of_call,
 )
 from services.common.passage import Passage, contexts_of
+from services.common.tracing import client_span
 from services.common.wire import decode_block
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class FusionClient:
             sources=sources,
             dtype=block_pb2.LOGPROB_DTYPE_FLOAT32,
         )
-        with open_channel(self.address) as channel:
+        with open_channel(self.address) as channel, client_span("FusionClient.fuse"):
             stub = fusion_pb2_grpc.FusionServiceStub(channel)
             response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds))
         return [decode_block(message) for message in response.blocks]
@@ -156,9 +157,10 @@ class FusionClient:
         outbox.put(_credit(prefetch_windows))
         grain = max(1, prefetch_windows // 4)
         with open_channel(self.address) as channel:
-            call = fusion_pb2_grpc.FusionServiceStub(channel).StreamFused(
-                iter(outbox.get, None), metadata=self._metadata()
-            )
+            with client_span("FusionClient.stream"):  # of the opening: the stream itself is the service's span
+                call = fusion_pb2_grpc.FusionServiceStub(channel).StreamFused(
+                    iter(outbox.get, None), metadata=self._metadata()
+                )
             try:
                 at, owed = request.cursor, 0
                 while (frame := self._call(lambda: next(call, None))) is not None:
