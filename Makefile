@@ -24,10 +24,10 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help setup proto quickstart test lint format bench k8s-check lock clean
+.PHONY: help setup proto quickstart test lint format bench k8s-check k8s-render lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) $(STUBS) ## environment in .venv, from requirements/cpu.txt
 
@@ -58,6 +58,11 @@ bench: setup ## all benchmarks in quick mode; results in runs/bench
 
 k8s-check: setup ## the manifests in k8s/, without a cluster; SCHEMAS=folder of KubeRay's CRD schemas
 	$(BIN)/python -m tests.k8s.check $(if $(SCHEMAS),--schemas $(SCHEMAS))
+
+k8s-render: setup ## the rendered folders of the overlays in k8s/, from their recipes
+	$(BIN)/fusion k8s render quickstart --output k8s/overlays/cpu-dev/recipe
+	$(BIN)/fusion k8s render k8s/recipes/gpu.yaml --output k8s/overlays/gpu/recipe
+	$(BIN)/fusion k8s render k8s/recipes/external-sources.yaml --output k8s/overlays/external-sources/recipe
 
 lock: $(READY) ## resolve requirements/*.in again, to the newest versions
 	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu

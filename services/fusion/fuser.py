@@ -20,6 +20,7 @@ from services.common.passage import Passage
 from services.common.store.capture import Place
 from services.common.store.store import BlockStore
 from services.fusion.config import FusionServiceConfig
+from services.fusion.metrics import FusionMetrics
 from services.fusion.sources import Source
 from services.source.client import ScoreStream
 
@@ -31,6 +32,7 @@ class Fuser:
 
     def __init__(self, config: FusionServiceConfig) -> None:
         self._config = config
+        self._metrics = FusionMetrics()
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
@@ -60,6 +62,7 @@ class Fuser:
     async def problem(self, splits: Mapping[str, str]) -> str | None:
         """Why the service cannot fuse now: too few sources answer or were captured. None when it can."""
         statuses = await self.statuses(splits)
+        self._metrics.serving(statuses)
         serving = sum(status.serving for status in statuses)
         if sum(status.serving or bool(status.captured) for status in statuses) >= self._config.fusion.min_sources:
             return None
@@ -99,6 +102,7 @@ class Fuser:
         try:
             return await asyncio.to_thread(self._mix, passage, blocks, k)
         except TooFewSources as error:
+            self._metrics.quorum_lost()
             raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
@@ -144,4 +148,6 @@ class Fuser:
         # A caller that names fewer sources than the quorum asks for just those.
         quorum = min(self._config.fusion.min_sources, len(blocks))
         config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})
-        return fuse(passage.text, encoding, rows, config, self.target.fingerprint)
+        block = fuse(passage.text, encoding, rows, config, self.target.fingerprint)
+        self._metrics.fused(block)
+        return block

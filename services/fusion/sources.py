@@ -21,13 +21,13 @@ from services.common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from services.common.metrics import Meter
 from services.common.models import resolve_model
 from services.common.passage import Passage
 from services.common.store.capture import Place
 from services.common.store.identity import SourceIdentity, window_key
 from services.common.store.store import BlockStore, SourceStore
 from services.fusion.config import ServiceConfig, SourceEndpoint
+from services.fusion.metrics import StoreMetrics
 from services.source.client import ScoreStream, SourceClient
 
 logger = logging.getLogger("ray.serve")
@@ -53,9 +53,7 @@ class Source:
         self._info: source_pb2.GetSourceInfoResponse | None = None
         self._away: tuple[float, SourceIdentity] | None = None
         if store is not None:
-            meter = Meter("store", source=self.name)
-            self._hits = meter.counter("hits_total", "Windows that were read from the store.")
-            self._misses = meter.counter("misses_total", "Windows that the source had to be asked for.")
+            self._metrics = StoreMetrics(self.name)
 
     @staticmethod
     def vocabulary_of(endpoint: SourceEndpoint) -> Vocabulary:
@@ -131,9 +129,9 @@ class Source:
             return await self._ask(passage, stream)
         key, store = window_key(passage), await self._windows()
         if (kept := await asyncio.to_thread(store.find, key, place)) is not None:
-            self._hits.inc()
+            self._metrics.hits.inc()
             return kept
-        self._misses.inc()
+        self._metrics.misses.inc()
         store = self._store.source(await self.identity())
         block = await self._ask(passage, stream)
         try:

@@ -48,9 +48,10 @@ def overlay_files(recipe: Recipe, *, base: str, run_name: str) -> dict[str, str]
     """
     inside = cluster_recipe(recipe)
     deployed = [source for source in recipe.sources if source.address is None]
+    fusion = fusion_application(inside, _fusion_args(recipe, inside))
     files = {
         "kustomization.yaml": _dump(_kustomization(recipe, base, run_name, [source.name for source in deployed])),
-        "fusion.yaml": _dump(_serve_patch("fusion", "fusion", fusion_application(inside, _fusion_args(inside)))),
+        "fusion.yaml": _dump(_serve_patch("fusion", "fusion", fusion)),
         "recipe.yaml": _dump(inside.model_dump(mode="json", by_alias=True, exclude_unset=True)),
     }
     for source in deployed:
@@ -91,9 +92,14 @@ def leftovers(files: Mapping[str, str], folder: Path) -> list[Path]:
     return [path for path in mine if str(path.relative_to(folder)) not in files and path.read_text().startswith(HEADER)]
 
 
-def _fusion_args(inside: Recipe) -> dict[str, Any]:
+def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
     args = inside.fusion_service().model_dump(mode="json", by_alias=True, exclude_unset=True)
     del args["service"]["address"]  # the manifests say where it listens
+    # Reached as inside the cluster; what tells stored windows apart is as deployed.
+    args["sources"] = [
+        {**recipe.endpoint(source).model_dump(mode="json", exclude_none=True), "address": reached.address}
+        for source, reached in zip(recipe.sources, inside.sources, strict=True)
+    ]
     return args
 
 
