@@ -151,7 +151,7 @@ class BareEngine:
 def measure_front_end(report: Report, case: Case, bare: BareEngine) -> None:
     """From the engine core's output to the message for the wire: through the tap, flat lists, a list of dicts."""
     for num_tokens in WINDOWS:
-        windows = case.windows(num_tokens, 2 if case.quick else 4)
+        windows = case.windows(num_tokens, 4 if case.quick else 8)
         outputs = bare.recorded(case.prompts(windows))
         sides = {name: _front_end(case, windows, outputs, name) for name in ("tap", "flat", "dicts")}
         messages = [side() for side in sides.values()]
