@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,11 +25,12 @@ def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> 
         return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
     # A group of its own for every layer, so that one layer's weights are gathered at a time. What is left (embeddings,
     # last norm, lm_head) stays together with the root, whose forward pass is the only one that reads the lm_head.
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = set(getattr(module.model, "_no_split_modules", None) or ())
     for part in module.modules():
         if type(part).__name__ in layers:
-            fully_shard(part)
-    fully_shard(module)
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
     return module
 
 

@@ -56,6 +56,8 @@ class Recipe(Settings):
                     f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
                     f"are more than {key} = {limit}"
                 )
+        if self.distill.lora is not None and self.target.model is None:
+            raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
         return self

@@ -77,6 +77,8 @@ BAD_RECIPES = [
     ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
     ("sources.0.model", "/no/such/folder", "sources[0].model: "),
+    ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
+    ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
     ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm', 'transformers' or 'synthetic'"),
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),

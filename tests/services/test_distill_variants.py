@@ -25,15 +25,7 @@ from services.distill.trainer import Trainer
 from services.distill.world import World
 from services.fusion.plan import StreamPlan
 from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
-from tests.services.test_distill_trainer import job_in, train, weights
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.services.test_distill_trainer import _one_thread, job_in, train, weights  # noqa: F401
 
 
 @pytest.fixture
