@@ -87,7 +87,10 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     alone = job_in(tmp_path / "alone", target)
     train(alone, FakeFusion(target, corpus(18)))
 
-    job = job_in(tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1)
+    store = tmp_path / "store"
+    job = job_in(
+        tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1, storage=f"file://{store}"
+    )
     run(job, open_client=partial(open_deadly, target, tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
     assert read_rows(job.files.ledger) == read_rows(alone.files.ledger)
@@ -103,7 +106,9 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     assert {"data_wait_share", "tokens_per_second", "source_weight/left"} <= {
         tag for _, tag in scalars(job.files.events)
     }
-    kept = sorted(folder.name for folder in job.files.checkpoints.iterdir() if folder.is_dir())
+    kept = sorted(
+        folder.name for folder in (store / tmp_path.name / "run" / "checkpoints").iterdir() if folder.is_dir()
+    )
     assert kept == ["step-00000009", "step-00000010"]
 
 
