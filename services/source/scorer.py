@@ -139,7 +139,7 @@ class Scorer:
             return  # the problem is noted, or the engine is gone
         if drift > self.config.canary.tolerance_nats:
             self._break(f"the canary texts score {drift:.3f} nats per token off their first run on these weights")
-        self.metrics.canary_ok.set(self.problem is None)
+        self.report_state()
 
     async def _ask_engine(self, prompt: list[int], top_k: int) -> PromptScores:
         """The engine's answer within its limits, looked at before anyone sees it."""
@@ -159,6 +159,11 @@ class Scorer:
         if self.problem is not None:
             raise UnavailableError(self.problem)
         return scores
+
+    def report_state(self) -> None:
+        """Records what lasts, again and again: Ray exports a gauge only for a while after it was set."""
+        self.metrics.canary_ok.set(self.problem is None)
+        self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
 
     def _break(self, problem: str) -> None:
         self.problem = f"source {self.config.name} serves nothing more: {problem}"

@@ -124,6 +124,7 @@ class SourceServicer:
 
         One whose model is broken is not: it stays and says why, because the weights on disk may be the reason.
         """
+        self._scorer.report_state()
         await self._scorer.engine.check_health()
 
     def record_failure(self, code: grpc.StatusCode) -> None:
