@@ -10,16 +10,28 @@ from collections.abc import Callable
 import pytest
 
 from tests.k8s.check.manifests import Document, overlay
+from tests.k8s.check.schemas import schema_folder
 
 Build = Callable[[str], list[Document]]
 
 
 @pytest.fixture(scope="session")
-def build() -> Build:
-    """Gives a copy of an overlay's documents, to be broken at will."""
+def checkable() -> None:
+    """Skips where kubectl or the CRDs' schemas are missing, or fails where REQUIRE_TOOLS is set."""
+    missing = []
     if shutil.which("kubectl") is None:
-        assert not os.environ.get("REQUIRE_TOOLS"), "REQUIRE_TOOLS is set, and kubectl is missing"
-        pytest.skip("kubectl is not on PATH: the overlays are NOT checked")
+        missing.append("kubectl is not on PATH")
+    if not schema_folder().is_dir():
+        missing.append(f"KubeRay's CRD schemas are not in {schema_folder()}")
+    if missing:
+        problem = f"{' and '.join(missing)}: the overlays are NOT checked"
+        assert not os.environ.get("REQUIRE_TOOLS"), problem
+        pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def build(checkable: None) -> Build:
+    """Gives a copy of an overlay's documents, to be broken at will."""
     built: dict[str, list[Document]] = {}
 
     def documents(name: str) -> list[Document]:

@@ -8,7 +8,6 @@ import psutil
 import pytest
 
 from fusion_core.blocks import Block
-from fusion_core.vocabulary import Vocabulary
 from services.common.errors import UnavailableError
 from services.common.passage import Passage
 from services.fusion.sources import Source
@@ -31,12 +30,11 @@ def test_every_window_arrives_once_although_the_engine_is_killed(live: Live) -> 
     config = live.recipe.fusion_service()
     endpoint = next(endpoint for endpoint in config.sources if endpoint.name == "smollm2")
     patient = config.service.model_copy(update={"source_attempts": 100})
-    target = Vocabulary.from_pretrained(live.recipe.target_folder)
     windows = [Passage(sentences(200, seed=1000 + number).encode()) for number in range(NUM_WINDOWS)]
     before = engine_process(live)
 
     async def run() -> None:
-        source = Source(endpoint, target, patient, store=None)
+        source = Source(endpoint, patient, store=None)
         arrived: list[Block] = []
 
         async def fetch(window: Passage, stream: ScoreStream) -> None:
