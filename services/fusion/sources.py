@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-import numpy as np
-
 from fusion.v1 import fusion_pb2, source_pb2
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
@@ -23,6 +21,7 @@ from services.common.errors import (
 )
 from services.common.models import resolve_model
 from services.common.passage import Passage
+from services.common.plausible import implausible
 from services.common.store.capture import Place
 from services.common.store.identity import SourceIdentity, window_key
 from services.common.store.store import BlockStore, SourceStore
@@ -208,9 +207,8 @@ class Source:
             raise UnavailableError(f"source {self.name}: answered for another text")
         if block.vocabulary != self.vocabulary.fingerprint:
             raise FailedPreconditionError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
-        uniform = -np.log(self.vocabulary.size)
-        if block.k > 1 and np.allclose(block.topk_logprobs_TK, uniform, atol=1e-2):
-            raise UnavailableError(f"source {self.name}: every candidate has probability 1/V; its weights are lost")
+        if found := implausible(block.gold_T, block.topk_logprobs_TK, self.vocabulary.size):
+            raise UnavailableError(f"source {self.name}: {found}")
 
     async def close(self) -> None:
         await self._client.close()

@@ -1,18 +1,15 @@
 """Does the model still compute what it did? A served model can break without an error.
 
-Two looks: `implausible` at every block before it goes out, and the canary: built-in texts, scored at start and at an
-interval, and compared with the record of the first run on the same weights, engine and dtype. The record is a file in
-`$FUSION_HOME/canaries`, so that it outlives the replica; where nothing can be written, the first run since the start
-is the record.
-
-Shape legend: T rows, K candidates, V the vocabulary.
+Every block is looked at before it goes out (services/common/plausible.py). Here is the canary: built-in texts, scored
+at start and at an interval, and compared with the record of the first run on the same weights, engine and dtype. The
+record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where nothing can be written, the first
+run since the start is the record. Arrays of T are of the texts' tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -21,7 +18,6 @@ import numpy as np
 
 from fusion_core.blocks import Float32
 from services.common.home import fusion_home
-from services.source.engine import PromptScores
 
 logger = logging.getLogger("ray.serve")
 
@@ -30,26 +26,6 @@ TEXTS = (
     b"def add(first: int, second: int) -> int:\n    return first + second\n",
     b"In 1969 landeten zwei Menschen auf dem Mond; 12 sind es insgesamt gewesen.",
 )
-_EXCESS_MASS = 1e-2
-_SAME_NATS = 1e-3
-_NEAR_UNIFORM_NATS = 0.7
-"""The lm_head may be padded beyond the tokenizer's ids, so 1/V is known to a factor of two only."""
-
-
-def implausible(scores: PromptScores, vocabulary_size: int) -> str | None:
-    """What no working model answers: NaN, infinities, more than all mass, or 1/V for everything. None when sound."""
-    gold_T, logprobs_TK = scores.gold_T, scores.topk_logprobs_TK
-    # NaN fails every comparison, so that these two catch it as well.
-    if not (gold_T > -np.inf).all() or not (logprobs_TK[:, 0] > -np.inf).all() or np.isnan(logprobs_TK.sum()):
-        return "the model answers with NaN or infinite log-probabilities"
-    most = float(np.exp(logprobs_TK).sum(axis=1).max())
-    if not most <= 1 + _EXCESS_MASS or not gold_T.max() <= _EXCESS_MASS:
-        return f"the model's probabilities sum to {most:.3f}, more than one"
-    if logprobs_TK[:, 0].max() < -math.log(vocabulary_size) + _NEAR_UNIFORM_NATS:
-        spread_T = logprobs_TK[:, 0] - np.minimum(logprobs_TK[:, -1], gold_T)
-        if spread_T.max() < _SAME_NATS:
-            return "the model gives every token the same probability, 1/V: its weights are lost"
-    return None
 
 
 class CanaryRecord:

@@ -17,6 +17,9 @@ from services.common.errors import InvalidArgumentError, ServiceError, Unavailab
 from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
 
+_DTYPE = block_pb2.LOGPROB_DTYPE_FLOAT16
+"""Of calls and streams alike: a window that was scored again on its own is stored as if the stream had brought it."""
+
 
 def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
     """A broken block is the source's fault, not that of whoever sent the text."""
@@ -51,7 +54,7 @@ class SourceClient:
             contexts=contexts_of(passages),
             top_k=top_k,
             expected_vocabulary=expected_vocabulary,
-            dtype=block_pb2.LOGPROB_DTYPE_FLOAT32,
+            dtype=_DTYPE,
         )
         response = await self._call(self._stub.Score, request, self._timeout_seconds)
         return [_decode(message, self.application) for message in response.blocks]
@@ -76,9 +79,7 @@ class ScoreStream:
     def __init__(self, address: str, application: str, *, top_k: int, expected_vocabulary: str = "") -> None:
         self._address = address
         self._application = application
-        self._open = source_pb2.StreamScoresOpen(
-            top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=block_pb2.LOGPROB_DTYPE_FLOAT16
-        )
+        self._open = source_pb2.StreamScoresOpen(top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=_DTYPE)
         self._waiting: deque[asyncio.Future[Block]] = deque()
         self._outbox: asyncio.Queue[Passage | None] = asyncio.Queue()
         self._running: asyncio.Task[None] | None = None

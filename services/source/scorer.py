@@ -13,8 +13,9 @@ from fusion_core.blocks import PADDING_ID, Block, Int32
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.common.errors import InvalidArgumentError, UnavailableError
 from services.common.passage import Passage
+from services.common.plausible import implausible
 from services.source.admission import Admission
-from services.source.canary import TEXTS, CanaryRecord, implausible
+from services.source.canary import TEXTS, CanaryRecord
 from services.source.config import SourceConfig
 from services.source.engine import Engine, PromptScores, load_engine
 from services.source.limits import tokens_in_flight
@@ -154,7 +155,7 @@ class Scorer:
         self.metrics.engine_seconds.inc(time.perf_counter() - entered)
         self.metrics.texts_scored.inc()
         self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
-        if (found := implausible(scores, self.vocabulary.size)) is not None:
+        if (found := implausible(scores.gold_T, scores.topk_logprobs_TK, self.vocabulary.size)) is not None:
             self._break(found)
         if self.problem is not None:
             raise UnavailableError(self.problem)

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2
 from fusion.v1 import source_pb2
 from services.common.auth import call_metadata
 from services.common.errors import UnavailableError
-from services.source.canary import CanaryRecord, implausible
+from services.common.plausible import implausible
+from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
 from services.source.engine import PromptScores
 from services.source.servicer import SourceServicer
@@ -146,6 +147,10 @@ def test_a_home_that_cannot_be_written_keeps_the_record_in_memory(
     assert record.drift(np.float32([-1, -3])) == pytest.approx(0.5)
 
 
+def look(scores: PromptScores) -> str | None:
+    return implausible(scores.gold_T, scores.topk_logprobs_TK, 50)
+
+
 def sound_scores() -> PromptScores:
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     logprobs = torch.log_softmax(logits, dim=1)
@@ -154,7 +159,7 @@ def sound_scores() -> PromptScores:
 
 
 def test_a_sound_block_passes() -> None:
-    assert implausible(sound_scores(), 50) is None
+    assert look(sound_scores()) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -np.inf])
@@ -164,4 +169,4 @@ def test_one_wrong_row_is_enough(column: str, value: float) -> None:
     scores = sound_scores()
     getattr(scores, column)[3] = value
     expected_sound = column == "gold_T" and value == 0.0
-    assert (implausible(scores, 50) is None) == expected_sound
+    assert (look(scores) is None) == expected_sound
