@@ -103,11 +103,19 @@ def _decoder() -> decoders.Decoder:
     return decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
-def _sentencepiece_bpe(style: str, vocab_size: int) -> Tokenizer:
+def _bpe_model(vocab_size: int, normalizer: normalizers.Normalizer | None = None) -> dict[str, Any]:
+    """The `model` of a BPE over the corpus with spaces as U+2581: pieces in `vocab`, earliest first, and `merges`."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=vocab_size - 260, show_progress=False))
-    model = json.loads(trained.to_str())["model"]
+    if normalizer is not None:
+        trained.normalizer = normalizer
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    model: dict[str, Any] = json.loads(trained.to_str())["model"]
+    return model
+
+
+def _sentencepiece_bpe(style: str, vocab_size: int) -> Tokenizer:
+    model = _bpe_model(vocab_size - 260)
     pieces = [*SPECIAL, *_byte_pieces(), *sorted(model["vocab"], key=model["vocab"].get)]
     tokenizer = Tokenizer(
         models.BPE(
@@ -130,13 +138,10 @@ def _sentencepiece_bpe(style: str, vocab_size: int) -> Tokenizer:
 
 
 def _unigram(dummy_prefix: bool, byte_fallback: bool, vocab_size: int) -> Tokenizer:
-    trained = Tokenizer(models.Unigram())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    if not byte_fallback:
-        trained.normalizer = normalizers.NFKC()
-    trained.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=vocab_size, show_progress=False))
-    pieces = json.loads(trained.to_str())["model"]["vocab"]
-    lowest = min(score for _, score in pieces)
+    # Training a Unigram gives other scores in every process; pieces of a BPE, the earlier the likelier, do not change.
+    model = _bpe_model(vocab_size - 260, None if byte_fallback else normalizers.NFKC())
+    pieces = [(piece, -4.0 - index / 100) for piece, index in sorted(model["vocab"].items(), key=lambda item: item[1])]
+    lowest = pieces[-1][1]
     front = [(piece, 0.0) for piece in SPECIAL]
     front += [(piece, lowest - 1.0) for piece in _byte_pieces()] if byte_fallback else []
     vocab = front + [(piece, score) for piece, score in pieces if piece not in dict(front)]
@@ -154,7 +159,7 @@ def _unigram(dummy_prefix: bool, byte_fallback: bool, vocab_size: int) -> Tokeni
 
 @cache
 def train(name: str, vocab_size: int) -> Tokenizer:
-    """A tokenizer of the named kind; in one process always the same (Unigram training is not, across processes)."""
+    """A tokenizer of the named kind: always the same."""
     if name in ("byte_level", "byte_level_prefix"):
         return _byte_level(name == "byte_level_prefix", vocab_size)
     if name in ("llama3", "qwen"):
