@@ -11,7 +11,7 @@ Shape legend: S source tokens, N source rows of one chunk, V source ids.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class ByteConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Literal["byte"] = "byte"
     follow_tokens: bool = True
     carry_realised: bool = True
 

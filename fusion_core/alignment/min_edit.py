@@ -47,6 +47,7 @@ class MinEditConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Literal["min_edit"] = "min_edit"
     match: Literal["hard", "soft"] = "soft"
     vocabulary_map: VocabularyMapConfig = Field(default_factory=VocabularyMapConfig)
     window_tokens: int | None = Field(default=None, ge=1)

@@ -56,6 +56,7 @@ class TransportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Literal["transport"] = "transport"
     match: Literal["hard", "soft"] = "soft"
     vocabulary_map: VocabularyMapConfig = Field(default_factory=VocabularyMapConfig)
     window_tokens: int | None = Field(default=None, ge=1)

@@ -36,6 +36,8 @@ _FORMAT = 1
 
 
 def _default_cache_dir() -> Path:
+    if home := os.environ.get("FUSION_HOME"):
+        return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-fusion"
 
 

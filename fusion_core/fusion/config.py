@@ -6,11 +6,16 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fusion_core.alignment.byte import ByteConfig
+from fusion_core.alignment.method import AlignmentConfig
+
 
 class FusionConfig(BaseModel):
     """The `fusion` section of a recipe.
 
     Attributes:
+        alignment: how a source's distributions come into the target's vocabulary: `byte`, or for comparison the
+            published `min_edit` and `transport`; a mapping with `method` and that method's own settings does as well.
         strategy: `min_ce` takes the source with the lowest loss; `avg_ce` weighs by softmax(-loss / tau); `fixed` uses
             `weights`. Losses are nats per byte over the same bytes (FuseLLM, Wan et al. 2024, section 3.3, there per
             token).
@@ -24,6 +29,7 @@ class FusionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    alignment: AlignmentConfig = ByteConfig()
     strategy: Literal["min_ce", "avg_ce", "fixed"] = "avg_ce"
     tau: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     scope: Literal["window", "span"] = "window"

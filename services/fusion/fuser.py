@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion.v1 import fusion_pb2
-from fusion_core.alignment.byte import ByteProjection
+from fusion_core.alignment.method import Alignment
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
@@ -38,11 +38,8 @@ class Fuser:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
         self._store = BlockStore(config.service.store) if config.service.store else None
         self._sources = {endpoint.name: Source(endpoint, config.service, self._store) for endpoint in config.sources}
-        self._projections = {
-            name: ByteProjection(source.vocabulary, self.target) for name, source in self._sources.items()
-        }
-        for projection in self._projections.values():
-            projection.warm()  # seconds now, so that no window pays them
+        vocabularies = {name: source.vocabulary for name, source in self._sources.items()}
+        self._alignment = Alignment(vocabularies, self.target, config.fusion.alignment)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,10 +138,7 @@ class Fuser:
         encoding = self._encode(passage)
         if encoding.num_tokens == 0:
             raise InvalidArgumentError("texts: the target's tokenizer keeps nothing of this text")
-        rows = {
-            name: self._projections[name].project(block, encoding) if block is not None else None
-            for name, block in blocks.items()
-        }
+        rows = self._alignment.project(blocks, encoding)
         # A caller that names fewer sources than the quorum asks for just those.
         quorum = min(self._config.fusion.min_sources, len(blocks))
         config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})

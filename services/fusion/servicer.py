@@ -56,7 +56,7 @@ class FusionServicer:
             vocabulary=self._fuser.target.fingerprint,
             vocabulary_size=self._fuser.target.size,
             sources=await self._fuser.statuses(self._splits),
-            alignment="byte",
+            alignment=config.fusion.alignment.method,
             strategy=config.fusion.strategy,
             max_k=config.fusion.k_out,
             max_text_bytes=config.service.max_text_bytes,

@@ -58,6 +58,12 @@ class Recipe(Settings):
                 )
         if self.distill.lora is not None and self.target.model is None:
             raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
+        tokenizer = self.target.tokenizer
+        if self.fusion.alignment.method == "transport" and tokenizer is not None and tokenizer.train is not None:
+            raise ValueError(
+                "fusion.alignment: transport matches candidates with those of a source that has the target's "
+                "vocabulary, and target.tokenizer.train makes a new one; allowed here: byte, min_edit"
+            )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
         return self

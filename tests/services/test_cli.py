@@ -73,6 +73,8 @@ BAD_RECIPES = [
     ("colour", "red", "colour: unknown key"),
     ("fusion.strategy", "best", "fusion.strategy: Input should be 'min_ce', 'avg_ce' or 'fixed'"),
     ("fusion.tau", 0, "fusion.tau: "),
+    ("fusion.alignment", "bytes", "fusion.alignment: Input tag 'bytes' found using 'method' does not match"),
+    ("fusion.alignment", "transport", "fusion.alignment: transport matches candidates with those of a source"),
     ("fusion.min_sources", 3, "fusion.min_sources: 3 is more than the 2 sources"),
     ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
