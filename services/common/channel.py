@@ -16,6 +16,10 @@ _OPTIONS = [
     # A peer that vanished without a word is noticed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # A peer that was away is found again soon after it is back, however long it was away.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # what an attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
 

@@ -51,6 +51,12 @@ class UnavailableError(ServiceError):
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class DeadlineExceededError(ServiceError):
+    """No answer in time."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class UnauthenticatedError(ServiceError):
     """No bearer token, or a wrong one."""
 
@@ -81,9 +87,13 @@ _BY_CODE = {
         NotFoundError,
         ResourceExhaustedError,
         UnavailableError,
+        DeadlineExceededError,
         UnauthenticatedError,
     )
 }
+
+
+_OF_OTHERS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
 def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
@@ -95,6 +105,7 @@ def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
 def error_of_call(error: grpc.RpcError, where: str) -> ServiceError:
     """The exception for a call that failed at the client; `where` names the service that was asked."""
     code, details = error.code(), error.details() or ""
-    # A replica that dies takes its calls with it, and Serve reports that as INTERNAL, in words of its own.
-    died = code is grpc.StatusCode.INTERNAL and not details.startswith(INTERNAL_ERROR)
+    # A replica that dies takes its calls with it, and Serve reports that as INTERNAL, in words of its own; proxies and
+    # connections that go away have other codes for it. No service of ours sends them.
+    died = code in _OF_OTHERS and not details.startswith(INTERNAL_ERROR)
     return UnavailableError(f"{where}: {details}") if died else error_of(code, f"{where}: {details}")

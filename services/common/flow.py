@@ -25,6 +25,7 @@ class Credits:
 
     def __init__(self) -> None:
         self._granted = 0
+        self._closed = False
         self._changed = asyncio.Event()
 
     def grant(self, blocks: int) -> None:
@@ -38,12 +39,20 @@ class Credits:
     def exhausted(self) -> bool:
         return self._granted == 0
 
-    async def take(self) -> None:
-        """Waits until a credit is there and uses it up."""
-        while self._granted == 0:
+    def close(self) -> None:
+        """Nothing more is taken, whatever was granted."""
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> bool:
+        """Waits until a credit is there and uses it up; False when nothing is to be taken any more."""
+        while self._granted == 0 and not self._closed:
             self._changed.clear()
             await self._changed.wait()
+        if self._closed:
+            return False
         self._granted -= 1
+        return True
 
 
 class Pipeline(Generic[Item, Result]):
@@ -54,6 +63,10 @@ class Pipeline(Generic[Item, Result]):
         compute: from an item to its result; runs as a task of its own.
         size: bytes that a result takes on the wire.
         may_share: whether a result may travel in the same frame as the one before it.
+        heartbeat_seconds: an empty frame goes out when nothing else did for so long; never by default.
+
+    Attributes:
+        stopped: whether `stop` ended it before all items were computed.
     """
 
     def __init__(
@@ -62,14 +75,21 @@ class Pipeline(Generic[Item, Result]):
         compute: Callable[[Item], Awaitable[Result]],
         size: Callable[[Result], int],
         may_share: Callable[[Result, Result], bool] = lambda before, after: True,
+        heartbeat_seconds: float | None = None,
     ) -> None:
         self.credits = Credits()
+        self.stopped = False
+        self._heartbeat_seconds = heartbeat_seconds
         self._items = items
         self._compute = compute
         self._size = size
         self._may_share = may_share
         self._tasks: deque[asyncio.Future[Result]] = deque()
         self._arrived = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begins nothing more: the frames end when what is under way has been sent."""
+        self.credits.close()
 
     async def frames(self, reader: Awaitable[None]) -> AsyncGenerator[list[Result], None]:
         """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
@@ -79,7 +99,10 @@ class Pipeline(Generic[Item, Result]):
         starting = asyncio.ensure_future(self._start_tasks())
         reading = asyncio.ensure_future(reader)
         try:
-            while await self._oldest_is_done(starting, reading):
+            while (more := await self._oldest_is_done(starting, reading)) is not False:
+                if more is None:
+                    yield []
+                    continue
                 frame = [self._tasks.popleft().result()]
                 frame_bytes = self._size(frame[0])
                 while frame_bytes < FRAME_BYTES and self._next_fits(frame[-1]):
@@ -94,12 +117,15 @@ class Pipeline(Generic[Item, Result]):
 
     async def _start_tasks(self) -> None:
         async for item in self._items:
-            await self.credits.take()
+            if not await self.credits.take():
+                self.stopped = True
+                return
             self._tasks.append(asyncio.ensure_future(self._compute(item)))
             self._arrived.set()
 
-    async def _oldest_is_done(self, starting: asyncio.Future[None], reading: asyncio.Future[None]) -> bool:
-        """Waits for the oldest task; False when no more will come. Raises what ended `starting` or `reading`."""
+    async def _oldest_is_done(self, starting: asyncio.Future[None], reading: asyncio.Future[None]) -> bool | None:
+        """Waits for the oldest task; False when no more will come, None when it is time for a heartbeat. Raises what
+        ended `starting` or `reading`."""
         while not (self._tasks and self._tasks[0].done()):
             for background in (starting, reading):
                 if background.done():
@@ -111,7 +137,11 @@ class Pipeline(Generic[Item, Result]):
             try:
                 running = [future for future in (starting, reading) if not future.done()]
                 oldest = [self._tasks[0]] if self._tasks else [arrival]
-                await asyncio.wait([*oldest, *running], return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    [*oldest, *running], timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    return None
             finally:
                 arrival.cancel()
         return True

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import grpc
 
 from services.common.auth import Metadata, check_token
+from services.common.deadline import caller_deadline
 from services.common.errors import status_of
 from services.common.tracing import server_span
 
@@ -39,13 +40,14 @@ def _set_status(service: Any, grpc_context: Any, error: BaseException) -> None:
 def unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
-    """For `async def Method(self, request) -> response`."""
+    """For `async def Method(self, request) -> response`; it is cancelled when the caller waits no longer."""
 
     @functools.wraps(method)
     async def traced(self: Any, request: Request, metadata: Metadata) -> Response:
         check_token(metadata)
         with server_span(method.__qualname__, metadata):
-            return await method(self, request)
+            async with caller_deadline(metadata):
+                return await method(self, request)
 
     return _unary(traced)
 

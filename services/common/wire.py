@@ -28,6 +28,9 @@ _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT8 = np.dtype("u1")
 
+PROTOCOL_VERSION = 2
+"""Of protos/fusion/v1. It grows when a side that does not know of a change would do wrong."""
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 FRAME_BYTES = 1024 * 1024
 """Frames on a stream are filled up to this size: Serve's proxy carries only some hundred frames a second."""

@@ -6,12 +6,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fusion.v1 import fusion_pb2
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
-from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 
 _LOOK_UP_SECONDS = 0.2
 
@@ -21,7 +22,20 @@ class FusionStream(Protocol):
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse: ...
 
-    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]: ...
+    def stream(
+        self, request: StreamRequest, *, prefetch_windows: int = 32
+    ) -> Iterator[FusedWindow | SkippedWindow]: ...
+
+
+@dataclass(slots=True)
+class Batch:
+    """A share of a step: the windows to train on, and those that the service left out for want of sources."""
+
+    windows: list[FusedWindow] = field(default_factory=list)
+    skipped: list[SkippedWindow] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.windows) + len(self.skipped)
 
 
 class WindowFeed:
@@ -44,14 +58,14 @@ class WindowFeed:
         self._vocabulary = request.expected_vocabulary
         prefetch_windows = prefetch_windows or 2 * batch_windows
         self._ahead = _ReadAhead(client.stream(request, prefetch_windows=prefetch_windows), prefetch_windows)
-        self._kept: FusedWindow | None = None
+        self._kept: FusedWindow | SkippedWindow | None = None
 
-    def take(self, epoch: int, num_windows: int | None = None) -> list[FusedWindow]:
+    def take(self, epoch: int, num_windows: int | None = None) -> Batch:
         """The next windows of `epoch`: `num_windows`, a batch by default, or as many as are left for this rank."""
         num_windows = self._batch_windows if num_windows is None else num_windows
-        windows: list[FusedWindow] = []
+        batch = Batch()
         started = time.perf_counter()
-        while len(windows) < num_windows:
+        while len(batch) < num_windows:
             window = self._kept or self._ahead.get()
             self._kept = None
             if window is None:
@@ -59,11 +73,14 @@ class WindowFeed:
             if window.cursor.epoch != epoch:
                 self._kept = window
                 break
-            self._check(window)
-            windows.append(window)
+            if isinstance(window, SkippedWindow):
+                batch.skipped.append(window)
+            else:
+                self._check(window)
+                batch.windows.append(window)
             self.cursor = window.cursor
         self.wait_seconds += time.perf_counter() - started
-        return windows
+        return batch
 
     def close(self) -> None:
         """Ends the stream."""
@@ -90,14 +107,14 @@ def share_of(rank: int, world_size: int, start: int, stop: int, *, dealt: int) -
 class _ReadAhead:
     """Reads an iterator in a thread, at most `depth` windows ahead. What it raises is raised by `get`, in its place."""
 
-    def __init__(self, stream: Iterator[FusedWindow], depth: int) -> None:
-        self._queue: queue.Queue[FusedWindow | BaseException | None] = queue.Queue(depth)
+    def __init__(self, stream: Iterator[FusedWindow | SkippedWindow], depth: int) -> None:
+        self._queue: queue.Queue[FusedWindow | SkippedWindow | BaseException | None] = queue.Queue(depth)
         self._closed = threading.Event()
         self._ended = False
         # A daemon: it may sit in a call that only the end of the process ends.
         threading.Thread(target=self._read, args=(stream,), name="window-feed", daemon=True).start()
 
-    def get(self) -> FusedWindow | None:
+    def get(self) -> FusedWindow | SkippedWindow | None:
         """The next window; None behind the last one."""
         if self._ended:
             return None
@@ -111,7 +128,7 @@ class _ReadAhead:
     def close(self) -> None:
         self._closed.set()
 
-    def _read(self, stream: Iterator[FusedWindow]) -> None:
+    def _read(self, stream: Iterator[FusedWindow | SkippedWindow]) -> None:
         try:
             for window in stream:
                 if not self._put(window):
@@ -123,7 +140,7 @@ class _ReadAhead:
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: FusedWindow | BaseException | None) -> bool:
+    def _put(self, item: FusedWindow | SkippedWindow | BaseException | None) -> bool:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=_LOOK_UP_SECONDS)

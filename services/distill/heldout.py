@@ -26,7 +26,7 @@ def heldout_nats_per_byte(
     try:
         with torch.no_grad():
             while True:
-                windows = feed.take(epoch=0)
+                windows = feed.take(epoch=0).windows  # no source is asked, so none is skipped
                 if world.max([len(windows)])[0] == 0:  # as many passes on every worker: shards are gathered in each
                     break
                 # What a text costs is counted without the end of its document, which has no bytes.

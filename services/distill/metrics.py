@@ -26,9 +26,11 @@ class StepMeter:
         self._loss = self._clm = self._fusion = 0.0
         self._counts: list[float] = []
         self._weights: dict[str, float] = {}
+        self._skipped = 0
 
-    def take(self, blocks: Sequence[Block]) -> None:
-        """The step's blocks on this worker."""
+    def take(self, blocks: Sequence[Block], *, skipped: int) -> None:
+        """The step's blocks on this worker, and how many windows came without."""
+        self._skipped = skipped
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._counts = [
             sum(block.num_tokens for block in blocks),
@@ -50,10 +52,14 @@ class StepMeter:
         if losses.fusion_N is not None:
             self._fusion += float(losses.fusion_N.sum(dtype=torch.float64))
 
+    def skipped_anywhere(self) -> bool:
+        """Whether a window of the step was left out; asked by all workers together."""
+        return self._world.sum([float(self._skipped)])[0] > 0
+
     def row(self, *, waited_seconds: float) -> dict[str, Any]:
         """Metrics of the global batch."""
-        sums = [self._loss, self._clm, self._fusion, *self._counts]
-        loss, clm, fusion, tokens, fused, windows, covered, covered_tokens = self._world.sum(sums)
+        sums = [self._loss, self._clm, self._fusion, *self._counts, self._skipped]
+        loss, clm, fusion, tokens, fused, windows, covered, covered_tokens, skipped = self._world.sum(sums)
         weights: dict[str, float] = defaultdict(float)
         for part in self._world.gather(self._weights):
             for name, weight in part.items():
@@ -62,6 +68,7 @@ class StepMeter:
         return {
             "tokens": int(tokens),
             "windows": int(windows),
+            "skipped": int(skipped),
             "loss": loss,
             "clm": clm / tokens,
             "fusion": None if self._tokens_only else fusion / max(1.0, fused),

@@ -5,13 +5,15 @@
     loss, clm, fusion              nats per token over the global batch; fusion null without fused rows
     lambda, learning_rate, gradient_norm
     tokens, windows                of this step, all workers together
-    total_tokens, total_windows    since the start of the run
+    skipped                        windows of this step that came without distributions, for want of sources
+    total_tokens, total_windows    since the start of the run, skipped windows included
     tokens_per_second, step_seconds
     data_wait_seconds              of this step, the worker that waited longest
     masked_share                   share of this step's tokens that the fusion loss left out
     covered_mass                   mean mass that reached the candidates before the cut to K, weighted by tokens
     source_weights                 per source, mean share of the mixture, weighted by tokens
-`ledger.jsonl`, a line per step: epoch, step, and the place of every consumed window in the split's ledger.
+`ledger.jsonl`, a line per step: epoch, step, and the place of every consumed window in the split's ledger, and of every
+skipped one.
 `evaluations.jsonl`, a line per evaluation: step, epoch, nats_per_byte of the held-out split.
 """
 
@@ -36,11 +38,12 @@ class RunLogs:
             paths = {"metrics": files.metrics, "ledger": files.ledger, "evaluations": files.evaluations}
             self._logs = {name: StepLog(path, after_step=after_step) for name, path in paths.items()}
 
-    def step(self, metrics: dict[str, Any], windows: Sequence[int]) -> None:
-        """A step's metrics, and the windows that it consumed."""
+    def step(self, metrics: dict[str, Any], windows: Sequence[int], skipped: Sequence[int]) -> None:
+        """A step's metrics, the windows that it consumed, and those that the stream left out."""
         if self._logs:
+            where = {"epoch": metrics["epoch"], "step": metrics["step"]}
             self._logs["metrics"].write(metrics)
-            self._logs["ledger"].write({"epoch": metrics["epoch"], "step": metrics["step"], "windows": list(windows)})
+            self._logs["ledger"].write({**where, "windows": list(windows), "skipped": list(skipped)})
 
     def evaluation(self, step: int, epoch: int, nats_per_byte: float) -> None:
         """A score on the held-out split."""

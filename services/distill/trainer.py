@@ -20,11 +20,11 @@ from torch.distributed.tensor import DTensor
 from fusion_core.blocks import Block
 from fusion_core.losses import source_reward
 from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError
+from services.common.errors import FailedPreconditionError, UnavailableError
 from services.distill.batch import collate, pack
 from services.distill.checkpoint import Position, load_state, optimizer_state, restore_optimizer, save_state
 from services.distill.config import DistillConfig
-from services.distill.feed import FusionStream, WindowFeed, share_of
+from services.distill.feed import Batch, FusionStream, WindowFeed, share_of
 from services.distill.heldout import heldout_nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.metrics import StepMeter
@@ -35,7 +35,7 @@ from services.distill.progress import ProgressPrinter
 from services.distill.runlog import RunLogs
 from services.distill.trained_target import TrainedTarget
 from services.distill.world import World
-from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 
 Report = Callable[[dict[str, Any], Path | None, int], None]
 """Receives metrics, the folder of a checkpoint (rank 0 only) and the step; called by all ranks at the same steps."""
@@ -110,9 +110,9 @@ class Trainer:
         with closing(logs), closing(feed):
             for step in range(start.step, total_steps):
                 epoch, step_in_epoch = divmod(step, steps_per_epoch)
-                row, windows = self._step(step, epoch, feed, total_steps)
+                row, taken = self._step(step, epoch, feed, total_steps)
                 self._advance(row, feed.cursor, end_of_epoch=step_in_epoch == steps_per_epoch - 1)
-                logs.step(row, self._indices(windows))
+                logs.step(row, self._indices(taken.windows), self._indices(taken.skipped))
                 if self._observe is not None:
                     self._observe(row)
                 if config.eval_every_steps and (step + 1) % config.eval_every_steps == 0:
@@ -126,17 +126,15 @@ class Trainer:
             self._target.save_final(weights)
         return self._position
 
-    def _step(
-        self, step: int, epoch: int, feed: WindowFeed, total_steps: int
-    ) -> tuple[dict[str, Any], list[FusedWindow]]:
-        """One optimiser step; returns the metrics of the global batch and this worker's windows."""
+    def _step(self, step: int, epoch: int, feed: WindowFeed, total_steps: int) -> tuple[dict[str, Any], Batch]:
+        """One optimiser step; returns the metrics of the global batch and this worker's share of it."""
         config, world = self._config, self._world
         meter = StepMeter(world, tokens_only=config.tokens_only)
         waited_before = feed.wait_seconds
-        windows = feed.take(epoch, self._share(epoch))
+        taken = feed.take(epoch, self._share(epoch))
         waited = feed.wait_seconds - waited_before
-        blocks = [window.block for window in windows]
-        meter.take(blocks)
+        blocks = [window.block for window in taken.windows]
+        meter.take(blocks, skipped=len(taken.skipped))
         lambda_ = config.lambda_at(step, total_steps)
         # Dropout of a step is the same however the run got here.
         torch.manual_seed(_step_seed(config.seed, step, world.rank))
@@ -156,7 +154,7 @@ class Trainer:
                 f"step {step + 1}: loss {row['loss']}, gradient norm {norm}: training has diverged; the last "
                 "checkpoint is unharmed (look at distill.learning_rate, and for a source that answers nonsense)"
             )
-        return row, windows
+        return row, taken
 
     def _share(self, epoch: int) -> int:
         """This worker's windows of the next step: of the epoch's order, those that the stream deals to its rank."""
@@ -171,6 +169,8 @@ class Trainer:
         tokens_only = config.tokens_only
         fused_here = 0 if tokens_only else sum(int(block.mask_T.sum()) for block in blocks)
         tokens, fused, num_windows = world.sum([sum(block.num_tokens for block in blocks), fused_here, len(blocks)])
+        if tokens == 0 and meter.skipped_anywhere():
+            raise UnavailableError(f"{where}: every window was left out for want of sources; nothing to train on")
         if tokens == 0:
             raise FailedPreconditionError(f"split: the stream ended in {where}")
         # Gradients are averaged over the workers. The short batch at the end of an epoch counts by its windows.
@@ -206,7 +206,7 @@ class Trainer:
     def _advance(self, row: dict[str, Any], cursor: Cursor | None, *, end_of_epoch: bool) -> None:
         """Moves the position behind a step, and puts the totals into its metrics."""
         row["total_tokens"] = self._position.tokens + row["tokens"]
-        row["total_windows"] = self._position.windows + row["windows"]
+        row["total_windows"] = self._position.windows + row["windows"] + row["skipped"]
         expected = (row["epoch"] + 1) * self._plan.num_windows
         if end_of_epoch and row["total_windows"] != expected:
             raise FailedPreconditionError(
@@ -228,8 +228,8 @@ class Trainer:
             cursor=cursor or self._position.cursor,
         )
 
-    def _indices(self, windows: Sequence[FusedWindow]) -> list[int]:
-        """Places in the split's ledger of the windows that all workers consumed in this step."""
+    def _indices(self, windows: Sequence[FusedWindow | SkippedWindow]) -> list[int]:
+        """Places in the split's ledger of windows of this step, of all workers together."""
         return sorted(itertools.chain(*self._world.gather([window.index for window in windows])))
 
     def _evaluate(self) -> float:

@@ -17,20 +17,24 @@ from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.cursor import Cursor
+from services.common.deadline import timeout_metadata
 from services.common.errors import (
-    FailedPreconditionError,
+    DeadlineExceededError,
     ResourceExhaustedError,
-    ServiceError,
     UnavailableError,
     error_of_call,
 )
 from services.common.passage import Passage, contexts_of
 from services.common.tracing import client_span
-from services.common.wire import decode_block
+from services.common.wire import PROTOCOL_VERSION, decode_block
+from services.fusion.frames import Frames, FusedWindow, SeenWindows, SkippedWindow, check_version, windows_of
+
+__all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_SECONDS = 15.0
+_INFO_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +64,8 @@ class StreamRequest:
             k=self.k,
             tokens_only=self.tokens_only,
             expected_vocabulary=self.expected_vocabulary,
+            protocol_version=PROTOCOL_VERSION,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class FusedWindow:
-    """One window of the stream, where it comes from, and the cursor after it."""
-
-    block: Block
-    document: str
-    start_byte: int
-    index: int
-    cursor: Cursor
 
 
 class FusionClient:
@@ -83,6 +77,8 @@ class FusionClient:
         token: bearer token; default the one in the environment, see services/common/auth.py.
         timeout_seconds: deadline of a unary call.
         patience_seconds: how long a broken stream is retried without one new window before the error is raised.
+        silence_seconds: a stream on which not even a heartbeat came for so long is broken. Services send one at least
+            every ten seconds, however long they wait for sources or credits.
     """
 
     def __init__(
@@ -93,20 +89,23 @@ class FusionClient:
         token: str | None = None,
         timeout_seconds: float = 600.0,
         patience_seconds: float = 300.0,
+        silence_seconds: float = 30.0,
     ) -> None:
         self.address = address
         self.application = application
         self._token = token
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = patience_seconds
+        self._silence_seconds = silence_seconds
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
         """Target vocabulary, sources and limits; raises ServiceError."""
+        timeout = min(_INFO_SECONDS, self._timeout_seconds)
         with open_channel(self.address) as channel:
             stub = fusion_pb2_grpc.FusionServiceStub(channel)
             response: fusion_pb2.GetFusionInfoResponse = self._call(
                 lambda: stub.GetFusionInfo(
-                    fusion_pb2.GetFusionInfoRequest(), metadata=self._metadata(), timeout=self._timeout_seconds
+                    fusion_pb2.GetFusionInfoRequest(), metadata=self._metadata(timeout), timeout=timeout
                 )
             )
         return response
@@ -125,24 +124,26 @@ class FusionClient:
         )
         with open_channel(self.address) as channel, client_span("FusionClient.fuse"):
             stub = fusion_pb2_grpc.FusionServiceStub(channel)
-            response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(), timeout=self._timeout_seconds))
+            timeout = self._timeout_seconds
+            response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(timeout), timeout=timeout))
         return [decode_block(message) for message in response.blocks]
 
-    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
         """Yields every window of the stream once, at most `prefetch_windows` ahead of the caller.
 
         A stream that breaks with a retryable status goes on from the last window that the caller has received. Raises
         ServiceError when it cannot be mended, FailedPreconditionError when the service breaks its word: a block in
-        another vocabulary, or a cursor that does not follow the one before.
+        another vocabulary, a window for the second time, or a cursor that does not follow the one before.
         """
-        at, quiet_since, pause = request.cursor, time.monotonic(), 0.5
+        at, quiet_since, pause, seen = request.cursor, time.monotonic(), 0.5, SeenWindows()
         while True:
             try:
                 for window in self._stream_once(replace(request, cursor=at), prefetch_windows):
+                    seen.add(window)
                     at = window.cursor
                     yield window
                     quiet_since, pause = time.monotonic(), 0.5  # the caller's own time does not count
-            except UnavailableError as error:
+            except (UnavailableError, DeadlineExceededError) as error:
                 if time.monotonic() - quiet_since > self._patience_seconds:
                     raise
                 logger.warning("stream broke, resuming in %.1f s: %s", pause, error)
@@ -151,7 +152,7 @@ class FusionClient:
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _stream_once(self, request: StreamRequest, prefetch_windows: int) -> Iterator[FusedWindow]:
+    def _stream_once(self, request: StreamRequest, prefetch_windows: int) -> Iterator[FusedWindow | SkippedWindow]:
         outbox: queue.SimpleQueue[fusion_pb2.StreamFusedRequest | None] = queue.SimpleQueue()
         outbox.put(fusion_pb2.StreamFusedRequest(open=request.to_proto()))
         outbox.put(_credit(prefetch_windows))
@@ -161,10 +162,15 @@ class FusionClient:
                 call = fusion_pb2_grpc.FusionServiceStub(channel).StreamFused(
                     iter(outbox.get, None), metadata=self._metadata()
                 )
+            frames = Frames(call, self._silence_seconds)
             try:
                 at, owed = request.cursor, 0
-                while (frame := self._call(lambda: next(call, None))) is not None:
-                    windows = _windows(frame, at, request)
+                if (first := self._call(frames.next)) is not None:
+                    check_version(first)
+                while (frame := self._call(frames.next)) is not None:
+                    windows = windows_of(frame, at, request.expected_vocabulary)
+                    if not windows:
+                        continue  # a heartbeat
                     at = windows[-1].cursor
                     for window in windows:
                         yield window
@@ -174,7 +180,7 @@ class FusionClient:
                             owed = 0
             finally:
                 outbox.put(None)
-                call.cancel()
+                frames.close()
 
     def _call(self, call: Callable[[], Any]) -> Any:
         try:
@@ -185,34 +191,10 @@ class FusionClient:
                 raise UnavailableError(str(problem)) from error
             raise problem from error
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return call_metadata(self.application, self._token)
+    def _metadata(self, timeout_seconds: float | None = None) -> tuple[tuple[str, str], ...]:
+        metadata = call_metadata(self.application, self._token)
+        return metadata if timeout_seconds is None else (*metadata, *timeout_metadata(timeout_seconds))
 
 
 def _credit(windows: int) -> fusion_pb2.StreamFusedRequest:
     return fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=windows))
-
-
-def _windows(frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, request: StreamRequest) -> list[FusedWindow]:
-    """The windows of a frame with a cursor each; checks that the frame follows `before`."""
-    after, num_windows = Cursor.from_proto(frame.cursor), len(frame.blocks)
-    if num_windows == 0:
-        raise ServiceError("stream: a frame without blocks")
-    start = after.back(num_windows) if num_windows <= after.received else None
-    follows = start is not None and (
-        start == before
-        or (start.received == 0 and (before is None or (start.epoch == before.epoch + 1 and start.dealt == 0)))
-    )
-    if start is None or not follows:
-        raise FailedPreconditionError(f"stream: cursor {after} with {num_windows} windows does not follow {before}")
-    windows = []
-    for position, message in enumerate(frame.blocks):
-        block = decode_block(message)
-        if request.expected_vocabulary not in {"", block.vocabulary}:
-            raise FailedPreconditionError(
-                f"stream: a block in vocabulary {block.vocabulary}, expected {request.expected_vocabulary}"
-            )
-        where = message.window
-        cursor = after.back(num_windows - 1 - position)
-        windows.append(FusedWindow(block, where.document, where.start_byte, where.index, cursor))
-    return windows

@@ -25,8 +25,26 @@ class ServiceConfig(Settings):
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_texts: int = Field(32, ge=1, le=256, description="Texts in one Fuse request.")
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
-    source_timeout_seconds: float = Field(600, gt=0, description="Longest wait for one source's answer to one text.")
+    source_timeout_seconds: float = Field(
+        60,
+        gt=0,
+        description="A source that owes answers and sends none for so long counts as missing. Windows under way share "
+        "the wait: it bounds the time for one window of a slow model, not that for all of them.",
+    )
     source_attempts: int = Field(3, ge=1, description="Attempts per source and text before it counts as missing.")
+    retry_budget: float = Field(
+        0.2, ge=0, le=1, description="Retries as a share of the texts that a source is asked for, after a first 256."
+    )
+    breaker_failures: int = Field(
+        5,
+        ge=1,
+        description="A source that fails so often in a row, or misses its deadline once, is not asked any more: it "
+        "counts as missing at once, until a trial succeeds.",
+    )
+    breaker_pause_seconds: float = Field(5, gt=0, description="Time between trials of a source that is not asked.")
+    heartbeat_seconds: float = Field(
+        5, gt=0, le=10, description="A fused stream that has nothing to send says so often that it lives."
+    )
     store: str | None = Field(
         "store",
         min_length=1,

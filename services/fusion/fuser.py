@@ -15,7 +15,14 @@ from fusion_core.alignment.method import Alignment
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from services.common.deadline import remaining_seconds
+from services.common.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from services.common.passage import Passage
 from services.common.store.capture import Place
 from services.common.store.store import BlockStore
@@ -26,13 +33,20 @@ from services.source.client import ScoreStream
 
 logger = logging.getLogger("ray.serve")
 
+_SOURCES_SHARE = 0.9
+"""Of the time that a caller waits: who answered by then is fused, so that one slow source does not fail the call."""
+
+
+class _TooLateError(UnavailableError):
+    """A source did not answer while the caller could still use it: nothing is said about the source."""
+
 
 class Fuser:
     """The sources and the target vocabulary of one fusion service; lives on one event loop."""
 
     def __init__(self, config: FusionServiceConfig) -> None:
         self._config = config
-        self._metrics = FusionMetrics()
+        self.metrics = FusionMetrics()
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
@@ -59,7 +73,7 @@ class Fuser:
     async def problem(self, splits: Mapping[str, str]) -> str | None:
         """Why the service cannot fuse now: too few sources answer or were captured. None when it can."""
         statuses = await self.statuses(splits)
-        self._metrics.serving(statuses)
+        self.metrics.serving(statuses)
         serving = sum(status.serving for status in statuses)
         if sum(status.serving or bool(status.captured) for status in statuses) >= self._config.fusion.min_sources:
             return None
@@ -84,7 +98,7 @@ class Fuser:
         A source that fails takes no part, and the block says so. Raises UnavailableError when too few answer, and
         InvalidArgumentError or FailedPreconditionError when a source refuses the text for good.
         """
-        asked = [self._sources[name].score(passage, (streams or {}).get(name), place) for name in names]
+        asked = [self._answer(self._sources[name], passage, (streams or {}).get(name), place) for name in names]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         blocks: dict[str, Block | None] = {}
         problems = []
@@ -94,15 +108,26 @@ class Fuser:
             elif isinstance(answer, UnavailableError):
                 blocks[name] = None
                 problems.append(str(answer))
+                self._sources[name].meter.miss()
             else:
                 raise answer
         try:
             return await asyncio.to_thread(self._mix, passage, blocks, k)
         except TooFewSources as error:
-            self._metrics.quorum_lost()
-            raise UnavailableError(f"{error}: {'; '.join(problems)}") from error
+            self.metrics.quorum_lost()
+            late = any(isinstance(answer, _TooLateError) for answer in answers)
+            raise (DeadlineExceededError if late else UnavailableError)(f"{error}: {'; '.join(problems)}") from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
+
+    async def _answer(self, source: Source, passage: Passage, stream: ScoreStream | None, place: Place | None) -> Block:
+        """What a source says, as long as there is time left to fuse it with the others' answers."""
+        remaining = remaining_seconds()
+        try:
+            async with asyncio.timeout(None if remaining is None else _SOURCES_SHARE * remaining):
+                return await source.score(passage, stream, place)
+        except TimeoutError as error:
+            raise _TooLateError(f"source {source.name}: no answer before the caller's deadline") from error
 
     def flush(self) -> None:
         """Writes scored windows that are only in memory to the store."""
@@ -143,5 +168,5 @@ class Fuser:
         quorum = min(self._config.fusion.min_sources, len(blocks))
         config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})
         block = fuse(passage.text, encoding, rows, config, self.target.fingerprint)
-        self._metrics.fused(block)
+        self.metrics.fused(block)
         return block

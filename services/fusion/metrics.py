@@ -27,10 +27,23 @@ class FusionMetrics:
         self._serving = meter.gauge(
             "source_serving", "1 while a source answers the service, 0 when not.", labels=("source",)
         )
+        self._breaker_open = meter.gauge(
+            "source_breaker_open", "1 while a source is left out until a trial succeeds, else 0.", labels=("source",)
+        )
+        self._degraded = meter.counter("degraded_total", "Texts that were fused without one source or more.")
+        self._skipped = meter.counter("skipped_total", "Windows left out because too few sources answered.")
+        self._streams = meter.gauge("streams", "Fused streams that are open.")
+        self._in_flight = meter.gauge("windows_in_flight", "Windows begun on fused streams, and not sent yet.")
+        self.counts = fusion_pb2.ReplicaCounts()
 
     def fused(self, block: Block) -> None:
         """A text went out."""
         self._texts.inc(1)
+        self.counts.windows += 1
+        self.counts.tokens += block.num_tokens
+        if is_degraded(block):
+            self.counts.degraded += 1
+            self._degraded.inc(1)
         if block.num_tokens:
             self._tokens.inc(block.num_tokens)
         if masked := block.num_tokens - int(block.mask_T.sum()):
@@ -51,6 +64,57 @@ class FusionMetrics:
         """How the sources answered just now."""
         for status in statuses:
             self._serving.set(float(status.serving), {"source": status.name})
+            is_open = status.breaker != fusion_pb2.BREAKER_STATE_CLOSED
+            self._breaker_open.set(float(is_open), {"source": status.name})
+
+    def skipped(self) -> None:
+        """A window was left out of its stream."""
+        self.counts.skipped += 1
+        self._skipped.inc(1)
+
+    def stream_opened(self) -> None:
+        self.counts.streams += 1
+        self._streams.set(self.counts.streams)
+
+    def stream_closed(self) -> None:
+        self.counts.streams -= 1
+        self._streams.set(self.counts.streams)
+
+    def window_begun(self) -> None:
+        self.counts.windows_in_flight += 1
+        self._in_flight.set(self.counts.windows_in_flight)
+
+    def windows_ended(self, number: int) -> None:
+        """Windows were sent, or given up."""
+        self.counts.windows_in_flight -= number
+        self._in_flight.set(self.counts.windows_in_flight)
+
+
+def is_degraded(block: Block) -> bool:
+    """Whether a source took no part in a fused block."""
+    return any(not share.present for share in block.shares)
+
+
+class SourceMeter:
+    """How often one source did not do its part; kept here as well, for `GetFusionInfo`."""
+
+    def __init__(self, source: str) -> None:
+        meter = Meter("fusion", source=source)
+        self._retries = meter.counter("source_retries_total", "Attempts after the first for a text.")
+        self._timeouts = meter.counter("source_timeouts_total", "Deadlines that the source missed.")
+        self.missing = self.retries = self.timeouts = 0
+
+    def miss(self) -> None:
+        """A text goes on without the source; its Prometheus counter is with the fused blocks."""
+        self.missing += 1
+
+    def retry(self) -> None:
+        self.retries += 1
+        self._retries.inc()
+
+    def timeout(self) -> None:
+        self.timeouts += 1
+        self._timeouts.inc()
 
 
 class StoreMetrics:

@@ -19,7 +19,7 @@ from services.common.health import health_response
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.store.capture import Place
-from services.common.wire import check_dtype, encode_block
+from services.common.wire import PROTOCOL_VERSION, check_dtype, encode_block
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
 from services.fusion.plan import Step, StreamPlan
@@ -73,6 +73,8 @@ class FusionServicer:
                 for split in corpus.splits
             ],
             min_sources=config.fusion.min_sources,
+            protocol_version=PROTOCOL_VERSION,
+            counts=self._fuser.metrics.counts,
         )
 
     @unary
@@ -93,6 +95,10 @@ class FusionServicer:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidArgumentError("message: a stream starts with `open`")
+        if first.open.protocol_version not in {0, PROTOCOL_VERSION}:
+            raise FailedPreconditionError(
+                f"protocol_version: the client speaks {first.open.protocol_version}, this service {PROTOCOL_VERSION}"
+            )
         async with AsyncExitStack() as stack:
             pipeline = await self._pipeline(first.open, stack)
 
@@ -104,10 +110,9 @@ class FusionServicer:
 
             # The stack closes them first: what is under way must end before the streams that it uses.
             frames = await stack.enter_async_context(aclosing(pipeline.frames(read())))
+            yield fusion_pb2.StreamFusedResponse(protocol_version=PROTOCOL_VERSION)
             async for frame in frames:
-                yield fusion_pb2.StreamFusedResponse(
-                    blocks=[sent.block for sent in frame], cursor=frame[-1].cursor.to_proto()
-                )
+                yield _response(frame)
 
     @public_unary
     async def Check(self, request: Any) -> Any:
@@ -155,6 +160,7 @@ class FusionServicer:
             compute,
             size=lambda sent: sent.block.ByteSize(),
             may_share=lambda before, after: before.cursor.epoch == after.cursor.epoch,
+            heartbeat_seconds=self._config.service.heartbeat_seconds,
         )
 
     def _answer_settings(self, request: fusion_pb2.FuseRequest | fusion_pb2.StreamFusedOpen) -> tuple[int, int]:
@@ -174,6 +180,17 @@ class FusionServicer:
         if name not in self._corpora:
             raise NotFoundError(f"dataset: {name!r} is not known; this service has {_listed(self._corpora)}")
         return self._corpora[name]
+
+
+def _response(frame: list[_Sent]) -> fusion_pb2.StreamFusedResponse:
+    """A frame on the wire; one without windows is a heartbeat."""
+    if not frame:
+        return fusion_pb2.StreamFusedResponse()
+    return fusion_pb2.StreamFusedResponse(
+        blocks=[sent.block for sent in frame],
+        cursor=frame[-1].cursor.to_proto(),
+        degraded=sum(any(not share.present for share in sent.block.shares) for sent in frame),
+    )
 
 
 def _open_corpus(folder: str) -> Corpus:

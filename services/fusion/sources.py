@@ -1,11 +1,10 @@
-"""The sources behind the fusion service: asked with a deadline and retries, read through the store."""
+"""The sources behind the fusion service: asked with deadlines, retries and a breaker, read through the store."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from fusion.v1 import fusion_pb2, source_pb2
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from services.common.errors import (
+    DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     ServiceError,
@@ -25,16 +25,23 @@ from services.common.plausible import implausible
 from services.common.store.capture import Place
 from services.common.store.identity import SourceIdentity, window_key
 from services.common.store.store import BlockStore, SourceStore
+from services.fusion.breaker import Breaker, RetryBudget, State
 from services.fusion.config import ServiceConfig, SourceEndpoint
-from services.fusion.metrics import StoreMetrics
+from services.fusion.metrics import SourceMeter, StoreMetrics
 from services.source.client import ScoreStream, SourceClient
 
 logger = logging.getLogger("ray.serve")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
-_DOWN_SECONDS = 15.0
-"""How long a source that did not answer is not asked who it is, as long as the store has its windows."""
+_STATUS_SECONDS = 5.0
+"""How long a source may take to say who it is when somebody asks how it is doing."""
+_TRIAL = Passage(b"The")
+_BREAKER_STATES: dict[State, fusion_pb2.BreakerState] = {
+    "closed": fusion_pb2.BREAKER_STATE_CLOSED,
+    "open": fusion_pb2.BREAKER_STATE_OPEN,
+    "half-open": fusion_pb2.BREAKER_STATE_HALF_OPEN,
+}
 
 
 class Source:
@@ -44,13 +51,20 @@ class Source:
         self.endpoint = endpoint
         self.name = endpoint.name
         self.vocabulary = self.vocabulary_of(endpoint)
+        self.meter = SourceMeter(self.name)
         self._service = service
         self._store = store
         self._client = SourceClient(
             endpoint.address, endpoint.application, timeout_seconds=service.source_timeout_seconds
         )
+        self._breaker = Breaker(
+            self.name, self._try, failures=service.breaker_failures, pause_seconds=service.breaker_pause_seconds
+        )
+        self._budget = RetryBudget(service.retry_budget)
         self._info: source_pb2.GetSourceInfoResponse | None = None
-        self._away: tuple[float, SourceIdentity] | None = None
+        self._asking: asyncio.Task[source_pb2.GetSourceInfoResponse] | None = None
+        self._seen: SourceIdentity | None = None
+        self._substitute: SourceIdentity | None = None
         if store is not None:
             self._metrics = StoreMetrics(self.name)
 
@@ -65,8 +79,8 @@ class Source:
             name=self.name, address=self.endpoint.address, top_k=self.endpoint.top_k, model=self.endpoint.model
         )
         try:
-            self._info = None
-            info = await self._checked_info()
+            self._breaker.check()
+            info = self._info = self._checked(await self._client.info(_STATUS_SECONDS))
         except ServiceError as error:
             status.problem = str(error)
             status.captured.extend(await asyncio.to_thread(self._captured, splits or {}))
@@ -74,6 +88,9 @@ class Source:
             status.serving = True
             status.vocabulary = info.vocabulary
             status.model = info.model
+        status.breaker = _BREAKER_STATES[self._breaker.state]
+        status.missing, status.retries = self.meter.missing, self.meter.retries
+        status.timeouts = self.meter.timeouts
         return status
 
     def _captured(self, splits: Mapping[str, str]) -> list[str]:
@@ -92,6 +109,7 @@ class Source:
             endpoint.application,
             top_k=endpoint.top_k,
             expected_vocabulary=self.vocabulary.fingerprint,
+            timeout_seconds=self._service.source_timeout_seconds,
         )
         try:
             yield stream
@@ -103,52 +121,77 @@ class Source:
 
         `place` is where a window of a data set stands: a captured one is found by it.
         """
+        self._budget.asked()
         pause = _FIRST_PAUSE_SECONDS
         for attempt in range(1, self._service.source_attempts + 1):
+            # After a failure the text goes alone: what broke the stream may have been another text.
+            alone = stream is None or attempt > 1
+            last = attempt == self._service.source_attempts
             try:
-                async with asyncio.timeout(self._service.source_timeout_seconds):
-                    # After a failure the text goes alone: what broke the stream may have been another text.
-                    return await self._score_once(passage, stream if attempt == 1 else None, place)
-            except UnauthenticatedError as error:
-                raise FailedPreconditionError(f"source {self.name} refuses this service's token: {error}") from error
+                return await self._score_once(passage, None if alone else stream, place)
             except (InvalidArgumentError, FailedPreconditionError):
-                if stream is None or attempt > 1 or attempt == self._service.source_attempts:
-                    raise  # it went alone: trying again would not help
-            except (ServiceError, TimeoutError) as error:
-                self._info = None  # the source may come back as another one
-                if attempt == self._service.source_attempts:
-                    raise UnavailableError(f"source {self.name}: {error or 'no answer before the deadline'}") from error
+                if alone or last:
+                    raise  # trying again would not help
+            except ServiceError as error:
+                if isinstance(error, UnauthenticatedError) and self._seen is None:
+                    raise FailedPreconditionError(
+                        f"source {self.name} refuses this service's token: {error}"
+                    ) from error
+                if last or self._breaker.state != "closed" or not self._budget.take():
+                    raise UnavailableError(f"source {self.name}: {error}") from error
                 logger.warning("source %s, attempt %d: %s", self.name, attempt, error)
+            self.meter.retry()
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         raise AssertionError("unreachable")
 
     async def _score_once(self, passage: Passage, stream: ScoreStream | None, place: Place | None) -> Block:
         if self._store is None:
-            return await self._ask(passage, stream)
+            return (await self._ask(passage, stream))[0]
         key, store = window_key(passage), await self._windows()
         if (kept := await asyncio.to_thread(store.find, key, place)) is not None:
             self._metrics.hits.inc()
             return kept
         self._metrics.misses.inc()
-        store = self._store.source(await self.identity())
-        block = await self._ask(passage, stream)
+        block, identity = await self._ask(passage, stream)
         try:
-            await asyncio.to_thread(store.keep, key, block)
+            await asyncio.to_thread(self._store.source(identity).keep, key, block)
         except ValueError as error:
             raise UnavailableError(f"source {self.name} sent a broken block: {error}") from error
         return block
 
-    async def _ask(self, passage: Passage, stream: ScoreStream | None) -> Block:
+    async def _ask(self, passage: Passage, stream: ScoreStream | None) -> tuple[Block, SourceIdentity]:
+        """The source's own answer, and whose it is; every failure is told to the breaker."""
+        identity = await self._serving_identity()
+        try:
+            if stream is not None:
+                block = await stream.score(passage)
+            else:
+                [block] = await self._client.score(
+                    [passage], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
+                )
+            self._check(block, passage)
+        except InvalidArgumentError:
+            raise  # the text's fault
+        except ServiceError as error:
+            self._failed(error)
+            raise
+        self._breaker.succeeded()
+        return block, identity
+
+    def _failed(self, error: ServiceError) -> None:
+        self._info = None  # the source may come back as another one
+        if self._breaker.failed(error) and isinstance(error, DeadlineExceededError):
+            self.meter.timeout()
+
+    async def _try(self) -> None:
+        """What the breaker asks for before windows are: who serves, and a short text."""
+        self._info = None
         await self._checked_info()
-        if stream is not None:
-            block = await stream.score(passage)
-        else:
-            [block] = await self._client.score(
-                [passage], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
-            )
-        self._check(block, passage)
-        return block
+        [block] = await self._client.score(
+            [_TRIAL], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
+        )
+        self._check(block, _TRIAL)
 
     async def identity(self) -> SourceIdentity:
         """Who serves now; raises ServiceError."""
@@ -157,21 +200,28 @@ class Source:
     async def _windows(self) -> SourceStore:
         """The stored windows of the source that serves, or, when none does, of the one that was stored."""
         assert self._store is not None
-        if self._away is not None and time.monotonic() < self._away[0]:
-            return self._store.source(self._away[1])
         try:
-            identity = await self.identity()
+            identity = await self._serving_identity()
         except (FailedPreconditionError, UnauthenticatedError):
             raise
         except ServiceError as error:
-            try:
-                store = await asyncio.to_thread(self._stored)
-            except (UnavailableError, OSError) as why:
-                raise UnavailableError(f"{error}; {why}") from error
-            self._away = (time.monotonic() + _DOWN_SECONDS, store.identity)
-            return store
-        self._away = None
+            if (known := self._seen or self._substitute) is None:
+                try:
+                    known = (await asyncio.to_thread(self._stored)).identity
+                except (UnavailableError, OSError) as why:
+                    raise UnavailableError(f"{error}; {why}") from error
+                self._substitute = known
+            return self._store.source(known)
+        self._substitute = None
         return self._store.source(identity)
+
+    async def _serving_identity(self) -> SourceIdentity:
+        self._breaker.check()
+        try:
+            return await self.identity()
+        except ServiceError as error:
+            self._failed(error)
+            raise
 
     def _stored(self) -> SourceStore:
         """What the store has of the source as it is configured; raises UnavailableError unless that is one thing."""
@@ -184,21 +234,35 @@ class Source:
         return self._store.source(fitting[0])
 
     async def _checked_info(self) -> source_pb2.GetSourceInfoResponse:
-        if self._info is None:
-            info = await self._client.info()
-            if info.problem:
-                raise UnavailableError(info.problem)
-            if info.vocabulary != self.vocabulary.fingerprint:
-                raise FailedPreconditionError(
-                    f"source {self.name}: serves vocabulary {info.vocabulary}, but {self.endpoint.model} as configured "
-                    f"has {self.vocabulary.fingerprint}"
-                )
-            if info.max_top_k < self.endpoint.top_k:
-                raise FailedPreconditionError(
-                    f"source {self.name}: serves at most top_k {info.max_top_k}; {self.endpoint.top_k} is configured"
-                )
-            self._info = info
-        return self._info
+        """All windows that want to know ask once together, and fail with one error."""
+        if self._info is not None:
+            return self._info
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_info())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_info(self) -> source_pb2.GetSourceInfoResponse:
+        self._info = info = self._checked(await self._client.info(min(10.0, self._service.source_timeout_seconds)))
+        return info
+
+    def _checked(self, info: source_pb2.GetSourceInfoResponse) -> source_pb2.GetSourceInfoResponse:
+        """Raises FailedPreconditionError when the source does not fit. One that did fit before is treated as one that
+        fails: it may come back as what it was."""
+        if info.problem:
+            raise UnavailableError(info.problem)
+        problem = None
+        if info.vocabulary != self.vocabulary.fingerprint:
+            problem = (
+                f"serves vocabulary {info.vocabulary}, but {self.endpoint.model} as configured "
+                f"has {self.vocabulary.fingerprint}"
+            )
+        elif info.max_top_k < self.endpoint.top_k:
+            problem = f"serves at most top_k {info.max_top_k}; {self.endpoint.top_k} is configured"
+        if problem is None:
+            self._seen = SourceIdentity.of(info, self.endpoint.top_k)
+            return info
+        error = FailedPreconditionError if self._seen is None else UnavailableError
+        raise error(f"source {self.name}: {problem}")
 
     def _check(self, block: Block, passage: Passage) -> None:
         """A source can break without an error; nothing wrong may go further."""
@@ -206,11 +270,12 @@ class Source:
         if block.text_bytes != passage.text or block.ends_document != ends:
             raise UnavailableError(f"source {self.name}: answered for another text")
         if block.vocabulary != self.vocabulary.fingerprint:
-            raise FailedPreconditionError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
+            raise UnavailableError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
         if found := implausible(block.gold_T, block.topk_logprobs_TK, self.vocabulary.size):
             raise UnavailableError(f"source {self.name}: {found}")
 
     async def close(self) -> None:
+        await self._breaker.close()
         await self._client.close()
 
 

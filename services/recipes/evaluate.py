@@ -12,13 +12,14 @@ from rich.table import Table
 
 from fusion_core.vocabulary import Vocabulary
 from services.common.corpus import Corpus
+from services.common.errors import UnavailableError
 from services.common.models import resolve_model
 from services.common.version import git_revision
 from services.distill.evaluate import Scores, nats_per_byte
 from services.distill.harness import evaluate_tasks
 from services.distill.intervals import ALL, compare
 from services.distill.report import EVALUATION
-from services.fusion.client import FusionClient, StreamRequest
+from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
 from services.recipes.prepare import corpus_and_target, resolve_sources
 from services.recipes.recipe import Recipe, RecipeError
 
@@ -37,6 +38,8 @@ def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[
     nats: dict[str, float] = {}
     fused, num_bytes = 0.0, 0
     for window in client.stream(StreamRequest(dataset=corpus.name, split=split, seed=0)):
+        if isinstance(window, SkippedWindow):
+            raise UnavailableError(f"window {window.index} of {split}: {', '.join(window.missing)} did not answer")
         block = window.block
         num_bytes += len(block.text_bytes)
         fused += block.nats_per_byte * len(block.text_bytes)

@@ -13,7 +13,14 @@ from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
 from services.common.auth import call_metadata
 from services.common.channel import open_aio_channel
-from services.common.errors import InvalidArgumentError, ServiceError, UnavailableError, error_of_call
+from services.common.deadline import timeout_metadata
+from services.common.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ServiceError,
+    UnavailableError,
+    error_of_call,
+)
 from services.common.passage import Passage, contexts_of
 from services.common.wire import decode_block
 
@@ -61,7 +68,8 @@ class SourceClient:
 
     async def _call(self, method: Any, request: Any, timeout_seconds: float) -> Any:
         try:
-            return await method(request, metadata=call_metadata(self.application), timeout=timeout_seconds)
+            metadata = (*call_metadata(self.application), *timeout_metadata(timeout_seconds))
+            return await method(request, metadata=metadata, timeout=timeout_seconds)
         except grpc.aio.AioRpcError as error:
             raise error_of_call(error, f"source {self.application} at {self.address}") from error
 
@@ -73,62 +81,116 @@ class ScoreStream:
     """One stream of texts to a source and of blocks back, in order, opened when the first text is sent.
 
     Every text is sent with the credit for its answer, so no more answers are under way than texts were submitted.
-    When the stream breaks, every waiting text fails and the next one opens a new stream.
+    When the stream breaks, every waiting text fails and the next one opens a new stream. A source that owes answers and
+    sends none for `timeout_seconds` breaks it, too: with DeadlineExceededError, however many texts wait.
     """
 
-    def __init__(self, address: str, application: str, *, top_k: int, expected_vocabulary: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        application: str,
+        *,
+        top_k: int,
+        expected_vocabulary: str = "",
+        timeout_seconds: float | None = None,
+    ) -> None:
         self._address = address
         self._application = application
+        self._timeout_seconds = timeout_seconds
         self._open = source_pb2.StreamScoresOpen(top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=_DTYPE)
-        self._waiting: deque[asyncio.Future[Block]] = deque()
-        self._outbox: asyncio.Queue[Passage | None] = asyncio.Queue()
-        self._running: asyncio.Task[None] | None = None
+        self._connection: _Connection | None = None
 
     async def score(self, passage: Passage) -> Block:
         """Raises ServiceError when the stream broke before the answer."""
-        if self._running is None or self._running.done():
-            self._outbox = asyncio.Queue()
-            self._running = asyncio.create_task(self._run(self._outbox))
+        if self._connection is None or self._connection.broken:
+            self._connection = _Connection(self._address, self._application, self._open, self._timeout_seconds)
+        return await self._connection.score(passage)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class _Connection:
+    """What a `ScoreStream` holds until it breaks. Answers of one connection are never for texts of another."""
+
+    def __init__(
+        self, address: str, application: str, opening: source_pb2.StreamScoresOpen, timeout_seconds: float | None
+    ) -> None:
+        self.broken = False
+        self._where = f"source {application} at {address}"
+        self._application = application
+        self._opening = opening
+        self._timeout_seconds = timeout_seconds
+        self._waiting: deque[asyncio.Future[Block]] = deque()
+        self._outbox: asyncio.Queue[Passage] = asyncio.Queue()
+        self._silence: asyncio.TimerHandle | None = None
+        self._running = asyncio.create_task(self._run(address))
+
+    async def score(self, passage: Passage) -> Block:
         answer: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
         self._waiting.append(answer)
+        if len(self._waiting) == 1:
+            self._listen()
         self._outbox.put_nowait(passage)
         return await answer
 
-    async def _run(self, outbox: asyncio.Queue[Passage | None]) -> None:
-        problem: ServiceError = UnavailableError(f"source {self._application} at {self._address} ended the stream")
+    async def _run(self, address: str) -> None:
+        problem: ServiceError = UnavailableError(f"{self._where} ended the stream")
         try:
-            async with open_aio_channel(self._address) as channel:
+            async with open_aio_channel(address) as channel:
                 stub = source_pb2_grpc.SourceServiceStub(channel)
-                async for frame in stub.StreamScores(self._requests(outbox), metadata=call_metadata(self._application)):
-                    for message in frame.blocks:
-                        block = _decode(message, self._application)
-                        if not self._waiting:
-                            raise UnavailableError(f"source {self._application} sent a block for no text")
-                        answer = self._waiting.popleft()
-                        if not answer.done():  # its caller may have given up waiting
-                            answer.set_result(block)
+                try:
+                    async for frame in stub.StreamScores(self._requests(), metadata=call_metadata(self._application)):
+                        for message in frame.blocks:
+                            self._take(_decode(message, self._application))
+                        self._listen()
+                finally:
+                    self.broken = True  # the channel takes a moment to close, and the next text goes elsewhere
         except grpc.aio.AioRpcError as error:
             # A text sent while the source ends the stream fails locally with INTERNAL, and hides the real status.
-            problem = error_of_call(error, f"source {self._application} at {self._address}")
+            problem = error_of_call(error, self._where)
         except ServiceError as error:
             problem = error
         finally:
-            while self._waiting:
-                answer = self._waiting.popleft()
-                if not answer.done():
-                    answer.set_exception(problem)
+            self._end(problem)
 
-    async def _requests(self, outbox: asyncio.Queue[Passage | None]) -> AsyncIterator[source_pb2.StreamScoresRequest]:
-        yield source_pb2.StreamScoresRequest(open=self._open)
-        while (passage := await outbox.get()) is not None:
-            passages = [passage]
-            while not outbox.empty() and len(passages) < 64 and (more := outbox.get_nowait()) is not None:
-                passages.append(more)
+    def _take(self, block: Block) -> None:
+        if not self._waiting:
+            raise UnavailableError(f"source {self._application} sent a block for no text")
+        answer = self._waiting.popleft()
+        if not answer.done():  # its caller may have given up waiting
+            answer.set_result(block)
+
+    def _listen(self) -> None:
+        """The source has just been heard, or begins to owe an answer: its time starts anew."""
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._timeout_seconds is not None and self._waiting and not self.broken:
+            self._silence = asyncio.get_running_loop().call_later(self._timeout_seconds, self._fall_silent)
+
+    def _fall_silent(self) -> None:
+        self._end(DeadlineExceededError(f"{self._where} sent nothing for {self._timeout_seconds:g} s"))
+        self._running.cancel()
+
+    def _end(self, problem: ServiceError) -> None:
+        self.broken = True
+        self._listen()
+        while self._waiting:
+            answer = self._waiting.popleft()
+            if not answer.done():
+                answer.set_exception(problem)
+
+    async def _requests(self) -> AsyncIterator[source_pb2.StreamScoresRequest]:
+        yield source_pb2.StreamScoresRequest(open=self._opening)
+        while True:
+            passages = [await self._outbox.get()]
+            while not self._outbox.empty() and len(passages) < 64:
+                passages.append(self._outbox.get_nowait())
             texts = source_pb2.ScoreTexts(texts=[p.text for p in passages], contexts=contexts_of(passages))
             yield source_pb2.StreamScoresRequest(texts=texts)
             yield source_pb2.StreamScoresRequest(credit=block_pb2.Credit(blocks=len(passages)))
 
     async def close(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)

@@ -164,17 +164,17 @@ def test_batches_stop_at_the_end_of_an_epoch_and_cover_it(target):
     fusion = FakeFusion(target, corpus(11))
     feed = WindowFeed(fusion, _request(fusion, num_epochs=2), batch_windows=4)
     for epoch in range(2):
-        batches = [[window.index for window in feed.take(epoch)] for _ in range(3)]
+        batches = [[window.index for window in feed.take(epoch).windows] for _ in range(3)]
         assert [len(batch) for batch in batches] == [4, 4, 3]
         assert sorted(chain(*batches)) == list(range(11))
-        assert feed.take(epoch) == []
+        assert len(feed.take(epoch)) == 0
     assert feed.wait_seconds > 0
 
 
 def test_the_cursor_resumes_behind_what_was_taken_not_behind_what_was_read_ahead(target):
     fusion = FakeFusion(target, corpus(10))
     feed = WindowFeed(fusion, _request(fusion, num_epochs=2), batch_windows=4)
-    taken = [window.index for epoch in (0, 0, 0, 1) for window in feed.take(epoch)]
+    taken = [window.index for epoch in (0, 0, 0, 1) for window in feed.take(epoch).windows]
     rest = [window.index for window in fusion.stream(_request(fusion, num_epochs=2, cursor=feed.cursor))]
     whole = [window.index for window in fusion.stream(_request(fusion, num_epochs=2))]
     assert taken + rest == whole
@@ -190,8 +190,8 @@ def test_workers_together_take_the_windows_that_one_worker_takes(target, world_s
         for rank in range(world_size)
     ]
     for _ in range(4):
-        together = {window.index for shard in shards for window in shard.take(0)}
-        assert together == {window.index for window in alone.take(0)}
+        together = {window.index for shard in shards for window in shard.take(0).windows}
+        assert together == {window.index for window in alone.take(0).windows}
 
 
 def test_a_block_in_another_vocabulary_is_refused(target):

@@ -1,0 +1,149 @@
+"""What comes on a fused stream, and what holds for it: frames follow each other, no window twice, no long silence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from fusion.v1 import fusion_pb2
+from fusion_core.blocks import Block
+from services.common.cursor import Cursor
+from services.common.errors import FailedPreconditionError, UnavailableError
+from services.common.wire import PROTOCOL_VERSION, decode_block
+
+
+@dataclass(frozen=True, slots=True)
+class FusedWindow:
+    """One window of the stream, where it comes from, and the cursor after it."""
+
+    block: Block
+    document: str
+    start_byte: int
+    index: int
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedWindow:
+    """A window that comes without distributions, because too few sources answered for it: `missing` names them.
+
+    Only a service whose recipe says `service.below_quorum: skip` leaves windows out.
+    """
+
+    missing: tuple[str, ...]
+    document: str
+    start_byte: int
+    index: int
+    cursor: Cursor
+
+
+class Frames:
+    """The frames of a call. One that stays silent for too long while somebody waits for its next frame is cancelled.
+
+    A service, or a proxy before it, may have stopped without closing the connection.
+    """
+
+    def __init__(self, call: Any, silence_seconds: float) -> None:
+        self._call = call
+        self._silence_seconds = silence_seconds
+        self._waiting_since: float | None = None
+        self._silent = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="stream-silence", daemon=True).start()
+
+    def next(self) -> fusion_pb2.StreamFusedResponse | None:
+        """The next frame, None behind the last; raises grpc.RpcError, or UnavailableError after too long a silence."""
+        self._waiting_since = time.monotonic()
+        try:
+            frame: fusion_pb2.StreamFusedResponse | None = next(self._call, None)
+            return frame
+        except grpc.RpcError as error:
+            if self._silent:
+                raise UnavailableError(f"stream: not even a heartbeat for {self._silence_seconds:g} s") from error
+            raise
+        finally:
+            self._waiting_since = None
+
+    def close(self) -> None:
+        self._closed.set()
+        self._call.cancel()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._silence_seconds / 8):
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > self._silence_seconds:
+                self._silent = True
+                self._call.cancel()
+                return
+
+
+class SeenWindows:
+    """Which windows of the epoch have come; a bit for each."""
+
+    def __init__(self) -> None:
+        self._epoch = -1
+        self._bits = bytearray()
+
+    def add(self, window: FusedWindow | SkippedWindow) -> None:
+        """Raises FailedPreconditionError for a window that has come before."""
+        if window.cursor.epoch != self._epoch:
+            self._epoch, self._bits = window.cursor.epoch, bytearray()
+        byte, bit = divmod(window.index, 8)
+        if byte >= len(self._bits):
+            self._bits.extend(bytes(byte + 1 - len(self._bits) + len(self._bits) // 2))
+        if self._bits[byte] >> bit & 1:
+            raise FailedPreconditionError(f"stream: window {window.index} comes twice in epoch {self._epoch}")
+        self._bits[byte] |= 1 << bit
+
+
+def check_version(first: fusion_pb2.StreamFusedResponse) -> None:
+    """Raises FailedPreconditionError unless the first frame of a stream names the version that is spoken here."""
+    version = first.protocol_version
+    if version != PROTOCOL_VERSION:
+        raise FailedPreconditionError(
+            f"protocol_version: this client speaks {PROTOCOL_VERSION}, the service {version or 'one before 2'}"
+        )
+
+
+def windows_of(
+    frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, expected_vocabulary: str
+) -> list[FusedWindow | SkippedWindow]:
+    """The windows of a frame with a cursor each, none for a heartbeat; checks that the frame follows `before`."""
+    num_windows = len(frame.blocks) + len(frame.skipped)
+    if num_windows == 0:
+        return []
+    after = Cursor.from_proto(frame.cursor)
+    start = after.back(num_windows) if num_windows <= after.received else None
+    if start is None or not _follows(start, before):
+        raise FailedPreconditionError(f"stream: cursor {after} with {num_windows} windows does not follow {before}")
+    skipped = {entry.position: entry for entry in frame.skipped}
+    if len(skipped) < len(frame.skipped) or max(skipped, default=0) >= num_windows:
+        raise FailedPreconditionError("stream: positions of skipped windows that are not in their frame")
+    blocks, windows = iter(frame.blocks), list[FusedWindow | SkippedWindow]()
+    for position in range(num_windows):
+        cursor = after.back(num_windows - 1 - position)
+        if position in skipped:
+            entry = skipped[position]
+            where = entry.window
+            windows.append(SkippedWindow(tuple(entry.missing), where.document, where.start_byte, where.index, cursor))
+            continue
+        message = next(blocks)
+        block, where = decode_block(message), message.window
+        if expected_vocabulary not in {"", block.vocabulary}:
+            raise FailedPreconditionError(
+                f"stream: a block in vocabulary {block.vocabulary}, expected {expected_vocabulary}"
+            )
+        windows.append(FusedWindow(block, where.document, where.start_byte, where.index, cursor))
+    return windows
+
+
+def _follows(start: Cursor, before: Cursor | None) -> bool:
+    """Whether a frame that begins at `start` comes right behind `before`: there, or at the start of the next epoch."""
+    if before is None:
+        return start.received == 0
+    next_epoch = (start.epoch, start.dealt, start.received) == (before.epoch + 1, 0, 0)
+    return start.plan == before.plan and (start == before or next_epoch)
