@@ -10,12 +10,10 @@ from contextlib import suppress
 
 import psutil
 
-from tests.drill.scene import DEADLINE_SECONDS, Scene
+from tests.drill.scene import Scene
 
 Fault = Callable[[Scene, random.Random], float]
 """Returns when it began, in seconds of `time.time()`; a freeze or a silence returns when it ended."""
-
-_LONGER_THAN_THE_DEADLINE = (1.25 * DEADLINE_SECONDS, 2.0 * DEADLINE_SECONDS)
 
 
 def kill_source(scene: Scene, rng: random.Random) -> float:
@@ -48,19 +46,19 @@ def kill_consumer(scene: Scene, rng: random.Random) -> float:
 
 def freeze_source(scene: Scene, rng: random.Random) -> float:
     name = rng.choice(["alpha", "beta", "gamma"])
-    return _freeze(scene.gamma if name == "gamma" else _any(scene.replicas(name), rng), rng)
+    return _freeze(scene, scene.gamma if name == "gamma" else _any(scene.replicas(name), rng), rng)
 
 
 def freeze_fusion(scene: Scene, rng: random.Random) -> float:
-    return _freeze(_busiest(scene.replicas("fusion")), rng)
+    return _freeze(scene, _busiest(scene.replicas("fusion")), rng)
 
 
 def freeze_proxy(scene: Scene, rng: random.Random) -> float:
-    return _freeze(_any(scene.proxies(), rng), rng)
+    return _freeze(scene, _any(scene.proxies(), rng), rng)
 
 
 def freeze_consumer(scene: Scene, rng: random.Random) -> float:
-    return _freeze(scene.consumer, rng)
+    return _freeze(scene, scene.consumer, rng)
 
 
 def reset_client(scene: Scene, rng: random.Random) -> float:
@@ -78,14 +76,14 @@ def reset_sources(scene: Scene, rng: random.Random) -> float:
 def silence_client(scene: Scene, rng: random.Random) -> float:
     """The connection stays open and carries nothing."""
     scene.to_fusion.hold(True)
-    time.sleep(rng.uniform(*_LONGER_THAN_THE_DEADLINE))
+    time.sleep(_longer_than_the_deadline(scene, rng))
     scene.to_fusion.hold(False)
     return time.time()
 
 
 def silence_sources(scene: Scene, rng: random.Random) -> float:
     scene.to_sources.hold(True)
-    time.sleep(rng.uniform(*_LONGER_THAN_THE_DEADLINE))
+    time.sleep(_longer_than_the_deadline(scene, rng))
     scene.to_sources.hold(False)
     return time.time()
 
@@ -104,7 +102,7 @@ def other_text(scene: Scene, rng: random.Random) -> float:
 
 
 def late_answers(scene: Scene, rng: random.Random) -> float:
-    return _lie(scene, rng, f"delay {rng.uniform(*_LONGER_THAN_THE_DEADLINE):.1f}")
+    return _lie(scene, rng, f"delay {_longer_than_the_deadline(scene, rng):.1f}")
 
 
 FAULTS: dict[str, Fault] = {
@@ -124,10 +122,10 @@ def _kill(processes: list[psutil.Process], rng: random.Random) -> float:
     return since
 
 
-def _freeze(process: psutil.Process | None, rng: random.Random) -> float:
+def _freeze(scene: Scene, process: psutil.Process | None, rng: random.Random) -> float:
     _signal(process, signal.SIGSTOP)
     try:
-        time.sleep(rng.uniform(*_LONGER_THAN_THE_DEADLINE))
+        time.sleep(_longer_than_the_deadline(scene, rng))
     finally:
         _signal(process, signal.SIGCONT)
     return time.time()
@@ -136,9 +134,13 @@ def _freeze(process: psutil.Process | None, rng: random.Random) -> float:
 def _lie(scene: Scene, rng: random.Random, command: str) -> float:
     since = time.time()
     scene.tell_gamma(command)
-    time.sleep(rng.uniform(3, 6))
+    time.sleep(scene.deadline_seconds * rng.uniform(0.75, 1.5))
     scene.tell_gamma("sound")
     return since
+
+
+def _longer_than_the_deadline(scene: Scene, rng: random.Random) -> float:
+    return scene.deadline_seconds * rng.uniform(1.25, 2.0)
 
 
 def _any(processes: list[psutil.Process], rng: random.Random) -> psutil.Process | None:

@@ -31,8 +31,6 @@ from tests.drill.recomputation import Recomputation
 from tests.drill.relay import Relay
 from tests.services.conftest import make_tiny_model, sentences
 
-DEADLINE_SECONDS = 4.0
-"""Of a source's answer; parts are frozen for longer."""
 PREFETCH_WINDOWS = 16
 _NUM_DOCUMENTS = 60
 _K = 16
@@ -48,12 +46,21 @@ class Scene:
     Args:
         folder: for everything that is written.
         seed: of texts, tokenizers and the order of the stream.
+        deadline_seconds: of a source's answer; parts are frozen for longer.
         fusion_replicas: how many; with two, a stream moves to the other one when its own is lost.
         sample_every: one window of so many is computed again in the end.
     """
 
-    def __init__(self, folder: Path, seed: int, *, fusion_replicas: int = 2, sample_every: int = 10) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        deadline_seconds: float = 4.0,
+        fusion_replicas: int = 2,
+        sample_every: int = 10,
+    ) -> None:
+        self.folder, self.deadline_seconds = folder, deadline_seconds
         self.ledger = LedgerReader(folder / "ledger.jsonl")
         self._seed, self._sample_every = seed, sample_every
         self._stack = ExitStack()
@@ -215,7 +222,7 @@ class Scene:
                 "http_port": free_port(),
                 "dashboard_port": free_port(),
                 "num_replicas": fusion_replicas,
-                "source_timeout_seconds": DEADLINE_SECONDS,
+                "source_timeout_seconds": self.deadline_seconds,
                 "store": None,  # every window asks every source, in every epoch
             },
         }
