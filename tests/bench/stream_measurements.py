@@ -24,6 +24,7 @@ from services.common.channel import open_channel
 from services.common.cluster import free_port
 from services.common.corpus import Corpus
 from services.fusion.client import FusionClient, StreamRequest
+from services.recipes.deploy import up
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
 from tests.bench.report import Report
@@ -47,16 +48,17 @@ class Rate:
 
 @dataclass
 class Served:
-    """Services that are up in this process's own cluster."""
+    """Services that are up on a cluster of their own."""
 
     recipe: Recipe
     address: str
+    ray: psutil.Process
 
     @property
     def processes(self) -> dict[str, psutil.Process]:
         """The proxy and each application's one replica, by name."""
         found = {}
-        for process in psutil.Process().children(recursive=True):
+        for process in self.ray.children(recursive=True):
             title = " ".join(process.cmdline())
             if "ProxyActor" in title:
                 found["proxy"] = process
@@ -83,31 +85,12 @@ class Bench:
     @contextmanager
     def served(self, num_sources: int, tokens_per_second: float | None) -> Iterator[Served]:
         """So many sources and one replica of the fusion service."""
-        import ray
-        from ray import serve
-
-        from services.fusion.app import SERVICER as FUSION
-        from services.fusion.app import build as build_fusion
-        from services.source.app import SERVICER as SOURCE
-        from services.source.app import build as build_source
-
         recipe = self._recipe(num_sources, tokens_per_second)
-        prepare(recipe)
-        ray.init(address="local", num_cpus=num_sources + 4, include_dashboard=False, log_to_driver=False)
+        deployment = up(recipe, prepare(recipe), lambda states: None)
         try:
-            serve.start(
-                proxy_location="HeadOnly",
-                http_options={"host": "127.0.0.1", "port": free_port()},
-                grpc_options={"port": recipe.service.grpc_port, "grpc_servicer_functions": [SOURCE, FUSION]},
-            )
-            for source in recipe.sources:
-                app = build_source(source.model_dump(mode="json"))
-                serve.run(app, name=source.name, route_prefix=f"/{source.name}")
-            fusion = build_fusion(recipe.fusion_service().model_dump(mode="json", by_alias=True))
-            serve.run(fusion, name="fusion", route_prefix="/fusion")
-            yield Served(recipe, recipe.fusion_address)
+            yield Served(recipe, deployment.grpc_address, psutil.Process(deployment.pid))
         finally:
-            ray.shutdown()
+            deployment.stop()
 
     def _recipe(self, num_sources: int, tokens_per_second: float | None) -> Recipe:
         sources = [
@@ -136,7 +119,12 @@ class Bench:
                 "tokenizer": {"train": {"vocabulary_size": 4096}},
             },
             "fusion": {"strategy": "avg_ce", "k_out": TOP_K, "min_sources": num_sources},
-            "service": {"grpc_port": free_port(), "http_port": free_port(), "store": None},
+            "service": {
+                "grpc_port": free_port(),
+                "http_port": free_port(),
+                "dashboard_port": free_port(),
+                "store": None,
+            },
         }
         return Recipe.model_validate(values)
 
