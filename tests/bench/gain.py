@@ -69,7 +69,7 @@ def add_rows(
     report: Report, table: str, results: dict[str, list[dict[str, Any]]], experiment: Experiment, against: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Adds a row per method; returns what `differences` does."""
-    document_W, bytes_W = experiment.held_out_documents()
+    document_W, bytes_W = experiment.held_out_documents(len(next(iter(results.values()))[0]["nats_W"]))
     drawn = differences(
         {method: np.array([run["nats_W"] for run in runs]) for method, runs in results.items()}, document_W, bytes_W
     )

@@ -58,7 +58,7 @@ class Size:
         train_bytes, held_out_bytes: caps of the two splits.
         num_validation: documents of the held-out split that settings were chosen on; they are not reported.
         shape, vocabulary_size: of the target from scratch.
-        lora_windows: windows of the train split that the pretrained target is trained on.
+        lora_windows, lora_held_out: windows that the pretrained target is trained and scored on, the first ones.
     """
 
     name: str
@@ -70,12 +70,13 @@ class Size:
     epochs: int
     num_seeds: int
     lora_windows: int
+    lora_held_out: int
 
 
 _SHAPE = {"hidden_size": 192, "num_layers": 4, "num_heads": 4, "intermediate_size": 512}
 _TINY = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 128}
-FULL = Size("gain", 200_000, None, 25, _SHAPE, 4096, epochs=6, num_seeds=3, lora_windows=80)
-QUICK = Size("gain-quick", 12_000, 8_000, 2, _TINY, 512, epochs=2, num_seeds=1, lora_windows=0)
+FULL = Size("gain", 200_000, None, 25, _SHAPE, 4096, epochs=6, num_seeds=3, lora_windows=80, lora_held_out=44)
+QUICK = Size("gain-quick", 12_000, 8_000, 2, _TINY, 512, epochs=2, num_seeds=1, lora_windows=0, lora_held_out=0)
 
 
 def recipe_of(size: Size) -> Recipe:
@@ -194,8 +195,8 @@ def rows_with_distribution(blocks: Sequence[Block]) -> float | None:
     """Share of the tokens about which a source says more than that they come; None where nobody was asked."""
     if not blocks[0].k:
         return None
-    taught = sum(int((b.mask_T & ((b.topk_ids_TK >= 0).sum(axis=1) > 1)).sum()) for b in blocks)
-    return taught / sum(block.num_tokens for block in blocks)
+    told = sum(int((b.mask_T & ((b.topk_logprobs_TK[:, 0] < 0) | (b.tail_T > -np.inf))).sum()) for b in blocks)
+    return told / sum(block.num_tokens for block in blocks)
 
 
 class Experiment:
@@ -219,12 +220,13 @@ class Experiment:
         store = str(self.recipe.run_folder / "store")
         return {source.name: capture(source, self.train, store) for source in self.recipe.sources}
 
-    def held_out_documents(self) -> tuple[np.ndarray, np.ndarray]:
-        """(number of the document, bytes) of every held-out window."""
-        documents = list(dict.fromkeys(window.document for window in self.held_out))
+    def held_out_documents(self, num_windows: int) -> tuple[np.ndarray, np.ndarray]:
+        """(number of the document, bytes) of each of the first held-out windows."""
+        windows = self.held_out[:num_windows]
+        documents = list(dict.fromkeys(window.document for window in windows))
         return (
-            np.array([documents.index(window.document) for window in self.held_out]),
-            np.array([len(window.text) for window in self.held_out]),
+            np.array([documents.index(window.document) for window in windows]),
+            np.array([len(window.text) for window in windows]),
         )
 
     def run(self, method: str, seed: int, **changes: Any) -> Any:
@@ -303,4 +305,5 @@ class Experiment:
         target = TargetConfig.model_validate({"model": model})
         folder = prepare_target(target, (), self.recipe.run_folder / "target-pretrained", 0)
         vocabulary = Vocabulary.from_pretrained(folder)
-        return folder, Runs(self.recipe.run_folder / "runs", vocabulary, self.validation, self.held_out)
+        held_out = self.held_out[: self.size.lora_held_out]
+        return folder, Runs(self.recipe.run_folder / "runs", vocabulary, self.validation, held_out)
