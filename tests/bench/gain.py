@@ -20,7 +20,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from itertools import repeat
+from itertools import product, repeat
 from multiprocessing import get_context
 from typing import Any
 
@@ -75,23 +75,30 @@ def interval(values_R: np.ndarray) -> tuple[float, float, float]:
 def add_rows(
     report: Report, table: str, results: dict[str, list[Run]], experiment: Experiment, against: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Adds a row per method; returns what `differences` does."""
+    """Adds a row per method and one per difference from those in `against`; returns what `differences` does."""
     document_W, bytes_W = experiment.held_out_documents(len(next(iter(results.values()))[0]["nats_W"]))
     drawn = differences(
         {method: np.array([run["nats_W"] for run in runs]) for method, runs in results.items()}, document_W, bytes_W
     )
     for method, runs in results.items():
         value, low, high = interval(drawn[method])
-        cells: dict[str, Any] = {"table": table, "method": method, "lambda": runs[0]["settings"]["config"]["lambda_"]}
-        cells |= {"nats_per_byte": value, "low": low, "high": high}
-        for other in against:
-            if other in drawn and other != method:
-                value, low, high = interval(drawn[method] - drawn[other])
-                cells |= {f"minus {other}": value, f"minus {other}, low": low, f"minus {other}, high": high}
         per_seed = [sum(run["nats_W"]) / bytes_W.sum() for run in runs]
-        cells |= {"by seed": " ".join(f"{value:.4f}" for value in per_seed)}
-        cells |= {"rows_with_distribution": runs[0]["rows_with_distribution"], "tokens_trained": runs[0]["tokens"]}
-        report.row(**cells)
+        report.row(
+            table=table,
+            method=method,
+            **{"lambda": runs[0]["settings"]["config"]["lambda_"]},
+            nats_per_byte=value,
+            low=low,
+            high=high,
+            by_seed=" ".join(f"{value:.4f}" for value in per_seed),
+            rows_with_distribution=runs[0]["rows_with_distribution"],
+            tokens_trained=runs[0]["tokens"],
+        )
+    for method, other in product(results, against):
+        if other in drawn and other != method:
+            value, low, high = interval(drawn[method] - drawn[other])
+            cells = {"method": method, "minus": other, "nats_per_byte": value, "low": low, "high": high}
+            report.row(table=f"{table}: differences", **cells)
     return drawn
 
 
