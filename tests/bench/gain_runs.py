@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -126,16 +126,24 @@ class Runs:
         self.folder, self._vocabulary = folder, vocabulary
         self._validation, self._texts = token_blocks(vocabulary, validation), [window.text for window in held_out]
 
-    def run(self, name: str, target: Path, config: DistillConfig, blocks: Sequence[Block], made_from: str) -> Any:
+    def run(
+        self,
+        name: str,
+        target: Path,
+        config: DistillConfig,
+        windows: Sequence[Window],
+        blocks: Callable[[], Sequence[Block]],
+        made_from: str,
+    ) -> Any:
         """Nats of every held-out window (`nats_W`) and figures of the run; `model` is where the model lies.
 
-        `made_from` names what `blocks` hold, so that one run can be told from another.
+        `blocks` fuses the windows, and `made_from` names how, so that one run can be told from another.
         """
         settings = {
             "name": name,
             "target": hashlib.sha256((target / "target.json").read_bytes()).hexdigest(),
             "config": config.model_dump(mode="json"),
-            "texts": hashlib.sha256(b"\0".join([*self._texts, *(b.text_bytes for b in blocks)])).hexdigest(),
+            "texts": hashlib.sha256(b"\0".join([*self._texts, *(w.text for w in windows)])).hexdigest(),
             "made_from": made_from,
         }
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -145,7 +153,7 @@ class Runs:
             if not result_file.is_file():
                 shutil.rmtree(run_folder, ignore_errors=True)
                 run_folder.mkdir(parents=True)
-                result = self._train(DistillJob(name, run_folder, target, "gain", TRAIN, "", config), blocks)
+                result = self._train(DistillJob(name, run_folder, target, "gain", TRAIN, "", config), blocks())
                 result_file.write_text(json.dumps({"settings": settings, **result}, indent=1))
         return json.loads(result_file.read_text())
 
@@ -204,9 +212,15 @@ class Experiment:
         """Trains the target from scratch with a method; `changes` to the settings are for choosing them."""
         lambda_ = LAMBDA_OF_PUBLISHED if method in {MIN_EDIT, TRANSPORT} else LAMBDA
         config = self._config(1.0 if method == CLM_ONLY else lambda_, seed, changes)
-        blocks = self._blocks(method, seed if method == TRANSPORT else 0)
         made_from = f"{method}, top_k {self.recipe.sources[0].top_k}"
-        return self._runs.run(method, self._target(seed), config, blocks, made_from)
+        return self._runs.run(
+            method,
+            self._target(seed),
+            config,
+            self.train,
+            lambda: self._blocks(method, seed if method == TRANSPORT else 0),
+            made_from,
+        )
 
     def _config(self, lambda_: float, seed: int, changes: dict[str, Any]) -> DistillConfig:
         steps_per_epoch = -(-len(self.train) // 4)
@@ -267,10 +281,13 @@ class Experiment:
         windows = self.train[: self.size.lora_windows]
         target = Vocabulary.from_pretrained(folder)
         if config.tokens_only:
-            return runs.run(name, folder, config, token_blocks(target, windows), "tokens")
-        captured = {"gemma3": self.captured["gemma3"][: len(windows)]}
-        blocks = Fusing(target, self._source_vocabularies(), windows, captured).byte(["gemma3"], FusionConfig())
-        return runs.run(name, folder, config, blocks, "gemma3, byte")
+            return runs.run(name, folder, config, windows, lambda: token_blocks(target, windows), "tokens")
+
+        def blocks() -> list[Block]:
+            captured = {"gemma3": self.captured["gemma3"][: len(windows)]}
+            return Fusing(target, self._source_vocabularies(), windows, captured).byte(["gemma3"], FusionConfig())
+
+        return runs.run(name, folder, config, windows, blocks, "gemma3, byte")
 
     def _pretrained(self) -> tuple[Path, Runs]:
         model = str(resolve_model(self.recipe.sources[0].model))
