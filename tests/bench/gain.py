@@ -162,15 +162,17 @@ def main() -> None:
     targets: dict[str, list[Task]] = {method: [(method, seed, ()) for seed in seeds] for method in methods}
     tried: list[Task] = []
     longer: dict[str, list[Task]] = {}
+    alone: dict[str, list[Task]] = {}
     pretrained: dict[str, list[Task]] = {}
     if not options.quick:
         tried = [(method, 0, tuple(changes.items())) for method, changes in TRIED]
         pretrained = {name: [(name, 0, ())] for name in LORA}
+        alone = {name: [(name, seed, ()) for seed in seeds[:2]] for name in BYTE.values()}
         longer = {
             f"{CLM_ONLY}, {LONGER} epochs": [(CLM_ONLY, seed, (("epochs", LONGER),)) for seed in seeds[:2]],
             BEST: targets[BEST][:2],
         }
-    groups = (*targets.values(), tried, *pretrained.values(), *longer.values())
+    groups = (*targets.values(), tried, *alone.values(), *pretrained.values(), *longer.values())
     runs = train_all(options.quick, [task for group in groups for task in group], options.workers)
 
     def of(tasks: dict[str, list[Task]]) -> dict[str, list[Run]]:
@@ -185,8 +187,10 @@ def main() -> None:
             **{"lambda": config["lambda_"]},
             nats_per_byte=runs[task]["validation"][-1],
         )
-    singles = [method for method in BYTE.values() if method in targets]
-    best_single = min(singles, key=lambda method: np.sum([run["nats_W"] for run in of(targets)[method]]))
+    best_single = BYTE["gemma3"]
+    if alone:
+        best_single = min(alone, key=lambda name: np.sum([run["nats_W"] for run in of(alone)[name]]))
+        add_rows(report, "single sources, two seeds", of(alone), experiment, (best_single,))
     drawn = add_rows(report, "target from scratch", of(targets), experiment, (CLM_ONLY, MIN_EDIT, best_single))
     add_checks(report, drawn, best_single)
     if longer:

@@ -49,7 +49,7 @@ FUSED = {
     for strategy in ("avg_ce", "min_ce")
     for scope in ("window", "span")
 }
-METHODS = (CLM_ONLY, BYTE["gemma3"], "byte, avg_ce, window", MIN_EDIT, *list(FUSED)[1:], TRANSPORT, BYTE["smollm2"])
+METHODS = (CLM_ONLY, BYTE["gemma3"], "byte, avg_ce, window", MIN_EDIT, *list(FUSED)[1:], TRANSPORT)
 LORA = {"LoRA, CLM only": 1.0, "LoRA, Gemma": 0.5}
 """The runs with a pretrained target, with their lambda."""
 LAMBDA, LAMBDA_OF_PUBLISHED = 0.1, 0.4
