@@ -136,9 +136,14 @@ def _ray() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services."""
+    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services.
+
+    Ray gives its workers niceness 15 unless it is told otherwise: whatever else runs on the machine would pass
+    services that others wait for. And Serve looks only every ten seconds whether its proxy lives.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path}
+    ours = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
+    return {**ours, **os.environ, "PATH": path}
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -190,6 +190,7 @@ class Scene:
             seed=self._seed,
             prefetch_windows=PREFETCH_WINDOWS,
             patience_seconds=_PATIENCE_SECONDS,
+            silence_seconds=max(3.0, self.deadline_seconds),
             sample_every=self._sample_every,
             ledger=str(self.folder / "ledger.jsonl"),
             stop=str(self._stop),
@@ -223,6 +224,8 @@ class Scene:
                 "dashboard_port": free_port(),
                 "num_replicas": fusion_replicas,
                 "source_timeout_seconds": self.deadline_seconds,
+                "breaker_pause_seconds": 1,
+                "heartbeat_seconds": min(1.0, self.deadline_seconds / 4),
                 "store": None,  # every window asks every source, in every epoch
             },
         }
