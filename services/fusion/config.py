@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from fusion_core.fusion import FusionConfig
 from services.common.settings import Settings
@@ -45,12 +47,23 @@ class ServiceConfig(Settings):
     heartbeat_seconds: float = Field(
         5, gt=0, le=10, description="A fused stream that has nothing to send says so often that it lives."
     )
+    below_quorum: Literal["wait", "skip"] = Field(
+        "wait",
+        description="A window of a stream that fewer than fusion.min_sources answer for: wait for it (the stream "
+        "breaks and its client retries), or skip it (the client is told, and it goes on the back-fill list).",
+    )
     store: str | None = Field(
         "store",
         min_length=1,
         description="Folder (relative to the run's) or URL, such as s3://bucket/folder, that keeps scored windows, so "
         "that a pass is paid for once. null keeps nothing.",
     )
+
+    @model_validator(mode="after")
+    def _skipping_needs_a_store(self) -> ServiceConfig:
+        if self.below_quorum == "skip" and self.store is None:
+            raise ValueError("below_quorum: skip needs a store, where the back-fill list is kept")
+        return self
 
 
 class SourceEndpoint(Settings):
