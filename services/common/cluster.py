@@ -136,9 +136,14 @@ def _ray() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services."""
+    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services.
+
+    Serve's gRPC proxy takes messages of up to 2 GiB unless it is told otherwise.
+    """
+    from services.common.wire import MAX_MESSAGE_BYTES
+
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return {**os.environ, "PATH": path}
+    return {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES), **os.environ, "PATH": path}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
