@@ -121,8 +121,9 @@ class OpenStream:
             yield message
 
     def sent(self, response: Any) -> None:
-        """The blocks of a frame have left."""
-        num_blocks = min(len(response.blocks), self.blocks)
+        """The blocks of a frame have left; a window that was skipped has used up its credit as well."""
+        num_sent = len(response.blocks) + len(getattr(response, "skipped", ()))
+        num_blocks = min(num_sent, self.blocks)
         self.blocks -= num_blocks
         self._held.blocks -= num_blocks
 

@@ -179,6 +179,11 @@ class DistillConfig(Settings):
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
+    def prefetch_per_worker(self) -> int:
+        """Windows that a worker asks for ahead of its training, at most."""
+        return self.prefetch_windows or 2 * math.ceil(self.batch_windows / self.worker_range[0])
+
+    @property
     def tokens_only(self) -> bool:
         """Whether the run is CLM only, and asks no source at all."""
         return self.lambda_ == 1.0 and self.lambda_end in {None, 1.0}

@@ -68,10 +68,11 @@ class Recipe(Settings):
                 "fusion.alignment: transport matches candidates with those of a source that has the target's "
                 "vocabulary, and target.tokenizer.train makes a new one; allowed here: byte, min_edit"
             )
-        if (self.distill.prefetch_windows or 0) > self.service.per_client.blocks and self.service.address is None:
+        prefetch, allowed = self.distill.prefetch_per_worker, self.service.per_client.blocks
+        if prefetch > allowed and self.service.address is None:
             raise ValueError(
-                f"distill.prefetch_windows: {self.distill.prefetch_windows} is more than service.per_client.blocks = "
-                f"{self.service.per_client.blocks}"
+                f"distill.prefetch_windows: {prefetch} (two batches when not set) is more than "
+                f"service.per_client.blocks = {allowed}"
             )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")

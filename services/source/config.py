@@ -80,7 +80,8 @@ class SourceConfig(Settings):
     )
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
     per_client: PerClient = Field(
-        PerClient(blocks=4096), description="What one client, such as a replica of the fusion service, may hold."
+        PerClient(streams=256, blocks=16_384),
+        description="What one client may hold: a replica of the fusion service asks for all trainers that it serves.",
     )
     max_tokens_in_flight: int | None = Field(
         None,

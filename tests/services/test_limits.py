@@ -91,7 +91,10 @@ def test_credits_of_all_streams_of_a_client_count_together() -> None:
         with pytest.raises(ResourceExhaustedError, match=r"4 beside 7 .*service\.per_client\.blocks is 10"):
             read(two, credit(4))
         read(other, credit(10))
-        one.sent(frame(5))
+        skipping = frame(3)
+        skipping.skipped.add()
+        skipping.skipped.add()
+        one.sent(skipping)  # a window that was left out has used up its credit, too
         read(two, credit(8))
         with pytest.raises(InvalidArgumentError, match=r"credit\.blocks: 11 at once"):
             read(one, credit(11))
