@@ -124,6 +124,27 @@ def test_below_quorum_a_stream_waits_and_goes_on_when_the_source_is_back(folder:
         assert sorted(window.index for window in windows) == list(range(fusion.num_windows))
 
 
+@pytest.mark.parametrize("prefetch", [1, 6])
+def test_what_the_trainer_grants_bounds_what_sources_are_asked_for(prefetch: int, fusion: PlainFusion) -> None:
+    """A trainer that takes its time slows the sources down, and no source runs ahead of the other."""
+    stream = fusion.client().stream(REQUEST, prefetch_windows=prefetch)
+    for taken in range(1, 30):
+        next(stream)
+        assert all(source.scored + source.at_once <= prefetch + taken for source in fusion.sources)
+    deadline = time.monotonic() + 20
+    while any(source.scored < prefetch + 28 for source in fusion.sources):  # all that was granted, and no more
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all(source.scored <= prefetch + 29 for source in fusion.sources)
+    assert all(0 < source.most_at_once <= prefetch for source in fusion.sources)
+    freeze(fusion, 0)
+    fusion.sources[1].most_at_once = 0
+    for _ in range(prefetch - 1):
+        next(stream)
+    assert fusion.sources[1].most_at_once <= prefetch
+    thaw(fusion, 0)
+
+
 def check(fusion: PlainFusion, service: str = "") -> int:
     with open_channel(fusion.address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)

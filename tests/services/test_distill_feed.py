@@ -22,7 +22,7 @@ from services.common.errors import FailedPreconditionError
 from services.distill.config import TargetConfig
 from services.distill.feed import WindowFeed
 from services.distill.target import prepare_target
-from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.fusion.plan import StreamPlan
 
 WORDS = [
@@ -83,7 +83,8 @@ def tiny_target(folder: Path) -> Path:
 
 class FakeFusion:
     """In place of `FusionClient`. The stream of the train split breaks once, after `break_after` windows. Every seventh
-    row is masked. With `ends` every window is a whole document and has the end row."""
+    row is masked. With `ends` every window is a whole document and has the end row. Windows in `skipped` come
+    without distributions."""
 
     def __init__(
         self,
@@ -93,11 +94,13 @@ class FakeFusion:
         held_out: list[bytes] | None = None,
         break_after: int | None = None,
         ends: bool = False,
+        skipped: frozenset[int] = frozenset(),
     ) -> None:
         self.vocabulary = Vocabulary.from_pretrained(tokenizer)
         self.splits = {"train": texts, "held_out": held_out or []}
         self.break_after = break_after
         self.ends = ends
+        self.skipped = skipped
         self.requests: list[StreamRequest] = []
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
@@ -110,7 +113,7 @@ class FakeFusion:
             ],
         )
 
-    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
         self.requests.append(request)
         texts = self.splits[request.split]
         plan = StreamPlan(request.split, len(texts), request.seed, request.rank, request.world_size, request.num_epochs)
@@ -118,6 +121,9 @@ class FakeFusion:
             if sent == self.break_after and request.split == "train":
                 self.break_after = None
                 raise FailedPreconditionError("the stream broke")
+            if step.index in self.skipped and request.split == "train" and not request.tokens_only:
+                yield SkippedWindow(("left",), f"document {step.index}", 0, step.index, step.cursor)
+                continue
             block = self.block(texts[step.index], tokens_only=request.tokens_only, k=request.k or 8)
             yield FusedWindow(block, f"document {step.index}", 0, step.index, step.cursor)
 
@@ -192,6 +198,15 @@ def test_workers_together_take_the_windows_that_one_worker_takes(target, world_s
     for _ in range(4):
         together = {window.index for shard in shards for window in shard.take(0).windows}
         assert together == {window.index for window in alone.take(0).windows}
+
+
+def test_skipped_windows_are_part_of_their_batch(target):
+    fusion = FakeFusion(target, corpus(11), skipped=frozenset({2, 5, 7}))
+    feed = WindowFeed(fusion, _request(fusion), batch_windows=4)
+    batches = [feed.take(0) for _ in range(3)]
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert sorted(window.index for batch in batches for window in batch.skipped) == [2, 5, 7]
+    assert sorted(window.index for batch in batches for window in batch.windows) == [0, 1, 3, 4, 6, 8, 9, 10]
 
 
 def test_a_block_in_another_vocabulary_is_refused(target):

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, NotFoundError
+from services.common.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.distill.checkpoint import load_state
 from services.distill.config import DistillConfig
 from services.distill.evaluate import nats_per_byte
@@ -111,6 +111,24 @@ def test_the_ledger_holds_every_window_once_per_epoch(undisturbed):
     for epoch in range(2):
         seen = Counter(index for row in ledger if row["epoch"] == epoch for index in row["windows"])
         assert seen == Counter(range(18))
+
+
+def test_skipped_windows_are_accounted_for_and_not_trained_on(tmp_path, target):  # noqa: F811
+    job, skipped = job_in(tmp_path, target), frozenset({3, 11, 12})
+    train(job, FakeFusion(target, corpus(18), skipped=skipped))
+    ledger, rows = read_rows(job.files.ledger), read_rows(job.files.metrics)
+    for epoch in range(2):
+        of_epoch = [row for row in ledger if row["epoch"] == epoch]
+        assert Counter(index for row in of_epoch for index in row["skipped"]) == Counter(skipped)
+        assert Counter(i for row in of_epoch for i in row["windows"] + row["skipped"]) == Counter(range(18))
+    assert [row["skipped"] for row in rows] == [len(row["skipped"]) for row in ledger]
+    assert sum(row["windows"] for row in rows) == 2 * (18 - len(skipped))
+    assert rows[-1]["total_windows"] == 36
+
+
+def test_a_step_without_any_window_ends_the_run(tmp_path, target):  # noqa: F811
+    with pytest.raises(UnavailableError, match="every window was left out for want of sources"):
+        train(job_in(tmp_path, target), FakeFusion(target, corpus(18), skipped=frozenset(range(18))))
 
 
 def same_run(ours: DistillJob, theirs: DistillJob) -> None:
