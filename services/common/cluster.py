@@ -139,10 +139,17 @@ def _environment() -> dict[str, str]:
     """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services.
 
     Ray gives its workers niceness 15 unless it is told otherwise: whatever else runs on the machine would pass
-    services that others wait for. And Serve looks only every ten seconds whether its proxy lives.
+    services that others wait for. And Serve looks only every ten seconds whether its proxy lives, which takes messages
+    of up to 2 GiB by itself.
     """
+    from services.common.wire import MAX_MESSAGE_BYTES
+
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    ours = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
+    ours = {
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
+    }
     return {**ours, **os.environ, "PATH": path}
 
 

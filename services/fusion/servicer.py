@@ -17,6 +17,7 @@ from services.common.draining import Draining
 from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.common.flow import Pipeline
 from services.common.health import health_response
+from services.common.limits import ClientLimits
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
 from services.common.store.backfill import BackfillWindow
@@ -49,6 +50,7 @@ class FusionServicer:
 
     async def __init__(self, config: FusionServiceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._config = config
+        self.client_limits = ClientLimits(config.service.per_client, "service.per_client")
         self._fuser = Fuser(config)
         self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
         self._splits = {

@@ -6,14 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from services.common.limits import PerClient
 from services.common.settings import Settings
+from services.common.tls import ADDRESS_PATTERN
 
 MAX_TOP_K = 1024
 _OF_TRANSFORMERS = ("device", "torch_threads")
 _OF_VLLM = ("engine_args", "placement_strategy")
 _OF_MODELS = ("dtype", "logits_memory_bytes")
 OF_A_DEPLOYMENT = (
-    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes"),
+    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes", "per_client"),
     *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
     "num_replicas",
     *("autoscaling", "num_cpus", "num_gpus", "placement_strategy", "max_ongoing_requests", "max_queued_requests"),
@@ -77,6 +79,9 @@ class SourceConfig(Settings):
         "planned for it; with an address it says what the source there takes.",
     )
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
+    per_client: PerClient = Field(
+        PerClient(blocks=4096), description="What one client, such as a replica of the fusion service, may hold."
+    )
     max_tokens_in_flight: int | None = Field(
         None,
         ge=1,
@@ -93,7 +98,11 @@ class SourceConfig(Settings):
     env: dict[str, str] = Field(default_factory=dict, description="Environment of the replicas.")
     torch_threads: int | None = Field(None, ge=1, description="For engine transformers on CPU.")
 
-    address: str | None = Field(None, pattern=r"^[^\s/]+:\d+$", description="host:port of a source that runs already.")
+    address: str | None = Field(
+        None,
+        pattern=ADDRESS_PATTERN,
+        description="host:port of a source that runs already; grpcs://host:port with TLS.",
+    )
     application: str | None = Field(None, description="Serve application at that address; default the name.")
 
     num_replicas: int = Field(1, ge=1)

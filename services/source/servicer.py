@@ -20,6 +20,7 @@ from services.common.errors import (
 )
 from services.common.flow import Pipeline
 from services.common.health import health_response
+from services.common.limits import ClientLimits
 from services.common.models import resolve_model
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
@@ -40,6 +41,7 @@ class SourceServicer:
 
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._config = config
+        self.client_limits = ClientLimits(config.per_client, f"sources.{config.name}.per_client")
         folder = resolve_model(config.model)
         revision = asyncio.get_running_loop().run_in_executor(None, weights_revision, folder)
         self._scorer = await Scorer.load(config, folder)
