@@ -51,9 +51,7 @@ class Authority:
     def client(self, name: str, *, expired: bool = False) -> Pair:
         return self._signed(name, ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName(name)], expired=expired)
 
-    def _signed(
-        self, name: str, usage: x509.ObjectIdentifier, names: list[x509.GeneralName], *, expired: bool
-    ) -> Pair:
+    def _signed(self, name: str, usage: x509.ObjectIdentifier, names: list[x509.GeneralName], *, expired: bool) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (

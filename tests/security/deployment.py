@@ -90,7 +90,7 @@ def guarded_deployment(folder: Path) -> Iterator[Guarded]:
             recipe = _recipe(folder, tiny, source.address)
             deployment = up(recipe, prepare(recipe), lambda states: None)
             try:
-                with _environment({name: None for name in environment}):
+                with _environment(dict.fromkeys(environment)):
                     yield Guarded(recipe, deployment)
             finally:
                 deployment.stop()

@@ -1,4 +1,4 @@
-"""The gateway of k8s/components/gateway: its own Envoy configuration on a real Envoy, with addresses of this machine."""
+"""The gateway of k8s/components/gateway: its own configuration on a real Envoy, with addresses of this machine."""
 
 from __future__ import annotations
 

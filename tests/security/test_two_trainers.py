@@ -80,9 +80,7 @@ def test_each_trainer_gets_its_shard_and_the_stranger_nothing(guarded: Guarded) 
 
     stranger = threading.Thread(target=knock)
     stranger.start()
-    trainers = [
-        threading.Thread(target=train, args=(rank, token)) for rank, token in enumerate((TOKEN, SECOND_TOKEN))
-    ]
+    trainers = [threading.Thread(target=train, args=(rank, token)) for rank, token in enumerate((TOKEN, SECOND_TOKEN))]
     for trainer in trainers:
         trainer.start()
     for trainer in trainers:
@@ -120,7 +118,9 @@ def test_health_and_reflection_are_public_and_say_nothing_of_data(guarded: Guard
         answer = health.Check(health_pb2.HealthCheckRequest(), metadata=(("application", "fusion"),), timeout=60)
         assert answer == health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
-        answers = list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]), timeout=60))
+        answers = list(
+            reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]), timeout=60)
+        )
         services = {service.name for service in answers[0].list_services_response.service}
         assert services == {
             "fusion.v1.FusionService",
