@@ -106,10 +106,10 @@ def _initialise(
     assert config.tokenizer is not None
     if config.tokenizer.train is not None:
         train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=shape.max_positions)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder)
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
         tokenizer.save_pretrained(folder)
