@@ -21,9 +21,9 @@ def submit_recipe(
 
     The run's own resolved recipe lies in its folder, so that a later change of the file changes no run under way.
     """
+    recipe_file = recipe.training_folder(run_name) / "recipe.yaml"
     _check_served(recipe)
     prepare(recipe, save=False)
-    recipe_file = recipe.run_folder / run_name / "recipe.yaml"
     recipe.save(recipe_file)
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
     if start_over:

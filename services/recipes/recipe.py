@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from services.distill.config import DistillConfig, TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.source.config import SourceConfig
 
+_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
+"""Of folders that are named in a recipe or on the command line."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; one line per mistake, each naming its key."""
@@ -24,7 +28,7 @@ class RecipeError(ValueError):
 class Recipe(Settings):
     """One run. Folders in it are relative to where the command is run."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the run and its folder.")
+    name: str = Field(pattern=_NAME, description="Name of the run and its folder.")
     output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
     corpus: CorpusConfig
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -64,6 +68,11 @@ class Recipe(Settings):
                 "fusion.alignment: transport matches candidates with those of a source that has the target's "
                 "vocabulary, and target.tokenizer.train makes a new one; allowed here: byte, min_edit"
             )
+        if (self.distill.prefetch_windows or 0) > self.service.per_client.blocks and self.service.address is None:
+            raise ValueError(
+                f"distill.prefetch_windows: {self.distill.prefetch_windows} is more than service.per_client.blocks = "
+                f"{self.service.per_client.blocks}"
+            )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
         return self
@@ -71,6 +80,12 @@ class Recipe(Settings):
     @property
     def run_folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def training_folder(self, run_name: str) -> Path:
+        """Folder of a training run, right below the run's own; raises RecipeError for a name that leads elsewhere."""
+        if not re.fullmatch(_NAME, run_name):
+            raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+        return self.run_folder / run_name
 
     @property
     def corpus_folder(self) -> Path:

@@ -90,6 +90,10 @@ BAD_RECIPES = [
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
+    ("corpus.name", "../elsewhere", "corpus.name: "),
+    ("name", "../elsewhere", "name: "),
+    ("distill.prefetch_windows", 2000, "distill.prefetch_windows: 2000 is more than service.per_client.blocks = 1024"),
+    ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),
 ]
 
 
@@ -99,6 +103,15 @@ def test_validate_names_the_key(written: Any, key: str, value: Any, message: str
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("run_name", ["../elsewhere", "/elsewhere", "..", "a/b", ""])
+def test_a_run_stays_in_its_recipe_s_folder(run_name: str, written: Any) -> None:
+    """Starting over deletes what it finds there."""
+    arguments = ["distill", written("name", "live"), "--run-name", run_name, "--start-over"]
+    done = CliRunner().invoke(app, arguments, terminal_width=200)
+    assert done.exit_code == 2
+    assert "--run-name: must match" in done.stderr
 
 
 def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
