@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ray.serve.generated import serve_pb2
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
 from services.common.channel import open_channel
@@ -128,3 +129,9 @@ def test_health_and_reflection_are_public_and_say_nothing_of_data(guarded: Guard
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
+        # Serve's own service, which nothing switches off: names of applications.
+        listed = channel.unary_unary(
+            "/ray.serve.RayServeAPIService/ListApplications",
+            response_deserializer=serve_pb2.ListApplicationsResponse.FromString,
+        )(b"", timeout=60)
+        assert set(listed.application_names) == {"fusion", "one", "two", "cracked"}
