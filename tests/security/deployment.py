@@ -44,7 +44,7 @@ class Guarded:
         return self.deployment.grpc_address
 
     def client(self, token: str = TOKEN, **settings: Any) -> FusionClient:
-        return FusionClient(self.address, token=token, patience_seconds=30, timeout_seconds=60, **settings)
+        return FusionClient(self.address, token=token, patience_seconds=60, timeout_seconds=300, **settings)
 
     def metadata(self, application: str = "fusion", token: str = TOKEN) -> tuple[tuple[str, str], ...]:
         return call_metadata(application, token)

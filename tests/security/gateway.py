@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -68,14 +70,13 @@ def gateway(folder: Path, upstream: str) -> Iterator[Gateway]:
     program = envoy()
     authority = Authority(folder / "authority", "clients and gateway")
     tls = folder / "tls"
-    tls.mkdir()
-    server: Pair = authority.server(NAME)
-    for source, name in ((server.cert, "tls.crt"), (server.key, "tls.key"), (authority.cert, "ca.crt")):
-        (tls / name).write_bytes(source.read_bytes())
+    put_secret(tls, authority, authority.server(NAME))
     port, ready, admin = free_port(), free_port(), free_port()
-    config = _here((_COMPONENT / "envoy.yaml").read_text(), tls, (port, ready, admin), upstream)
+    config = _here((_COMPONENT / "envoy.yaml").read_text(), (port, ready, admin), upstream)
     path = folder / "envoy.yaml"
-    path.write_text(config)
+    path.write_text(config.replace("/etc/gateway/config", str(folder)))
+    for name in ("certificate.yaml", "clients.yaml"):
+        (folder / name).write_text((_COMPONENT / name).read_text().replace("/etc/gateway/tls", str(tls)))
     words = [str(path) if word.endswith("envoy.yaml") else word for word in arguments()]
     log = folder / "envoy.log"
     with log.open("wb") as stream:
@@ -88,9 +89,20 @@ def gateway(folder: Path, upstream: str) -> Iterator[Gateway]:
         process.wait(30)
 
 
-def _here(text: str, tls: Path, ports: tuple[int, int, int], upstream: str) -> str:
+def put_secret(mount: Path, authority: Authority, server: Pair) -> None:
+    """Mounts the Secret as the kubelet does: `..data` links to a folder, and a change swaps that link."""
+    mount.mkdir(exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="..", dir=mount))
+    for source, name in ((server.cert, "tls.crt"), (server.key, "tls.key"), (authority.cert, "ca.crt")):
+        shutil.copy(source, made / name)
+        if not (mount / name).is_symlink():
+            (mount / name).symlink_to(f"..data/{name}")
+    (mount / "..data_tmp").symlink_to(made.name)
+    (mount / "..data_tmp").rename(mount / "..data")
+
+
+def _here(text: str, ports: tuple[int, int, int], upstream: str) -> str:
     """The configuration with addresses of this machine, where Serve's one proxy has several applications."""
-    text = text.replace("/etc/gateway/tls", str(tls))
     for shipped, port in zip((8443, 8081, 9901), ports, strict=True):
         text, times = re.subn(rf"port_value: {shipped}\b", f"port_value: {port}", text)
         assert times == 1
