@@ -116,11 +116,11 @@ def test_health_and_reflection_are_public_and_say_nothing_of_data(guarded: Guard
     """Probes carry no token, and the protos are public anyway: names of services and their schemas, no more."""
     with open_channel(guarded.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        answer = health.Check(health_pb2.HealthCheckRequest(), metadata=(("application", "fusion"),), timeout=60)
+        answer = health.Check(health_pb2.HealthCheckRequest(), metadata=(("application", "fusion"),), timeout=120)
         assert answer == health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         answers = list(
-            reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]), timeout=60)
+            reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]), timeout=120)
         )
         services = {service.name for service in answers[0].list_services_response.service}
         assert services == {
@@ -133,5 +133,5 @@ def test_health_and_reflection_are_public_and_say_nothing_of_data(guarded: Guard
         listed = channel.unary_unary(
             "/ray.serve.RayServeAPIService/ListApplications",
             response_deserializer=serve_pb2.ListApplicationsResponse.FromString,
-        )(b"", timeout=60)
+        )(b"", timeout=120)
         assert set(listed.application_names) == {"fusion", "one", "two", "cracked"}
