@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
+from services.common.auth import call_metadata
 from services.common.channel import open_aio_channel, open_channel
 from services.common.corpus import Corpus
 from services.common.errors import UnauthenticatedError, UnavailableError
@@ -86,7 +87,7 @@ def test_frames_come_one_by_one_as_they_are_granted(door: Gateway) -> None:
     outbox.put(fusion_pb2.StreamFusedRequest(open=opening))
     with open_channel(door.address) as channel:
         stub = fusion_pb2_grpc.FusionServiceStub(channel)
-        answers = stub.StreamFused(iter(outbox.get, None), metadata=client(door)._metadata(), timeout=120)
+        answers = stub.StreamFused(iter(outbox.get, None), metadata=call_metadata("fusion", TOKEN), timeout=120)
         frames = (answer for answer in answers if answer.blocks)  # without the greeting and heartbeats
         for received in range(1, 6):
             outbox.put(fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=1)))
@@ -161,7 +162,9 @@ def test_health_and_reflection_pass_and_nothing_else_does(door: Gateway) -> None
         assert "fusion.v1.FusionService" in {s.name for s in listed.list_services_response.service}
         sources = source_pb2_grpc.SourceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            sources.GetSourceInfo(source_pb2.GetSourceInfoRequest(), metadata=client(door)._metadata(), timeout=120)
+            sources.GetSourceInfo(
+                source_pb2.GetSourceInfoRequest(), metadata=call_metadata("fusion", TOKEN), timeout=120
+            )
         assert caught.value.code() == Code.UNIMPLEMENTED
         serve = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
         with pytest.raises(grpc.RpcError) as caught:
@@ -259,7 +262,9 @@ def test_messages_beyond_the_limits_are_refused_and_a_good_client_goes_on(door: 
         with grpc.secure_channel(door.address.removeprefix("grpcs://"), credentials, options) as channel:
             request = fusion_pb2.FuseRequest(texts=[bytes(num_bytes)])
             with pytest.raises(grpc.RpcError) as caught:
-                fusion_pb2_grpc.FusionServiceStub(channel).Fuse(request, metadata=client(door)._metadata(), timeout=120)
+                fusion_pb2_grpc.FusionServiceStub(channel).Fuse(
+                    request, metadata=call_metadata("fusion", TOKEN), timeout=120
+                )
             return caught.value
 
     good = threading.Thread(target=lambda: results.extend(client(door).fuse([TEXT]) for _ in range(3)))
