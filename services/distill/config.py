@@ -106,6 +106,9 @@ class DistillConfig(Settings):
     reward_weighting: bool = Field(
         False, description="the fusion term of a window counts by exp(-loss per token) of its best source"
     )
+    sources: tuple[Text, ...] | None = Field(
+        None, min_length=1, description="fuse these sources only, such as a single one as a control; all when not set"
+    )
     loss: FusionLoss = "cross_entropy"
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="of loss jsd: towards 0 forward KL, towards 1 reverse KL")
     temperature: float = Field(1.0, gt=0, description="of the fusion term, on both sides")
@@ -169,6 +172,10 @@ class DistillConfig(Settings):
             raise ValueError("lambda_end: required with lambda_schedule linear or cosine, and only then")
         if self.loss != "jsd" and self.jsd_beta != 0.5:
             raise ValueError("jsd_beta: only loss jsd has it")
+        if self.sources is not None and len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources: names a source twice: {', '.join(self.sources)}")
+        if self.sources is not None and self.tokens_only:
+            raise ValueError("sources: no source is asked with lambda 1; leave it out")
         if self.reward_weighting and self.tokens_only:
             raise ValueError("reward_weighting: there is no fusion term with lambda 1")
         return self

@@ -23,10 +23,11 @@ def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
     newest = newest_complete(job.checkpoints)
     if newest is not None and path.exists():
         earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        for key, value in json.loads(json.dumps(plan.settings)).items():
-            if earlier.get(key) != value:
+        now: dict[str, Any] = json.loads(json.dumps(plan.settings))
+        for key in now | earlier:
+            if earlier.get(key) != now.get(key):
                 raise FailedPreconditionError(
-                    f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {value!r} is asked for; "
+                    f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {now.get(key)!r} is asked; "
                     "start over (--start-over) or choose another run name"
                 )
     if newest is not None and newest.plan != plan.identity:

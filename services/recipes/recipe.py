@@ -50,6 +50,10 @@ class Recipe(Settings):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
+        if unknown := sorted(set(self.distill.sources or ()) - set(names)):
+            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        if self.distill.sources and self.fusion.weights and not any(map(self.fusion.weights.get, self.distill.sources)):
+            raise ValueError("distill.sources: fusion.weights gives all of them 0")
         limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
         corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
