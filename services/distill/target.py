@@ -16,6 +16,8 @@ from services.distill.model import quiet
 from services.distill.tokenizer import train_tokenizer
 
 _RECORD = "target.json"
+_KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
+"""What the parts of the record are called in a recipe."""
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What a pretrained folder is made of; pickled weights and code are left behind."""
 
@@ -71,8 +73,8 @@ def _check_same(record: dict[str, Any], folder: Path) -> None:
     for key, value in record.items():
         if found.get(key) != value:
             raise ValueError(
-                f"{key}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked for; "
-                "remove the folder or rename the run"
+                f"{_KEYS[key]}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked "
+                "for; remove the folder or rename the run"
             )
 
 

@@ -23,6 +23,7 @@ def submit_recipe(
     """
     recipe_file = recipe.training_folder(run_name) / "recipe.yaml"
     _check_served(recipe)
+    dashboard = dashboard or _dashboard(recipe)
     prepare(recipe, save=False)
     recipe.save(recipe_file)
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
@@ -31,7 +32,7 @@ def submit_recipe(
     return submit(
         entrypoint,
         name=_job_name(recipe, run_name),
-        dashboard=dashboard or _dashboard(recipe),
+        dashboard=dashboard,
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
     )

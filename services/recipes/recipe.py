@@ -89,6 +89,8 @@ class Recipe(Settings):
         """Folder of a training run, right below the run's own; raises RecipeError for a name that leads elsewhere."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+        if run_name in {self.corpus_folder.name, self.target_folder.name, Path(self.store or "").name}:
+            raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
         return self.run_folder / run_name
 
     @property
