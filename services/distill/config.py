@@ -65,20 +65,26 @@ class TokenizerConfig(Settings):
 
 
 class TargetConfig(Settings):
-    """The model that learns: a pretrained one (`model`), or one from scratch (`config` and `tokenizer`)."""
+    """The model that learns: a pretrained one (`model`), or one from scratch with a `tokenizer`: a Llama of some shape
+    (`config`), or any causal language model of transformers (`architecture`)."""
 
     model: Text | None = Field(None, description="name of a fetched model, or a Hugging Face folder")
     config: DecoderConfig | None = None
+    architecture: dict[str, Any] | None = Field(
+        None, description="model_type and any other keys of its config.json; the ids come from the tokenizer"
+    )
     tokenizer: TokenizerConfig | None = None
 
     @model_validator(mode="after")
     def _one_way_only(self) -> TargetConfig:
-        if (self.model is None) == (self.config is None):
-            raise ValueError("give exactly one of model (pretrained) and config (from scratch)")
+        if [self.model, self.config, self.architecture].count(None) != 2:
+            raise ValueError("give exactly one of model (pretrained), config and architecture (from scratch)")
+        if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
+            raise ValueError("architecture.model_type: required, such as llama, qwen3 or gpt2")
         if self.model is not None and self.tokenizer is not None:
             raise ValueError("tokenizer: a pretrained model brings its own; leave it out")
-        if self.config is not None and self.tokenizer is None:
-            raise ValueError("tokenizer: required with config; a folder, or {train: {vocabulary_size: N}}")
+        if self.model is None and self.tokenizer is None:
+            raise ValueError("tokenizer: required for a target from scratch: a folder or {train: {vocabulary_size: N}}")
         return self
 
 

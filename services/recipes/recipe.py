@@ -127,11 +127,15 @@ class Recipe(Settings):
             bos_token=source.bos_token,
         )
 
-    def save(self, path: Path) -> None:
-        """Writes the recipe with every default filled in, for use from any working folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in, for use from any working folder."""
         values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return yaml.safe_dump(values, sort_keys=False)
+
+    def save(self, path: Path) -> None:
+        """Writes `to_yaml`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""

@@ -138,7 +138,7 @@ def test_distill_refuses_before_anything_is_submitted(
     command = ["distill", recipe, "--ray-address", "http://127.0.0.1:9", *arguments]
     done = CliRunner().invoke(app, command, terminal_width=200)
     assert (done.exit_code, message in done.stderr) == (2, True), done.output
-    assert not list(tmp_path.glob("runs/**/recipe.yaml"))
+    assert not list(tmp_path.glob("runs/**/submitted.yaml"))
 
 
 def test_distill_with_nothing_up_says_so_at_once(written: Any, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from services.distill.__main__ import main
 from services.distill.control import Training, training_of
 from services.distill.evaluate import nats_per_byte
 from services.recipes.distill import submit_recipe
+from services.recipes.recipe import load_recipe
 from tests.services.conftest import Live
 
 pytestmark = pytest.mark.timeout(900)
@@ -105,6 +106,7 @@ def test_stock_ray_job_submit_runs_the_documented_entrypoint(live: Live) -> None
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     folder = live.recipe.run_folder / "stock"
     assert (folder / "model" / "config.json").is_file()
+    assert load_recipe(folder / "recipe.yaml").distill.sources == ("tiny",)
     assert all(row["source_weights"] == {"tiny": 1.0} for row in rows(folder / "metrics.jsonl"))
     assert training_of(folder) == Training("single", ("tiny",))
 
@@ -135,7 +137,7 @@ def test_a_device_that_the_cluster_lacks_is_refused_and_forgets_no_checkpoint(li
     settings = ["--run-name", "no-gpu", "--set", "distill.device=cuda"]
     done = fusion("distill", str(live.recipe_file), *settings, "--start-over")
     assert (done.returncode, "distill.device: cuda is asked for" in done.stdout) == (2, True), done.stdout + done.stderr
-    assert kept.exists()
+    assert kept.exists() and not (live.recipe.run_folder / "no-gpu" / "recipe.yaml").exists()
     again = CliRunner().invoke(command_line, ["--recipe", str(live.recipe_file), *settings])
     assert (again.exit_code, "checkpoint: step-00000001" in again.stderr) == (2, True), again.output
     assert "belongs to another target, data set or training settings" in again.stderr
