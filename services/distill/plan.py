@@ -83,6 +83,7 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
             "target": _target_identity(job),
             "vocabulary": vocabulary.fingerprint,
             "corpus": f"{split.name}/{split.split}:{split.fingerprint}",
+            "fusion.alignment": None if job.config.tokens_only else info.alignment,
             "fusion.strategy": None if job.config.tokens_only else info.strategy,
             **{f"distill.{key.rstrip('_')}": value for key, value in decisive.items()},
         },

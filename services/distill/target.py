@@ -121,7 +121,7 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ValueError(f"target.architecture: {shape.model_type} is no causal language model here") from error
     check_head(model)
