@@ -121,7 +121,8 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)  # type: ignore[no-untyped-call]
+            from_config: Any = AutoModelForCausalLM.from_config
+            model = from_config(shape, dtype=torch.float32)
         except ValueError as error:
             raise ValueError(f"target.architecture: {shape.model_type} is no causal language model here") from error
     check_head(model)
