@@ -31,6 +31,7 @@ def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
         fusion_address=recipe.fusion_address,
         application=recipe.service.application,
         config=recipe.distill,
+        recipe=recipe.to_yaml(),
     )
 
 

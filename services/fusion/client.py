@@ -51,6 +51,7 @@ class StreamRequest:
     k: int | None = None
     tokens_only: bool = False
     expected_vocabulary: str = ""
+    sources: tuple[str, ...] = ()
 
     def to_proto(self) -> fusion_pb2.StreamFusedOpen:
         return fusion_pb2.StreamFusedOpen(
@@ -65,6 +66,7 @@ class StreamRequest:
             tokens_only=self.tokens_only,
             expected_vocabulary=self.expected_vocabulary,
             protocol_version=PROTOCOL_VERSION,
+            sources=self.sources,
         )
 
 

@@ -91,9 +91,9 @@ class Fuser:
         problems = "; ".join(status.problem for status in statuses if status.problem)
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
-    async def open_streams(self, stack: AsyncExitStack) -> dict[str, ScoreStream]:
-        """A stream to every source, closed with the stack."""
-        return {name: await stack.enter_async_context(source.stream()) for name, source in self._sources.items()}
+    async def open_streams(self, stack: AsyncExitStack, names: Sequence[str]) -> dict[str, ScoreStream]:
+        """A stream to each of the named sources, closed with the stack."""
+        return {name: await stack.enter_async_context(self._sources[name].stream()) for name in names}
 
     async def fuse(
         self,

@@ -156,7 +156,8 @@ class FusionServicer:
         steps = plan.steps(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
         if not request.tokens_only:
             stack.push_async_callback(asyncio.to_thread, self._fuser.flush)
-        streams = {} if request.tokens_only else await self._fuser.open_streams(stack)
+        names = self._fuser.check_names(request.sources)
+        streams = {} if request.tokens_only else await self._fuser.open_streams(stack, names)
 
         async def compute(step: Step) -> _Sent:
             window = corpus.window(request.split, step.index)
@@ -167,7 +168,7 @@ class FusionServicer:
                 return _Sent(where, step.cursor, encode_block(block, dtype, where), ())
             place = Place(plan.split_fingerprint, step.index)
             try:
-                block = await self._fuser.fuse(passage, names=self._fuser.names, k=k, streams=streams, place=place)
+                block = await self._fuser.fuse(passage, names=names, k=k, streams=streams, place=place)
             except QuorumLostError as error:
                 if self._config.service.below_quorum == "wait":
                     raise

@@ -50,6 +50,10 @@ class Recipe(Settings):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
+        if unknown := sorted(set(self.distill.sources or ()) - set(names)):
+            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        if self.distill.sources and self.fusion.weights and not any(map(self.fusion.weights.get, self.distill.sources)):
+            raise ValueError("distill.sources: fusion.weights gives all of them 0")
         limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
         corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
@@ -86,6 +90,8 @@ class Recipe(Settings):
         """Folder of a training run, right below the run's own; raises RecipeError for a name that leads elsewhere."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+        if run_name in {self.corpus_folder.name, self.target_folder.name, Path(self.store or "").name}:
+            raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
         return self.run_folder / run_name
 
     @property
@@ -122,11 +128,15 @@ class Recipe(Settings):
             bos_token=source.bos_token,
         )
 
-    def save(self, path: Path) -> None:
-        """Writes the recipe with every default filled in, for use from any working folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in, for use from any working folder."""
         values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return yaml.safe_dump(values, sort_keys=False)
+
+    def save(self, path: Path) -> None:
+        """Writes `to_yaml`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -80,7 +81,8 @@ BAD_RECIPES = [
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
     ("sources.0.model", "/no/such/folder", "sources[0].model: "),
     ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
-    ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
+    ("distill.lambda", -0.1, "distill.lambda: Input should be greater than or equal to 0"),
+    ("distill.sources", ["tiny", "gemma"], "distill.sources: no source is called gemma; there are smollm2, tiny"),
     ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm', 'transformers' or 'synthetic'"),
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
@@ -88,6 +90,12 @@ BAD_RECIPES = [
     ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
     ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
+    pytest.param(
+        "distill.device",
+        "cuda",
+        "distill.device: cuda is asked for, but torch sees no CUDA device",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+    ),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
     ("corpus.name", "../elsewhere", "corpus.name: "),
@@ -112,6 +120,31 @@ def test_a_run_stays_in_its_recipe_s_folder(run_name: str, written: Any) -> None
     done = CliRunner().invoke(app, arguments, terminal_width=200)
     assert done.exit_code == 2
     assert "--run-name: must match" in done.stderr
+
+
+BAD_RUNS = [
+    (["--set", "distill.lambda=1.5"], "distill.lambda: Input should be less than or equal to 1"),
+    (["--set", "corpus.train_bytes=3"], "corpus.train_bytes: no window fits"),
+    (["--set", "distill.sources=[gemma]"], "distill.sources: no source is called gemma"),
+    (["--run-name", "target"], "is the recipe's own"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_RUNS)
+def test_distill_refuses_before_anything_is_submitted(
+    written: Any, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    recipe = written("output_dir", str(tmp_path / "runs"))
+    command = ["distill", recipe, "--ray-address", "http://127.0.0.1:9", *arguments]
+    done = CliRunner().invoke(app, command, terminal_width=200)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.output
+    assert not list(tmp_path.glob("runs/**/submitted.yaml"))
+
+
+def test_distill_with_nothing_up_says_so_at_once(written: Any, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["distill", written("output_dir", str(tmp_path / "runs")), "--set", "name=idle"])
+    assert (done.exit_code, "run `fusion up` first" in done.stderr) == (2, True), done.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:

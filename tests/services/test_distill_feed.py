@@ -47,6 +47,7 @@ WORDS = [
     "at",
     "once",
 ]
+SHARES = (SourceShare("left", True, 0.25, 1.0), SourceShare("right", True, 0.75, 0.9))
 
 
 def corpus(num_windows: int, seed: int = 0) -> list[bytes]:
@@ -111,6 +112,8 @@ class FakeFusion:
                 fusion_pb2.DatasetInfo(name="toy", split=split, num_windows=len(texts), fingerprint=f"toy-{len(texts)}")
                 for split, texts in self.splits.items()
             ],
+            sources=[fusion_pb2.SourceStatus(name=share.name, serving=True) for share in SHARES],
+            strategy="fixed",
         )
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
@@ -125,6 +128,8 @@ class FakeFusion:
                 yield SkippedWindow(("left",), f"document {step.index}", 0, step.index, step.cursor)
                 continue
             block = self.block(texts[step.index], tokens_only=request.tokens_only, k=request.k or 8)
+            if request.sources:
+                block = replace(block, shares=tuple(share for share in SHARES if share.name in request.sources))
             yield FusedWindow(block, f"document {step.index}", 0, step.index, step.cursor)
 
     def block(self, text: bytes, *, tokens_only: bool, k: int) -> Block:
@@ -139,7 +144,6 @@ class FakeFusion:
         logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
         mask = np.ones(num_tokens, dtype=np.bool_)
         mask[::7] = False
-        shares = (SourceShare("left", True, 0.25, 1.0), SourceShare("right", True, 0.75, 0.9))
         return Block(
             text_bytes=text,
             token_ids_T=encoding.token_ids_T,
@@ -150,7 +154,7 @@ class FakeFusion:
             gold_T=np.full(num_tokens, -2.0, dtype=np.float32),
             vocabulary=self.vocabulary.fingerprint,
             mask_T=mask,
-            shares=() if tokens_only else shares,
+            shares=() if tokens_only else SHARES,
             covered_mass=float("nan") if tokens_only else 0.97,
             ends_document=self.ends,
         )

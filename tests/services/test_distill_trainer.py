@@ -22,6 +22,7 @@ from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.distill.checkpoint import load_state
 from services.distill.config import DistillConfig
+from services.distill.control import Training, training_of
 from services.distill.evaluate import nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.model import load_model
@@ -299,6 +300,23 @@ def test_other_settings_are_not_resumed(tmp_path, target, undisturbed):  # noqa:
     other.files.clear()
     claim_run_folder(other, make_plan(other, fusion))
     assert json.loads(other.files.record.read_text())["config"]["lambda"] == 0.5
+
+
+def test_one_source_alone_is_another_run(tmp_path, target, undisturbed):  # noqa: F811
+    fusion = FakeFusion(target, corpus(18))
+    alone = job_in(tmp_path / "right", target, sources=["right"], epochs=1)
+    claim_run_folder(alone, make_plan(alone, fusion))
+    train(alone, fusion)
+    assert {request.sources for request in fusion.requests} == {("right",)}
+    assert all(set(row["source_weights"]) == {"right"} for row in read_rows(alone.files.metrics))
+    assert training_of(alone.run_folder) == Training("single", ("right",))
+
+    for sources in (None, ["left"]):
+        other = job_in(alone.run_folder, target, sources=sources, epochs=1)
+        with pytest.raises(FailedPreconditionError, match=r"distill\.sources: .* was started with \['right'\], now"):
+            claim_run_folder(other, make_plan(other, fusion))
+    with pytest.raises(NotFoundError, match=r"distill\.sources: nowhere:1 has no source middle, only left, right"):
+        make_plan(job_in(tmp_path, target, sources=["middle"]), fusion)
 
 
 def test_what_the_service_does_not_fit_is_refused_before_training(tmp_path, target):  # noqa: F811

@@ -16,11 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
 from services.distill.batch import collate, pack
+from services.distill.config import TargetConfig
 from services.distill.feed import share_of
 from services.distill.model import DistillModule, load_model
 from services.distill.plan import make_plan
 from services.distill.runlog import read_rows
 from services.distill.storage import newest_complete
+from services.distill.target import prepare_target
 from services.distill.trainer import Trainer
 from services.distill.world import World
 from services.fusion.plan import StreamPlan
@@ -154,6 +156,30 @@ def test_lora_leaves_the_target_alone_and_its_adapter_and_merged_folder_agree(tm
     resumed = load_file(broken.files.adapter / "adapter_model.safetensors")
     for name, weight in adapter.items():
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256},
+        {
+            "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8,
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+        },
+    ],
+    ids=["gpt2", "qwen3"],
+)  # fmt: skip
+def test_any_causal_model_of_transformers_can_be_trained_from_its_configuration(tmp_path, architecture):
+    config = TargetConfig.model_validate(
+        {"architecture": architecture, "tokenizer": {"train": {"vocabulary_size": 300}}}
+    )
+    folder = prepare_target(config, [text.decode() for text in corpus(50)], tmp_path / "target", seed=0)
+    job = job_in(tmp_path / "run", folder, epochs=1, pack_tokens=100)
+    train(job, FakeFusion(folder, corpus(18)))
+    rows = read_rows(job.files.metrics)
+    assert rows[0]["clm"] == pytest.approx(math.log(300), rel=0.05)
+    assert rows[-1]["clm"] < rows[0]["clm"]
+    assert AutoModelForCausalLM.from_pretrained(job.files.model).config.model_type == architecture["model_type"]
 
 
 def test_layers_that_are_not_there_or_the_lm_head_take_no_adapter(tmp_path, target):  # noqa: F811
