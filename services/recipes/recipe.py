@@ -38,7 +38,7 @@ class Recipe(Settings):
     distill: DistillConfig = DistillConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _sources_fit(self) -> Recipe:
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sources: the name {twice[0]} is used twice")
@@ -54,6 +54,10 @@ class Recipe(Settings):
             raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.distill.sources and self.fusion.weights and not any(map(self.fusion.weights.get, self.distill.sources)):
             raise ValueError("distill.sources: fusion.weights gives all of them 0")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Recipe:
         limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
         corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
@@ -64,6 +68,10 @@ class Recipe(Settings):
                     f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
                     f"are more than {key} = {limit}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> Recipe:
         if self.distill.lora is not None and self.target.model is None:
             raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
         tokenizer = self.target.tokenizer
