@@ -280,5 +280,17 @@ def test_eval_and_report(live: Live) -> None:
 def test_doctor_and_help() -> None:
     assert "vLLM" in fusion("doctor").stdout
     shown = fusion("--help").stdout
-    for command in ("models", "validate", "up", "down", "status", "fetch", "distill", "eval", "report", "doctor"):
+    for command in (
+        "models",
+        "validate",
+        "up",
+        "down",
+        "status",
+        "fetch",
+        "backfill",
+        "distill",
+        "eval",
+        "report",
+        "doctor",
+    ):
         assert command in shown
