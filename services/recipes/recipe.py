@@ -50,10 +50,6 @@ class Recipe(Settings):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
-        if unknown := sorted(set(self.distill.sources or ()) - set(names)):
-            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
-        if self.distill.sources and self.fusion.weights and not any(map(self.fusion.weights.get, self.distill.sources)):
-            raise ValueError("distill.sources: fusion.weights gives all of them 0")
         return self
 
     @model_validator(mode="after")
@@ -88,6 +84,15 @@ class Recipe(Settings):
             )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Recipe:
+        names, asked = [source.name for source in self.sources], self.distill.sources or ()
+        if unknown := sorted(set(asked) - set(names)):
+            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        if asked and self.fusion.weights and not any(map(self.fusion.weights.get, asked)):
+            raise ValueError("distill.sources: fusion.weights gives all of them 0")
         return self
 
     @property
