@@ -24,6 +24,14 @@ from services.common.home import fusion_home
 _START_SECONDS = 120
 _STOP_SECONDS = 10
 
+RAY_SETTINGS = {
+    # Ray gives its workers niceness 15: whatever else runs on the machine would pass services that others wait for.
+    "RAY_worker_niceness": "0",
+    # Serve looks every ten seconds whether its proxy lives, which everything runs through.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+}
+"""In the environment of a cluster on this machine, unless the user says otherwise there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
@@ -136,21 +144,9 @@ def _ray() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services.
-
-    Ray gives its workers niceness 15 unless it is told otherwise: whatever else runs on the machine would pass
-    services that others wait for. Serve looks only every ten seconds whether its proxy lives, and that takes messages
-    of up to 2 GiB.
-    """
-    from services.common.wire import MAX_MESSAGE_BYTES
-
+    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    ours = {
-        "RAY_worker_niceness": "0",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
-    }
-    return {**ours, **os.environ, "PATH": path}
+    return {**RAY_SETTINGS, **os.environ, "PATH": path}
 
 
 def free_port(host: str = "127.0.0.1") -> int:

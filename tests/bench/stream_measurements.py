@@ -24,10 +24,11 @@ from services.common.channel import open_channel
 from services.common.cluster import free_port
 from services.common.corpus import Corpus
 from services.fusion.client import FusedWindow, FusionClient, StreamRequest
-from services.recipes.deploy import up
+from services.recipes.deploy import serve_config
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
 from tests.bench.report import Report
+from tests.local_serve import local_serve
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 TOP_K = 64
@@ -86,11 +87,9 @@ class Bench:
     def served(self, num_sources: int, tokens_per_second: float | None) -> Iterator[Served]:
         """So many sources and one replica of the fusion service."""
         recipe = self._recipe(num_sources, tokens_per_second)
-        deployment = up(recipe, prepare(recipe), lambda states: None)
-        try:
-            yield Served(recipe, deployment.grpc_address, psutil.Process(deployment.pid))
-        finally:
-            deployment.stop()
+        prepare(recipe)
+        with local_serve(serve_config(recipe)) as ray:
+            yield Served(recipe, recipe.fusion_address, ray)
 
     def _recipe(self, num_sources: int, tokens_per_second: float | None) -> Recipe:
         sources = [
@@ -122,7 +121,6 @@ class Bench:
             "service": {
                 "grpc_port": free_port(),
                 "http_port": free_port(),
-                "dashboard_port": free_port(),
                 "store": None,
             },
         }
