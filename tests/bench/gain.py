@@ -27,13 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.bench.gain_runs import BYTE, CLM_ONLY, FULL, LORA, METHODS, QUICK, Experiment
+from tests.bench.gain_runs import BYTE, CLM_ONLY, FULL, LORA, METHODS, MIN_EDIT, QUICK, TRIED, Experiment
 from tests.bench.report import Report, arguments
 
 BEST = "byte, avg_ce, window"
 """The method whose figures are checked: the product's default, decided on before anything was trained."""
+LONGER = 6
+"""Epochs of the runs that show what becomes of the gain when training goes on."""
 _DRAWS = 4000
 _PERCENTILES = (2.5, 97.5)
+
+Run = dict[str, Any]
+"""What `gain_runs` keeps of a run."""
+Task = tuple[str, int, tuple[tuple[str, Any], ...]]
+"""Method, seed and changes to the settings."""
 
 
 def differences(
@@ -66,36 +73,39 @@ def interval(values_R: np.ndarray) -> tuple[float, float, float]:
 
 
 def add_rows(
-    report: Report, table: str, results: dict[str, list[dict[str, Any]]], experiment: Experiment, against: Sequence[str]
+    report: Report, table: str, results: dict[str, list[Run]], experiment: Experiment, against: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Adds a row per method; returns what `differences` does."""
+    """Adds a row per method and one per difference from those in `against`; returns what `differences` does."""
     document_W, bytes_W = experiment.held_out_documents(len(next(iter(results.values()))[0]["nats_W"]))
     drawn = differences(
         {method: np.array([run["nats_W"] for run in runs]) for method, runs in results.items()}, document_W, bytes_W
     )
     for method, runs in results.items():
-        cells: dict[str, Any] = {"table": table, "method": method, "lambda": runs[0]["settings"]["config"]["lambda_"]}
         value, low, high = interval(drawn[method])
-        cells |= {"nats_per_byte": value, "low": low, "high": high}
-        for other in against:
-            if other in drawn and other != method:
-                value, low, high = interval(drawn[method] - drawn[other])
-                cells |= {f"minus {other}": value, f"minus {other}, low": low, f"minus {other}, high": high}
         per_seed = [sum(run["nats_W"]) / bytes_W.sum() for run in runs]
-        cells |= {"seeds": " ".join(f"{value:.4f}" for value in per_seed)}
-        cells |= {"rows_with_distribution": runs[0]["rows_with_distribution"], "tokens_trained": runs[0]["tokens"]}
-        report.row(**cells)
+        report.row(
+            table=table,
+            method=method,
+            **{"lambda": runs[0]["settings"]["config"]["lambda_"]},
+            nats_per_byte=value,
+            low=low,
+            high=high,
+            by_seed=" ".join(f"{value:.4f}" for value in per_seed),
+            rows_with_distribution=runs[0]["rows_with_distribution"],
+            tokens_trained=runs[0]["tokens"],
+        )
+    for method, other in product(results, against):
+        if other in drawn and other != method:
+            value, low, high = interval(drawn[method] - drawn[other])
+            cells = {"method": method, "minus": other, "nats_per_byte": value, "low": low, "high": high}
+            report.row(table=f"{table}: differences", **cells)
     return drawn
 
 
-def train_all(quick: bool, tasks: Sequence[tuple[str, int]], workers: int) -> dict[str, list[dict[str, Any]]]:
-    """The runs of every method, in the order of the seeds."""
+def train_all(quick: bool, tasks: Sequence[Task], workers: int) -> dict[Task, Run]:
+    """All runs, in this order as workers become free."""
     with ProcessPoolExecutor(workers, get_context("spawn"), _quiet) as pool:
-        found = list(pool.map(_train, repeat(quick), *zip(*tasks, strict=True)))
-    results: dict[str, list[dict[str, Any]]] = {}
-    for (method, _), run in sorted(zip(tasks, found, strict=True), key=lambda item: item[0][1]):
-        results.setdefault(method, []).append(run)
-    return results
+        return dict(zip(tasks, pool.map(_train, repeat(quick), tasks), strict=True))
 
 
 def _quiet() -> None:
@@ -103,9 +113,10 @@ def _quiet() -> None:
     torch.set_num_threads(1)
 
 
-def _train(quick: bool, method: str, seed: int) -> dict[str, Any]:
+def _train(quick: bool, task: Task) -> Run:
+    method, seed, changes = task
     experiment = _experiment(quick)
-    return experiment.lora_run(method) if method in LORA else experiment.run(method, seed)
+    return experiment.lora_run(method) if method in LORA else experiment.run(method, seed, **dict(changes))
 
 
 @cache
@@ -113,13 +124,8 @@ def _experiment(quick: bool) -> Experiment:
     return Experiment(QUICK if quick else FULL)
 
 
-def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
-    options = parser.parse_args()
-    _quiet()
-    report = Report("gain")
-    experiment = _experiment(options.quick)
+def add_sources(report: Report, experiment: Experiment) -> None:
+    """What the sources are worth on the text that the targets are trained on."""
     for name, blocks in experiment.captured.items():
         num_bytes = sum(len(block.text_bytes) for block in blocks)
         nats = sum(block.nats_per_byte * len(block.text_bytes) for block in blocks)
@@ -131,25 +137,59 @@ def main() -> None:
             bytes=num_bytes,
             source_tokens=sum(block.num_tokens for block in blocks),
         )
-    methods = [method for method in METHODS if not options.quick or method in {CLM_ONLY, BYTE["gemma3"], BEST}]
-    tasks = [(method, seed) for method, seed in product(methods, range(experiment.size.num_seeds))]
-    tasks += [(method, 0) for method in LORA] if not options.quick else []
-    results = train_all(options.quick, tasks, options.workers)
 
-    targets = {method: runs for method, runs in results.items() if method in METHODS}
-    singles = [method for method in BYTE.values() if method in targets]
-    best_single = min(singles, key=lambda method: np.sum([run["nats_W"] for run in targets[method]]))
-    drawn = add_rows(report, "target from scratch", targets, experiment, (CLM_ONLY, "min_edit", best_single))
-    for other in (CLM_ONLY, "min_edit"):
+
+def add_checks(report: Report, drawn: dict[str, np.ndarray], best_single: str) -> None:
+    for other in (CLM_ONLY, MIN_EDIT):
         if other in drawn:
             _, _, high = interval(drawn[BEST] - drawn[other])
             report.check(f"{BEST} minus {other}, upper end of the interval", high, "nats/byte", at_most=0.0)
     value, _, _ = interval(drawn[BEST] - drawn[best_single])
     report.check(f"{BEST} minus best single source ({best_single})", value, "nats/byte", at_most=0.0)
-    pretrained = {method: runs for method, runs in results.items() if method in LORA}
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
+    options = parser.parse_args()
+    _quiet()
+    report = Report("gain")
+    experiment = _experiment(options.quick)
+    add_sources(report, experiment)
+    seeds = range(experiment.size.num_seeds)
+    methods = [method for method in METHODS if not options.quick or method in {CLM_ONLY, BYTE["gemma3"], BEST}]
+    targets: dict[str, list[Task]] = {method: [(method, seed, ()) for seed in seeds] for method in methods}
+    tried: list[Task] = []
+    longer: dict[str, list[Task]] = {}
+    pretrained: dict[str, list[Task]] = {}
+    if not options.quick:
+        tried = [(method, 0, tuple(changes.items())) for method, changes in TRIED]
+        pretrained = {name: [(name, 0, ())] for name in LORA}
+        longer = {method: [(method, seed, (("epochs", LONGER),)) for seed in seeds] for method in (CLM_ONLY, BEST)}
+    groups = (*targets.values(), tried, *pretrained.values(), *longer.values())
+    runs = train_all(options.quick, [task for group in groups for task in group], options.workers)
+
+    def of(tasks: dict[str, list[Task]]) -> dict[str, list[Run]]:
+        return {method: [runs[task] for task in group] for method, group in tasks.items()}
+
+    for task in tried:
+        config = runs[task]["settings"]["config"]
+        report.row(
+            table="settings tried, seed 0, validation part",
+            method=task[0],
+            learning_rate=config["learning_rate"],
+            **{"lambda": config["lambda_"]},
+            nats_per_byte=runs[task]["validation"][-1],
+        )
+    singles = [method for method in BYTE.values() if method in targets]
+    best_single = min(singles, key=lambda method: np.sum([run["nats_W"] for run in of(targets)[method]]))
+    drawn = add_rows(report, "target from scratch", of(targets), experiment, (CLM_ONLY, MIN_EDIT, best_single))
+    add_checks(report, drawn, best_single)
+    if longer:
+        add_rows(report, f"target from scratch, {LONGER} epochs", of(longer), experiment, (CLM_ONLY,))
     if pretrained:
-        pretrained = {"untouched": [experiment.untouched()]} | pretrained
-        add_rows(report, "SmolLM2-135M with LoRA", pretrained, experiment, ("untouched", next(iter(LORA))))
+        runs_with_lora = {"untouched": [experiment.untouched()]} | of(pretrained)
+        add_rows(report, "SmolLM2-135M with LoRA", runs_with_lora, experiment, ("untouched", next(iter(LORA))))
     report.finish(options.json)
 
 

@@ -1,19 +1,21 @@
 """What the variants of the gain benchmark train on: one corpus, each source's rows captured once, and fused blocks.
 
 Everything is the product's own: rows by engine `transformers`, kept in the block store (so that a run that was broken
-off goes on), alignment and fusion by `fusion_core`.
+off goes on), alignment and fusion by `fusion_core`, windows in the order of the service's stream.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
+from fusion.v1 import fusion_pb2
 from fusion_core.alignment.byte import ByteProjection
 from fusion_core.alignment.min_edit import MinEditConfig, MinEditProjection
 from fusion_core.alignment.projected import ProjectedRows
@@ -25,6 +27,8 @@ from services.common.corpus import Window
 from services.common.models import resolve_model
 from services.common.store.identity import SourceIdentity, window_key
 from services.common.store.store import BlockStore
+from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.plan import StreamPlan
 from services.source.config import SourceConfig
 from services.source.engine import load_engine
 from services.source.scorer import encode_passages, to_block
@@ -68,7 +72,7 @@ def capture(source: SourceConfig, windows: Sequence[Window], store_folder: str) 
     return [block for block in blocks if block is not None]
 
 
-def score(source: SourceConfig, vocabulary: Vocabulary, bos: int, windows: Sequence[Window]):
+def score(source: SourceConfig, vocabulary: Vocabulary, bos: int, windows: Sequence[Window]) -> Iterator[Block]:
     """Yields the block of every window, scored now."""
     loop = asyncio.new_event_loop()
     engine = loop.run_until_complete(load_engine(source, resolve_model(source.model), vocabulary.size))
@@ -199,3 +203,47 @@ def as_published(block: Block) -> Block:
         mask_T=np.ones_like(block.mask_T),
         covered_mass=float(1.0 - bare_T.mean()),
     )
+
+
+def rows_with_distribution(blocks: Sequence[Block]) -> float | None:
+    """Share of the tokens about which a source says more than that they come; None where nobody was asked."""
+    if not blocks[0].k:
+        return None
+    told = sum(int((b.mask_T & ((b.topk_logprobs_TK[:, 0] < 0) | (b.tail_T > -np.inf))).sum()) for b in blocks)
+    return told / sum(block.num_tokens for block in blocks)
+
+
+class BlocksInMemory:
+    """In place of the fusion service's client: the same windows in the same order, fused beforehand."""
+
+    def __init__(self, vocabulary: Vocabulary, blocks: Mapping[str, Sequence[Block]]) -> None:
+        self._vocabulary, self._blocks = vocabulary, blocks
+        self._fingerprints = {
+            split: hashlib.sha256(b"\0".join(block.text_bytes for block in of_split)).hexdigest()
+            for split, of_split in blocks.items()
+        }
+
+    def info(self) -> fusion_pb2.GetFusionInfoResponse:
+        return fusion_pb2.GetFusionInfoResponse(
+            vocabulary=self._vocabulary.fingerprint,
+            vocabulary_size=self._vocabulary.size,
+            datasets=[
+                fusion_pb2.DatasetInfo(
+                    name="gain", split=split, num_windows=len(blocks), fingerprint=self._fingerprints[split]
+                )
+                for split, blocks in self._blocks.items()
+            ],
+        )
+
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+        blocks = self._blocks[request.split]
+        plan = StreamPlan(
+            self._fingerprints[request.split],
+            len(blocks),
+            request.seed,
+            request.rank,
+            request.world_size,
+            request.num_epochs,
+        )
+        for step in plan.steps(request.cursor):
+            yield FusedWindow(blocks[step.index], "", 0, step.index, step.cursor)

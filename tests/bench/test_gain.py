@@ -12,8 +12,7 @@ from fusion_core.vocabulary import Vocabulary
 from services.fusion.client import StreamRequest
 from services.fusion.plan import StreamPlan
 from tests.bench.gain import differences, interval
-from tests.bench.gain_blocks import as_published, first_candidates
-from tests.bench.gain_runs import BlocksInMemory
+from tests.bench.gain_blocks import BlocksInMemory, as_published, first_candidates
 from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
 
 
