@@ -13,9 +13,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from fusion.v1 import block_pb2, fusion_pb2, source_pb2
+from services.common.deadline import TIMEOUT_KEY
 from tests.fuzz.mutation import EDGES_32, junk, mutated
 
-_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 120.0
 _FRAMES = 8
 """Frames that are read of a stream before it is left."""
 
@@ -100,6 +101,14 @@ METHODS = (
     ),
 )
 
+_BAD_METADATA: tuple[tuple[str, str | bytes], ...] = (
+    *((TIMEOUT_KEY, value) for value in ("x", "-1", "9" * 30, "", "1e3", "0x10")),
+    *(("traceparent", value) for value in ("", "00-0-0-0", "f" * 500)),
+    *(("application", value) for value in ("", "nobody", "../fusion", "a" * 2000)),
+    *(("authorization", value) for value in ("", "Bearer", "Basic x", "Bearer " + "x" * 2000)),
+    ("authorization-bin", b"\xff\x00"),
+    ("multiplexed_model_id", "x" * 500),
+)
 _STRINGS = ("", "../../etc/passwd", "/etc/passwd", "..\\..", "a\x00b", "%s%n", "x" * 5000, "\U0001f44d" * 2000, "one")
 
 
@@ -118,7 +127,7 @@ def call_case(rng: random.Random, channel: grpc.Channel, token: str) -> Outcome:
     method = rng.choice(METHODS)
     how = rng.choice(_HOW)
     messages = [how(rng, method, at) for at in range(rng.randint(0, 5) if method.streams else 1)]
-    metadata = (("application", method.application), ("authorization", f"Bearer {token}"))
+    metadata = _metadata(rng, method, token)
     code, details = grpc.StatusCode.OK, ""
     try:
         if method.streams:
@@ -132,6 +141,15 @@ def call_case(rng: random.Random, channel: grpc.Channel, token: str) -> Outcome:
         code, details = error.code(), error.details() or ""
     name = method.path.rpartition("/")[2]
     return Outcome(name, code, details, all(_decodes(method, message) for message in messages))
+
+
+def _metadata(rng: random.Random, method: Method, token: str) -> tuple[tuple[str, str | bytes], ...]:
+    """What a client sends beside a request; one time in eight something of it is wrong."""
+    good: dict[str, str | bytes] = {"application": method.application, "authorization": f"Bearer {token}"}
+    if rng.random() < 0.125:
+        key, value = rng.choice(_BAD_METADATA)
+        good[key] = value
+    return tuple(good.items())
 
 
 def _frames(stream: Any) -> Iterator[bytes]:

@@ -25,6 +25,7 @@ _OUR_CODES = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
 }
 _OF_UNDECODABLE = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 """What grpcio's server, which is Serve's proxy, makes of bytes that are no message: our code never sees them."""

@@ -143,6 +143,7 @@ def _recipe(folder: Path, tiny: Path, foreign: str) -> Recipe:
             "store": None,
             "per_client": limits,
         },
+        "distill": {"batch_windows": 4},
     }
     path = folder / "guarded.yaml"
     path.write_text(yaml.safe_dump(recipe))

@@ -32,6 +32,7 @@ from tests.security.gateway import Gateway, envoy, gateway, image_version, put_s
 
 pytestmark = pytest.mark.timeout(900)
 Code = grpc.StatusCode
+METADATA = call_metadata("fusion", TOKEN)
 TEXT = b"The first of these is that they have been in the time of all."
 
 
@@ -87,7 +88,7 @@ def test_frames_come_one_by_one_as_they_are_granted(door: Gateway) -> None:
     outbox.put(fusion_pb2.StreamFusedRequest(open=opening))
     with open_channel(door.address) as channel:
         stub = fusion_pb2_grpc.FusionServiceStub(channel)
-        answers = stub.StreamFused(iter(outbox.get, None), metadata=call_metadata("fusion", TOKEN), timeout=120)
+        answers = stub.StreamFused(iter(outbox.get, None), metadata=METADATA, timeout=120)
         frames = (answer for answer in answers if answer.blocks)  # without the greeting and heartbeats
         for received in range(1, 6):
             outbox.put(fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=1)))
@@ -162,9 +163,7 @@ def test_health_and_reflection_pass_and_nothing_else_does(door: Gateway) -> None
         assert "fusion.v1.FusionService" in {s.name for s in listed.list_services_response.service}
         sources = source_pb2_grpc.SourceServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
-            sources.GetSourceInfo(
-                source_pb2.GetSourceInfoRequest(), metadata=call_metadata("fusion", TOKEN), timeout=120
-            )
+            sources.GetSourceInfo(source_pb2.GetSourceInfoRequest(), metadata=METADATA, timeout=120)
         assert caught.value.code() == Code.UNIMPLEMENTED
         serve = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
         with pytest.raises(grpc.RpcError) as caught:
@@ -262,9 +261,7 @@ def test_messages_beyond_the_limits_are_refused_and_a_good_client_goes_on(door: 
         with grpc.secure_channel(door.address.removeprefix("grpcs://"), credentials, options) as channel:
             request = fusion_pb2.FuseRequest(texts=[bytes(num_bytes)])
             with pytest.raises(grpc.RpcError) as caught:
-                fusion_pb2_grpc.FusionServiceStub(channel).Fuse(
-                    request, metadata=call_metadata("fusion", TOKEN), timeout=120
-                )
+                fusion_pb2_grpc.FusionServiceStub(channel).Fuse(request, metadata=METADATA, timeout=120)
             return caught.value
 
     good = threading.Thread(target=lambda: results.extend(client(door).fuse([TEXT]) for _ in range(3)))
