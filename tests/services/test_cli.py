@@ -23,7 +23,7 @@ from services.distill.runs import find_runs
 from services.fusion.config import ServiceConfig
 from services.recipes.prepare import prepare
 from services.recipes.recipe import RecipeError, load_recipe, shipped_recipes
-from tests.services.conftest import Live
+from tests.services.conftest import Live, sentences
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -124,7 +124,8 @@ def test_a_run_stays_in_its_recipe_s_folder(run_name: str, written: Any) -> None
 
 BAD_RUNS = [
     (["--set", "distill.lambda=1.5"], "distill.lambda: Input should be less than or equal to 1"),
-    (["--set", "corpus.train_bytes=3"], "corpus.train_bytes: no window fits"),
+    (["--set", "corpus.held_out_bytes=3"], "corpus.held_out_bytes: no window fits"),
+    (["--set", "corpus.shared_run_bytes=100"], "corpus.shared_run_bytes: every train document shares"),
     (["--set", "distill.sources=[gemma]"], "distill.sources: no source is called gemma"),
     (["--run-name", "target"], "is the recipe's own"),
 ]
@@ -135,6 +136,10 @@ def test_distill_refuses_before_anything_is_submitted(
     written: Any, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     recipe = written("output_dir", str(tmp_path / "runs"))
+    if "corpus.shared_run_bytes=100" in arguments:  # documents that differ in their last words only
+        for number in range(4):
+            (tmp_path / f"{number}.txt").write_text(f"{sentences(500, seed=1)}{sentences(50, seed=number)}")
+        arguments = [*arguments, "--set", f"corpus.files=[{tmp_path}/*.txt]"]
     command = ["distill", recipe, "--ray-address", "http://127.0.0.1:9", *arguments]
     done = CliRunner().invoke(app, command, terminal_width=200)
     assert (done.exit_code, message in done.stderr) == (2, True), done.output
