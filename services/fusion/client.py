@@ -33,7 +33,7 @@ __all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 5.0
 _INFO_SECONDS = 30.0
 
 
