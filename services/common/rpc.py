@@ -22,7 +22,7 @@ import grpc
 
 from services.common.auth import Metadata, check_token
 from services.common.deadline import caller_deadline
-from services.common.errors import ServiceError, status_of
+from services.common.errors import ServiceError, error_of, status_of
 from services.common.limits import ClientLimits, client_of
 from services.common.tracing import server_span
 
@@ -44,9 +44,10 @@ def _fail(service: Any, grpc_context: Any, error: BaseException) -> NoReturn:
     if code in _OUR_FAULT:
         full = os.environ.get("FUSION_LOG_ERRORS") == "full"
         logger.error("call failed: %s", _described(error, full=full))
-    if code in _OUR_FAULT and not isinstance(error, ServiceError):
-        raise ServiceError(message) from None
-    raise error from None  # without its causes, whose messages nobody has looked at
+    if isinstance(error, Exception):
+        # A plain exception in its place: Ray pickles what is raised and loses the status of what it cannot read again.
+        raise (ServiceError(message) if code in _OUR_FAULT else error_of(code, message)) from None
+    raise error  # cancellation is no failure
 
 
 def _described(error: BaseException, *, full: bool) -> str:
