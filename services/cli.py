@@ -180,6 +180,25 @@ def capture(
 
 
 @app.command()
+def backfill(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Score into the store what streams went on without: windows that were skipped, or fused without all sources."""
+    from services.common.cluster import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        from services.recipes.backfill import Backfill
+
+        asked = Backfill(read_recipe(recipe, set_))
+        done = asked.run(err)
+        out.print(f"{done.windows} windows complete, {done.answers} answers scored", highlight=False)
+        if done.windows:
+            out.print(
+                "The next epoch takes them from the store, and so does any later run on the same store.",
+                highlight=False,
+            )
+
+
+@app.command()
 def distill(
     recipe: RecipeArgument,
     set_: SetOption = None,

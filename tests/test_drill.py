@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-import random
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +14,11 @@ import pytest
 
 from fusion.v1 import block_pb2
 from services.common.wire import decode_block
+from tests.drill.faults import BRIEF
 from tests.drill.ledger import Entry, LedgerReader, LedgerWriter, judge
-from tests.drill.run import drill
 from tests.drill.scene import Scene
 
-FAULTS = (
-    "reset client",
-    "nan blocks",
-    "kill source",
-    "other text",
-    "reset sources",
-    "kill consumer",
-    "wrong fingerprint",
-    "freeze source",
-    "late answers",
-    "kill fusion",
-    "kill proxy",
-)
+SEED = 7
 
 
 def entry(epoch: int, index: int, **other: str) -> Entry:
@@ -63,19 +53,28 @@ def test_ledger_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_stream_survives_a_fault_of_each_kind(home: Path, tmp_path: Path) -> None:
-    del home  # a FUSION_HOME of the tests' own
-    with Scene(tmp_path, seed=7, deadline_seconds=1.5, fusion_replicas=1) as scene:
-        outcome = drill(scene, 300, random.Random(7), print, faults=FAULTS, num_recomputed=20)
-        assert outcome.problems == []
-        verdict = outcome.verdict
-        assert (verdict.lost, verdict.twice, verdict.wrong) == ([], [], [])
-        assert [strike.fault for strike in outcome.strikes] == list(FAULTS)
-        assert outcome.num_recomputed == 20
-        # The judge must be able to say no.
-        sample = next(entry.block for entry in scene.ledger.entries if entry.block)
-        block = decode_block(block_pb2.TokenBlock.FromString(base64.b64decode(sample)))
-        recomputation = scene.recomputation()
-        assert recomputation.wrong_with(block) == ""
-        flat = np.full_like(block.topk_logprobs_TK, -np.log(2 * block.k))
-        assert "differs" in recomputation.wrong_with(replace(block, topk_logprobs_TK=flat))
+def test_stream_survives_a_fault_of_each_kind(tmp_path: Path) -> None:
+    folder, results = tmp_path / "drill", tmp_path / "drill.json"
+    command = [sys.executable, "-m", "tests.drill", "--brief", "--seconds", "300", "--seed", str(SEED)]
+    ran = subprocess.run([*command, "--keep", folder, "--json", results], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads(results.read_text())
+    assert all(check["ok"] for check in report["checks"])
+    recovered = {row["fault"]: row["recovered"] for row in report["rows"] if "fault" in row}
+    assert recovered == dict.fromkeys(BRIEF, 1)
+    # The judge must be able to say no.
+    ledger = LedgerReader(folder / "ledger.jsonl")
+    ledger.update()
+    sample = next(entry.block for entry in ledger.entries if entry.block)
+    block = decode_block(block_pb2.TokenBlock.FromString(base64.b64decode(sample)))
+    recomputation = Scene(folder, SEED).recomputation()
+    assert recomputation.wrong_with(block) == ""
+    flat = np.full_like(block.topk_logprobs_TK, -np.log(2 * block.k))
+    assert "differs" in recomputation.wrong_with(replace(block, topk_logprobs_TK=flat))
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--seed", "-1"], ["--faults", "flood"], ["--keep", "/tmp"]])
+def test_bad_arguments_end_with_2(arguments: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-m", "tests.drill", *arguments], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert arguments[0] in ran.stderr

@@ -122,16 +122,16 @@ class Vocabulary:
             eos_token: name of the control token that ends a document; the tokenizer's own EOS when not set.
 
         Raises:
-            ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece), or no
-                such control token.
+            ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece), or one
+                that is Python code, or no such control token.
         """
         from transformers import AutoTokenizer  # takes seconds to import, and only this method needs it
 
         if isinstance(folder, Path) and not folder.is_dir():
             raise ValueError(f"tokenizer: no folder {folder}")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except OSError as error:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        except (OSError, ValueError) as error:
             raise ValueError(f"tokenizer: cannot load one from {folder}: {error}") from error
         return cls.from_tokenizer(tokenizer, eos_token=eos_token)
 

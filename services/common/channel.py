@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 
+from services.common.tls import channel_credentials, server_name_options, split_address
 from services.common.wire import MAX_MESSAGE_BYTES
 
 _OPTIONS = [
@@ -24,10 +25,19 @@ _OPTIONS = [
 
 
 def open_channel(address: str) -> grpc.Channel:
-    """A channel for blocking calls; TLS ends at the gateway, so it is plain inside the cluster."""
-    return grpc.insecure_channel(address, options=_OPTIONS)
+    """A channel for blocking calls: plain to host:port, with TLS to grpcs://host:port (see services/common/tls.py).
+
+    Raises ValueError naming the variable of the environment that is wrong.
+    """
+    target, secure = split_address(address)
+    if not secure:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    return grpc.secure_channel(target, channel_credentials(), options=[*_OPTIONS, *server_name_options()])
 
 
 def open_aio_channel(address: str) -> grpc.aio.Channel:
-    """A channel for calls on the running event loop."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    """The same for calls on the running event loop."""
+    target, secure = split_address(address)
+    if not secure:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, channel_credentials(), options=[*_OPTIONS, *server_name_options()])

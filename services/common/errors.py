@@ -63,11 +63,31 @@ class UnauthenticatedError(ServiceError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
+_MAX_DETAILS_BYTES = 4000
+"""gRPC sends the message among the trailers, of which a client takes 8 KiB."""
+
+
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """Status code and message under which an exception leaves a service.
 
     Unexpected exceptions become INTERNAL without their message, which could quote a document.
     """
+    code, message = _status_of(error)
+    return code, _shortened(message)
+
+
+def _shortened(message: str) -> str:
+    """Messages may name what a client sent, which can be of any length; on the wire they are percent-encoded."""
+    num_bytes = 0
+    for at, character in enumerate(message):
+        plain = " " <= character <= "~" and character != "%"
+        num_bytes += 1 if plain else 3 * len(character.encode("utf-8", "replace"))
+        if num_bytes > _MAX_DETAILS_BYTES:
+            return f"{message[:at]} ... (shortened)"
+    return message
+
+
+def _status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, ServiceError):
         return error.code, str(error)
     if isinstance(error, TimeoutError):

@@ -87,6 +87,11 @@ class Pipeline(Generic[Item, Result]):
         self._tasks: deque[asyncio.Future[Result]] = deque()
         self._arrived = asyncio.Event()
 
+    @property
+    def in_flight(self) -> int:
+        """Items that were begun and are in no frame yet."""
+        return len(self._tasks)
+
     def stop(self) -> None:
         """Begins nothing more: the frames end when what is under way has been sent."""
         self.credits.close()

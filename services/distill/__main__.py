@@ -24,13 +24,14 @@ def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
     """The training run that a recipe describes; its files lie in a folder of the recipe's, called `run_name`."""
     return DistillJob(
         run_name=run_name,
-        run_folder=(recipe.run_folder / run_name).absolute(),
+        run_folder=recipe.training_folder(run_name).absolute(),
         target_folder=recipe.target_folder.absolute(),
         dataset=recipe.corpus.name,
         split="train",
         fusion_address=recipe.fusion_address,
         application=recipe.service.application,
         config=recipe.distill,
+        recipe=recipe.to_yaml(),
     )
 
 

@@ -65,20 +65,26 @@ class TokenizerConfig(Settings):
 
 
 class TargetConfig(Settings):
-    """The model that learns: a pretrained one (`model`), or one from scratch (`config` and `tokenizer`)."""
+    """The model that learns: a pretrained one (`model`), or one from scratch with a `tokenizer`: a Llama of some shape
+    (`config`), or any causal language model of transformers (`architecture`)."""
 
     model: Text | None = Field(None, description="name of a fetched model, or a Hugging Face folder")
     config: DecoderConfig | None = None
+    architecture: dict[str, Any] | None = Field(
+        None, description="model_type and any other keys of its config.json; the ids come from the tokenizer"
+    )
     tokenizer: TokenizerConfig | None = None
 
     @model_validator(mode="after")
     def _one_way_only(self) -> TargetConfig:
-        if (self.model is None) == (self.config is None):
-            raise ValueError("give exactly one of model (pretrained) and config (from scratch)")
+        if [self.model, self.config, self.architecture].count(None) != 2:
+            raise ValueError("give exactly one of model (pretrained), config and architecture (from scratch)")
+        if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
+            raise ValueError("architecture.model_type: required, such as llama, qwen3 or gpt2")
         if self.model is not None and self.tokenizer is not None:
             raise ValueError("tokenizer: a pretrained model brings its own; leave it out")
-        if self.config is not None and self.tokenizer is None:
-            raise ValueError("tokenizer: required with config; a folder, or {train: {vocabulary_size: N}}")
+        if self.model is None and self.tokenizer is None:
+            raise ValueError("tokenizer: required for a target from scratch: a folder or {train: {vocabulary_size: N}}")
         return self
 
 
@@ -105,6 +111,9 @@ class DistillConfig(Settings):
     lambda_end: float | None = Field(None, ge=0, le=1, description="where a linear or cosine lambda moves to")
     reward_weighting: bool = Field(
         False, description="the fusion term of a window counts by exp(-loss per token) of its best source"
+    )
+    sources: tuple[Text, ...] | None = Field(
+        None, min_length=1, description="fuse these sources only, such as a single one as a control; all when not set"
     )
     loss: FusionLoss = "cross_entropy"
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="of loss jsd: towards 0 forward KL, towards 1 reverse KL")
@@ -169,6 +178,10 @@ class DistillConfig(Settings):
             raise ValueError("lambda_end: required with lambda_schedule linear or cosine, and only then")
         if self.loss != "jsd" and self.jsd_beta != 0.5:
             raise ValueError("jsd_beta: only loss jsd has it")
+        if self.sources is not None and len(set(self.sources)) < len(self.sources):
+            raise ValueError(f"sources: names a source twice: {', '.join(self.sources)}")
+        if self.sources is not None and self.tokens_only:
+            raise ValueError("sources: no source is asked with lambda 1; leave it out")
         if self.reward_weighting and self.tokens_only:
             raise ValueError("reward_weighting: there is no fusion term with lambda 1")
         return self
@@ -177,6 +190,11 @@ class DistillConfig(Settings):
     def worker_range(self) -> tuple[int, int]:
         """The least and the largest number of workers."""
         return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def prefetch_per_worker(self) -> int:
+        """Windows that a worker asks for ahead of its training, at most."""
+        return self.prefetch_windows or 2 * math.ceil(self.batch_windows / self.worker_range[0])
 
     @property
     def tokens_only(self) -> bool:

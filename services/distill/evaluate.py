@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fusion_core.vocabulary import Encoding, Vocabulary
+from services.common.pretrained import load_causal_lm
 from services.distill.model import quiet
 
 _MAX_LOGITS = 1 << 27
@@ -111,13 +112,8 @@ def nats_per_byte(
 
 
 def _load(folder: Path | str, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
+    with quiet():
+        return load_causal_lm(folder, dtype=getattr(torch, dtype))
 
 
 def _check_lengths(model: Any, encodings: Sequence[Encoding]) -> None:

@@ -25,6 +25,7 @@ class DistillJob:
         application: name of the fusion service's Serve application.
         token: bearer token; default the one in the workers' environment.
         eval_split: split that `eval_every_steps` scores.
+        recipe: the resolved recipe, YAML, to be kept in the run's folder.
     """
 
     run_name: str
@@ -37,6 +38,7 @@ class DistillJob:
     application: str = "fusion"
     token: str | None = field(default=None, repr=False)
     eval_split: str = "held_out"
+    recipe: str = field(default="", repr=False)
 
     @property
     def files(self) -> RunFolder:
@@ -82,6 +84,11 @@ class RunFolder:
         return self.path / "run.json"
 
     @property
+    def recipe(self) -> Path:
+        """The recipe that the run follows."""
+        return self.path / "recipe.yaml"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints, unless `distill.storage` says otherwise."""
         return self.path / "checkpoints"
@@ -103,7 +110,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes what a run wrote. Files of others in the folder stay."""
-        for file in (self.metrics, self.ledger, self.evaluations, self.record):
+        for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.adapter, self.events):
             if folder.exists():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_core.losses import FusionLoss, Losses, fused_losses
+from services.common.pretrained import load_causal_lm
 from services.distill.batch import Batch
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "vocab*", "merges.txt", "chat_template*")
@@ -33,13 +34,8 @@ def quiet() -> Iterator[None]:
 
 def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model from a local Hugging Face folder; raises ValueError when it cannot be used here."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
+    with quiet():
+        model = load_causal_lm(folder, dtype=dtype)
     check_head(model)
     return model
 

@@ -57,7 +57,7 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
     """Asks the fusion service and reads the target's tokenizer.
 
     Raises FailedPreconditionError when the service fuses into another vocabulary, NotFoundError for an unknown data
-    set or split, ValueError for a split without windows or an unusable tokenizer, and what the client raises.
+    set, split or source, ValueError for a split without windows or an unusable tokenizer, and what the client raises.
     """
     vocabulary = Vocabulary.from_pretrained(job.target_folder)
     bos = vocabulary.bos_id if vocabulary.bos_id is not None else vocabulary.eos_id
@@ -73,6 +73,7 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
     if split.num_windows == 0:
         raise ValueError(f"corpus: split {job.split} of {job.dataset} has no windows; nothing to train on")
     decisive = {key: value for key, value in job.config.model_dump(mode="json").items() if key not in _MAY_CHANGE}
+    decisive["sources"] = [] if job.config.tokens_only else sorted(_find_sources(job, info))
     return RunPlan(
         vocabulary=vocabulary.fingerprint,
         vocabulary_size=vocabulary.size,
@@ -82,6 +83,8 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
             "target": _target_identity(job),
             "vocabulary": vocabulary.fingerprint,
             "corpus": f"{split.name}/{split.split}:{split.fingerprint}",
+            "fusion.alignment": None if job.config.tokens_only else info.alignment,
+            "fusion.strategy": None if job.config.tokens_only else info.strategy,
             **{f"distill.{key.rstrip('_')}": value for key, value in decisive.items()},
         },
     )
@@ -93,6 +96,15 @@ def _find_split(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> fusi
             return dataset
     known = ", ".join(f"{dataset.name}/{dataset.split}" for dataset in info.datasets) or "none"
     raise NotFoundError(f"dataset: {job.dataset}/{job.split} is not streamed by {job.fusion_address}; it has {known}")
+
+
+def _find_sources(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[str, ...]:
+    """Names of the sources whose rows are fused."""
+    known = tuple(source.name for source in info.sources)
+    for name in job.config.sources or ():
+        if name not in known:
+            raise NotFoundError(f"distill.sources: {job.fusion_address} has no source {name}, only {', '.join(known)}")
+    return job.config.sources or known
 
 
 def _target_identity(job: DistillJob) -> str:

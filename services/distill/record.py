@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from services.common.errors import FailedPreconditionError
@@ -17,16 +18,20 @@ _PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy"
 
 
 def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
-    """Writes `run.json`; raises FailedPreconditionError naming the setting that differs from those of a checkpoint
-    that this run would go on from."""
+    """Writes `run.json` and the run's recipe.
+
+    Raises FailedPreconditionError naming the setting that differs from those of a checkpoint that this run would go on
+    from.
+    """
     path = job.files.record
     newest = newest_complete(job.checkpoints)
     if newest is not None and path.exists():
         earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        for key, value in json.loads(json.dumps(plan.settings)).items():
-            if earlier.get(key) != value:
+        now: dict[str, Any] = json.loads(json.dumps(plan.settings))
+        for key in now | earlier:
+            if earlier.get(key) != now.get(key):
                 raise FailedPreconditionError(
-                    f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {value!r} is asked for; "
+                    f"{key}: run {job.run_name} was started with {earlier.get(key)!r}, now {now.get(key)!r} is asked; "
                     "start over (--start-over) or choose another run name"
                 )
     if newest is not None and newest.plan != plan.identity:
@@ -45,8 +50,14 @@ def claim_run_folder(job: DistillJob, plan: RunPlan) -> None:
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+    _write(path, json.dumps(record, indent=2))
+    if job.recipe:
+        _write(job.files.recipe, job.recipe)
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

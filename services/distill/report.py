@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from services.distill.control import CLM_ONLY, FUSED, Training, comparisons, training_of
 from services.distill.curves import draw_domains, draw_evaluations, draw_loss, draw_source_weights, draw_step_values
+from services.distill.intervals import ALL
 from services.distill.page import write_page
 from services.distill.runlog import read_rows
 from services.distill.summary import RunSummary, summarise
-
-CLM_ONLY, FUSED = "clm_only", "fused"
-"""Names of the two training runs that the verdict compares."""
-
 
 EVALUATION = "evaluation.json"
 """Scores with intervals, per domain; what `fusion eval` writes."""
@@ -40,7 +38,7 @@ def write_report(run_folder: Path) -> Path:
     sections = [
         [f"# {title}"],
         _held_out(summary, set(totals)) if summary or not evaluation else [],
-        _domains(evaluation),
+        _domains(evaluation, run_folder),
         _tasks(evaluation),
         _training(totals),
         _sources(totals),
@@ -129,28 +127,43 @@ def _held_out(summary: dict[str, Any], targets: set[str]) -> list[str]:
     return [*lines, "", sentence] if sentence else lines
 
 
-def _domains(evaluation: dict[str, Any]) -> list[str]:
-    """A table per domain, and whether the fused target is better than CLM only beyond the interval."""
+def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
+    """A table per domain, and whether the fused targets are better than their controls beyond the interval."""
     lines: list[str] = []
+    trainings = _trainings(evaluation, run_folder)
     for domain, result in evaluation.get("domains", {}).items():
         ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
         lines += [f"## {evaluation['corpus']}/{evaluation['split']}: {domain}", ""]
         lines += _table(
-            ["model", "nats per byte", "95 % interval", "next-token accuracy"],
+            ["model", "taught by", "nats per byte", "95 % interval", "next-token accuracy"],
             [
-                [name, *_with_interval(values["nats_per_byte"]), f"{100 * values['accuracy']['value']:.1f} %"]
+                [
+                    name,
+                    str(trainings.get(name, "")),
+                    *_with_interval(values["nats_per_byte"]),
+                    f"{100 * values['accuracy']['value']:.1f} %",
+                ]
                 for name, values in ranked
             ],
         )
         lines += ["", f"{result['bytes']:,} bytes in {result['documents']} documents.", ""]
-        if FUSED in result["models"] and CLM_ONLY in result["models"]:
-            lines += [_paired_verdict(result["models"][FUSED]["difference_from"][CLM_ONLY]), ""]
+        for name, control in comparisons(trainings):
+            lines += [_paired_verdict(name, control, result["models"][name]["difference_from"][control]), ""]
     if lines:
         lines.append(
             "Intervals: bootstrap over documents; differences are paired. Accuracy: share of the positions where a "
             "token starts in every model's tokenisation at which the likeliest token is the one that comes."
         )
     return lines
+
+
+def _trainings(evaluation: dict[str, Any], run_folder: Path) -> dict[str, Training]:
+    """How the scored models were trained, as far as that is known; sources and untouched models are left out."""
+    known = {name: Training.from_json(value) for name, value in evaluation.get("trainings", {}).items()}
+    for name in evaluation.get("domains", {}).get(ALL, {}).get("models", {}):
+        if name not in known and (training := training_of(run_folder / name)) is not None:
+            known[name] = training
+    return known
 
 
 def _tasks(evaluation: dict[str, Any]) -> list[str]:
@@ -167,14 +180,14 @@ def _with_interval(score: dict[str, float]) -> tuple[str, str]:
     return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"
 
 
-def _paired_verdict(difference: dict[str, float]) -> str:
+def _paired_verdict(name: str, control: str, difference: dict[str, float]) -> str:
     value, interval = _with_interval(difference)
     verdict = "no difference beyond the interval"
     if difference["high"] < 0:
         verdict = "better beyond the interval"
     elif difference["low"] > 0:
         verdict = "WORSE beyond the interval"
-    return f"**Fused minus CLM only: {value} nats per byte ({interval}): {verdict}.** Of one seed."
+    return f"**{name} minus {control}: {value} nats per byte ({interval}): {verdict}.** Of one seed."
 
 
 def _training(totals: dict[str, RunSummary]) -> list[str]:

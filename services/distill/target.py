@@ -12,10 +12,12 @@ from typing import Any
 from filelock import FileLock
 
 from services.distill.config import DecoderConfig, TargetConfig
-from services.distill.model import quiet
+from services.distill.model import check_head, quiet
 from services.distill.tokenizer import train_tokenizer
 
 _RECORD = "target.json"
+_KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
+"""What the parts of the record are called in a recipe."""
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What a pretrained folder is made of; pickled weights and code are left behind."""
 
@@ -34,7 +36,8 @@ def prepare_target(
 
     Raises ValueError when the folder holds a target made otherwise, or naming the key that cannot be honoured.
     """
-    record = {"target": config.model_dump(mode="json"), "seed": seed, "corpus": corpus_fingerprint}
+    unset = {"architecture"} if config.architecture is None else set()  # a later key: earlier records lack it
+    record = {"target": config.model_dump(mode="json", exclude=unset), "seed": seed, "corpus": corpus_fingerprint}
     if config.tokenizer is None or config.tokenizer.train is None:
         record["corpus"] = ""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +52,7 @@ def prepare_target(
             if config.model is not None:
                 _adopt(config.model, making)
             else:
-                assert config.config is not None
-                _initialise(config, config.config, corpus_texts, making, seed)
+                _initialise(config, corpus_texts, making, seed)
             (making / _RECORD).write_text(json.dumps(record, indent=2))
             making.rename(folder)
         except Exception as error:
@@ -71,8 +73,8 @@ def _check_same(record: dict[str, Any], folder: Path) -> None:
     for key, value in record.items():
         if found.get(key) != value:
             raise ValueError(
-                f"{key}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked for; "
-                "remove the folder or rename the run"
+                f"{_KEYS[key]}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked "
+                "for; remove the folder or rename the run"
             )
 
 
@@ -97,39 +99,60 @@ def _adopt(model: str, folder: Path) -> None:
                 shutil.copy2(file, folder / file.name)
 
 
-def _initialise(
-    config: TargetConfig, shape: DecoderConfig, corpus_texts: Iterable[str], folder: Path, seed: int
-) -> None:
+def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int) -> None:
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert config.tokenizer is not None
+    shape = _shape(config)
     if config.tokenizer.train is not None:
-        train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=shape.max_positions)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        max_tokens = getattr(shape, "max_position_embeddings", DecoderConfig().max_positions)
+        train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=max_tokens)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder)
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
         tokenizer.save_pretrained(folder)
+    shape.vocab_size = len(tokenizer)
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(shape, role, getattr(tokenizer, role))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(  # type: ignore[no-untyped-call]
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=shape.hidden_size,
-                intermediate_size=shape.intermediate_size,
-                num_hidden_layers=shape.num_layers,
-                num_attention_heads=shape.num_heads,
-                num_key_value_heads=shape.num_key_value_heads or shape.num_heads,
-                max_position_embeddings=shape.max_positions,
-                rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-                tie_word_embeddings=shape.tie_embeddings,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        try:
+            from_config: Any = AutoModelForCausalLM.from_config
+            model = from_config(shape, dtype=torch.float32)
+        except ValueError as error:
+            raise ValueError(f"target.architecture: {shape.model_type} is no causal language model here") from error
+    check_head(model)
     with quiet():
         model.save_pretrained(folder)
+
+
+def _shape(config: TargetConfig) -> Any:
+    """The model's configuration for transformers, but for what the tokenizer decides."""
+    from transformers import AutoConfig, LlamaConfig
+
+    if config.architecture is not None:
+        values = dict(config.architecture)
+        model_type = values.pop("model_type")
+        try:
+            known = AutoConfig.for_model(model_type).to_dict()
+        except ValueError as error:
+            raise ValueError(f"target.architecture.model_type: transformers does not know {model_type}") from error
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"target.architecture.{unknown[0]}: the configuration of {model_type} has no such key")
+        return AutoConfig.for_model(model_type, **values)
+    assert config.config is not None
+    shape = config.config
+    return LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads or shape.num_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.tie_embeddings,
+    )

@@ -61,10 +61,8 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
 
     plan = make_plan(job, open_client(job))
     check_writable(job.checkpoints)
-    if start_over:
-        job.start_over()
-    claim_run_folder(job, plan)
-    fallback = mend_snapshot(job.checkpoints)
+    if not start_over:
+        claim_run_folder(job, plan)
     if not ray.is_initialized():
         # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
         address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
@@ -78,6 +76,11 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
     if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
         # Who loses the only node loses the watcher with it: one process and one alarming line in the log less.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if start_over:
+        # Not before everything has been looked at: a run that is refused forgets no checkpoint.
+        job.start_over()
+        claim_run_folder(job, plan)
+    fallback = mend_snapshot(job.checkpoints)
     # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
     trainer = TorchTrainer(
         partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here

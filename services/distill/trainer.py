@@ -272,6 +272,7 @@ class Trainer:
             k=self._config.k,
             tokens_only=self._config.tokens_only,
             expected_vocabulary=self._plan.vocabulary,
+            sources=self._config.sources or (),
         )
 
 

@@ -23,6 +23,8 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=service.max_ongoing_requests,
         max_queued_requests=service.max_queued_requests,
         ray_actor_options={"num_cpus": service.num_cpus},
+        health_check_period_s=2,  # Serve wants three failures in a row before it replaces a replica
+        health_check_timeout_s=15,
         graceful_shutdown_timeout_s=20,
     )(FusionServicer)
     application: Application = deployment.bind(config)

@@ -33,7 +33,7 @@ __all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 5.0
 _INFO_SECONDS = 30.0
 
 
@@ -51,6 +51,7 @@ class StreamRequest:
     k: int | None = None
     tokens_only: bool = False
     expected_vocabulary: str = ""
+    sources: tuple[str, ...] = ()
 
     def to_proto(self) -> fusion_pb2.StreamFusedOpen:
         return fusion_pb2.StreamFusedOpen(
@@ -65,6 +66,7 @@ class StreamRequest:
             tokens_only=self.tokens_only,
             expected_vocabulary=self.expected_vocabulary,
             protocol_version=PROTOCOL_VERSION,
+            sources=self.sources,
         )
 
 

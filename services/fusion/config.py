@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from fusion_core.fusion import FusionConfig
+from services.common.limits import PerClient
 from services.common.settings import Settings
+from services.common.tls import ADDRESS_PATTERN
 
 
 class ServiceConfig(Settings):
     """Section `service` of a recipe: where the services listen and how large requests may be."""
 
     address: str | None = Field(
-        None, pattern=r"^[^\s/]+:\d+$", description="host:port of a fusion service that runs already."
+        None,
+        pattern=ADDRESS_PATTERN,
+        description="host:port of a fusion service that runs already; grpcs://host:port with TLS.",
     )
     application: str = Field("fusion", pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
     host: str = Field("127.0.0.1", description="Interface of Ray's dashboard and Serve's HTTP proxy.")
@@ -25,6 +31,7 @@ class ServiceConfig(Settings):
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_texts: int = Field(32, ge=1, le=256, description="Texts in one Fuse request.")
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
+    per_client: PerClient = Field(PerClient(), description="What one client may hold of a replica.")
     source_timeout_seconds: float = Field(
         60,
         gt=0,
@@ -45,12 +52,23 @@ class ServiceConfig(Settings):
     heartbeat_seconds: float = Field(
         5, gt=0, le=10, description="A fused stream that has nothing to send says so often that it lives."
     )
+    below_quorum: Literal["wait", "skip"] = Field(
+        "wait",
+        description="A window of a stream that fewer than fusion.min_sources answer for: wait for it (the stream "
+        "breaks and its client retries), or skip it (the client is told, and it goes on the back-fill list).",
+    )
     store: str | None = Field(
         "store",
         min_length=1,
         description="Folder (relative to the run's) or URL, such as s3://bucket/folder, that keeps scored windows, so "
         "that a pass is paid for once. null keeps nothing.",
     )
+
+    @model_validator(mode="after")
+    def _skipping_needs_a_store(self) -> ServiceConfig:
+        if self.below_quorum == "skip" and self.store is None:
+            raise ValueError("below_quorum: skip needs a store, where the back-fill list is kept")
+        return self
 
 
 class SourceEndpoint(Settings):

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from fusion.v1 import fusion_pb2
 from fusion_core.alignment.method import Alignment
@@ -24,6 +25,7 @@ from services.common.errors import (
     UnavailableError,
 )
 from services.common.passage import Passage
+from services.common.store.backfill import BackfillList, BackfillWindow
 from services.common.store.capture import Place
 from services.common.store.store import BlockStore
 from services.fusion.config import FusionServiceConfig
@@ -35,6 +37,14 @@ logger = logging.getLogger("ray.serve")
 
 _SOURCES_SHARE = 0.9
 """Of the time that a caller waits: who answered by then is fused, so that one slow source does not fail the call."""
+
+
+class QuorumLostError(UnavailableError):
+    """Fewer than min_sources answered for a text; `missing` names those that did not."""
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class _TooLateError(UnavailableError):
@@ -51,6 +61,7 @@ class Fuser:
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
         self._store = BlockStore(config.service.store) if config.service.store else None
+        self._backfill = BackfillList(self._store.files) if self._store else None
         self._sources = {endpoint.name: Source(endpoint, config.service, self._store) for endpoint in config.sources}
         vocabularies = {name: source.vocabulary for name, source in self._sources.items()}
         self._alignment = Alignment(vocabularies, self.target, config.fusion.alignment)
@@ -80,9 +91,9 @@ class Fuser:
         problems = "; ".join(status.problem for status in statuses if status.problem)
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
-    async def open_streams(self, stack: AsyncExitStack) -> dict[str, ScoreStream]:
-        """A stream to every source, closed with the stack."""
-        return {name: await stack.enter_async_context(source.stream()) for name, source in self._sources.items()}
+    async def open_streams(self, stack: AsyncExitStack, names: Sequence[str]) -> dict[str, ScoreStream]:
+        """A stream to each of the named sources, closed with the stack."""
+        return {name: await stack.enter_async_context(self._sources[name].stream()) for name in names}
 
     async def fuse(
         self,
@@ -116,7 +127,10 @@ class Fuser:
         except TooFewSources as error:
             self.metrics.quorum_lost()
             late = any(isinstance(answer, _TooLateError) for answer in answers)
-            raise (DeadlineExceededError if late else UnavailableError)(f"{error}: {'; '.join(problems)}") from error
+            reason = f"{error}: {'; '.join(problems)}"
+            if late:
+                raise DeadlineExceededError(reason) from error
+            raise QuorumLostError(reason, [name for name, block in blocks.items() if block is None]) from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
 
@@ -128,6 +142,15 @@ class Fuser:
                 return await source.score(passage, stream, place)
         except TimeoutError as error:
             raise _TooLateError(f"source {source.name}: no answer before the caller's deadline") from error
+
+    async def note(self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]) -> None:
+        """Puts windows that lack sources on the back-fill list, where there is a store; raises UnavailableError."""
+        if self._backfill is None or not windows:
+            return
+        try:
+            await asyncio.to_thread(self._backfill.add, corpus, split, fingerprint, windows)
+        except (OSError, pa.ArrowException) as error:
+            raise UnavailableError(f"service.store: the back-fill list cannot be written: {error}") from error
 
     def flush(self) -> None:
         """Writes scored windows that are only in memory to the store."""

@@ -72,22 +72,11 @@ class FusionMetrics:
         self.counts.skipped += 1
         self._skipped.inc(1)
 
-    def stream_opened(self) -> None:
-        self.counts.streams += 1
-        self._streams.set(self.counts.streams)
-
-    def stream_closed(self) -> None:
-        self.counts.streams -= 1
-        self._streams.set(self.counts.streams)
-
-    def window_begun(self) -> None:
-        self.counts.windows_in_flight += 1
-        self._in_flight.set(self.counts.windows_in_flight)
-
-    def windows_ended(self, number: int) -> None:
-        """Windows were sent, or given up."""
-        self.counts.windows_in_flight -= number
-        self._in_flight.set(self.counts.windows_in_flight)
+    def flowing(self, streams: int, windows_in_flight: int) -> None:
+        """What is open and under way just now."""
+        self.counts.streams, self.counts.windows_in_flight = streams, windows_in_flight
+        self._streams.set(streams)
+        self._in_flight.set(windows_in_flight)
 
 
 def is_degraded(block: Block) -> bool:

@@ -13,26 +13,36 @@ from typing import Any
 from fusion.v1 import block_pb2, fusion_pb2
 from services.common.corpus import Corpus
 from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
+from services.common.draining import Draining
+from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.common.flow import Pipeline
 from services.common.health import health_response
+from services.common.limits import ClientLimits
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
+from services.common.store.backfill import BackfillWindow
 from services.common.store.capture import Place
 from services.common.wire import PROTOCOL_VERSION, check_dtype, encode_block
 from services.fusion.config import FusionServiceConfig
-from services.fusion.fuser import Fuser
+from services.fusion.fuser import Fuser, QuorumLostError
 from services.fusion.plan import Step, StreamPlan
 
 logger = logging.getLogger("ray.serve")
 
+_SKIPPED_BYTES = 128
+
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A block ready to be sent, and the cursor after it."""
+    """What goes out for a window: a block, or the sources that were missed; and the cursor after it."""
 
-    block: block_pb2.TokenBlock
+    where: block_pb2.WindowRef
     cursor: Cursor
+    block: block_pb2.TokenBlock | None
+    missing: tuple[str, ...]
+
+    def num_bytes(self) -> int:
+        return _SKIPPED_BYTES if self.block is None else self.block.ByteSize()
 
 
 class FusionServicer:
@@ -40,6 +50,7 @@ class FusionServicer:
 
     async def __init__(self, config: FusionServiceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._config = config
+        self.client_limits = ClientLimits(config.service.per_client, "service.per_client")
         self._fuser = Fuser(config)
         self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
         self._splits = {
@@ -47,11 +58,13 @@ class FusionServicer:
             for corpus in self._corpora.values()
             for split in corpus.splits
         }
+        self._draining = Draining()
         logger.info("fusing %s into %s", ", ".join(s.name for s in config.sources), config.tokenizer)
 
     @unary
     async def GetFusionInfo(self, request: fusion_pb2.GetFusionInfoRequest) -> fusion_pb2.GetFusionInfoResponse:
         config = self._config
+        self._report_flow()
         return fusion_pb2.GetFusionInfoResponse(
             vocabulary=self._fuser.target.fingerprint,
             vocabulary_size=self._fuser.target.size,
@@ -74,6 +87,7 @@ class FusionServicer:
             ],
             min_sources=config.fusion.min_sources,
             protocol_version=PROTOCOL_VERSION,
+            below_quorum=config.service.below_quorum,
             counts=self._fuser.metrics.counts,
         )
 
@@ -108,15 +122,19 @@ class FusionServicer:
                         raise InvalidArgumentError("message: after `open` only credits are expected")
                     pipeline.credits.grant(message.credit.blocks)
 
+            await stack.enter_async_context(self._draining.holding(pipeline))
             # The stack closes them first: what is under way must end before the streams that it uses.
             frames = await stack.enter_async_context(aclosing(pipeline.frames(read())))
             yield fusion_pb2.StreamFusedResponse(protocol_version=PROTOCOL_VERSION)
             async for frame in frames:
+                await self._note(first.open, frame)
+                self._report_flow()
                 yield _response(frame)
+        self._report_flow()
 
     @public_unary
     async def Check(self, request: Any) -> Any:
-        return health_response(request, "fusion.v1.FusionService", await self._fuser.problem(self._splits))
+        return await health_response(request, "fusion.v1.FusionService", lambda: self._fuser.problem(self._splits))
 
     def __del__(self) -> None:
         if fuser := getattr(self, "_fuser", None):
@@ -138,18 +156,25 @@ class FusionServicer:
         steps = plan.steps(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
         if not request.tokens_only:
             stack.push_async_callback(asyncio.to_thread, self._fuser.flush)
-        streams = {} if request.tokens_only else await self._fuser.open_streams(stack)
+        names = self._fuser.check_names(request.sources)
+        streams = {} if request.tokens_only else await self._fuser.open_streams(stack, names)
 
         async def compute(step: Step) -> _Sent:
             window = corpus.window(request.split, step.index)
             passage = window.passage
+            where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
             if request.tokens_only:
                 block = self._fuser.realised_tokens(passage)
-            else:
-                place = Place(plan.split_fingerprint, step.index)
-                block = await self._fuser.fuse(passage, names=self._fuser.names, k=k, streams=streams, place=place)
-            where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
-            return _Sent(encode_block(block, dtype, where), step.cursor)
+                return _Sent(where, step.cursor, encode_block(block, dtype, where), ())
+            place = Place(plan.split_fingerprint, step.index)
+            try:
+                block = await self._fuser.fuse(passage, names=names, k=k, streams=streams, place=place)
+            except QuorumLostError as error:
+                if self._config.service.below_quorum == "wait":
+                    raise
+                return _Sent(where, step.cursor, None, error.missing)
+            missing = tuple(share.name for share in block.shares if not share.present)
+            return _Sent(where, step.cursor, encode_block(block, dtype, where), missing)
 
         async def items() -> AsyncIterator[Step]:
             for step in steps:
@@ -158,10 +183,27 @@ class FusionServicer:
         return Pipeline(
             items(),
             compute,
-            size=lambda sent: sent.block.ByteSize(),
+            size=_Sent.num_bytes,
             may_share=lambda before, after: before.cursor.epoch == after.cursor.epoch,
             heartbeat_seconds=self._config.service.heartbeat_seconds,
         )
+
+    async def _note(self, request: fusion_pb2.StreamFusedOpen, frame: list[_Sent]) -> None:
+        """Puts a frame's windows that lack sources on the back-fill list, before the client takes them as done."""
+        windows = [BackfillWindow(index=sent.where.index, missing=sent.missing) for sent in frame if sent.missing]
+        skipped = sum(sent.block is None for sent in frame)
+        fingerprint = self._corpus(request.dataset).fingerprint(request.split)
+        try:
+            await self._fuser.note(request.dataset, request.split, fingerprint, windows)
+        except UnavailableError as error:
+            if skipped:
+                raise
+            logger.warning("%s", error)
+        for _ in range(skipped):
+            self._fuser.metrics.skipped()
+
+    def _report_flow(self) -> None:
+        self._fuser.metrics.flowing(self._draining.streams, self._draining.in_flight)
 
     def _answer_settings(self, request: fusion_pb2.FuseRequest | fusion_pb2.StreamFusedOpen) -> tuple[int, int]:
         """Number of candidates and encoding of the answer; checks the vocabulary that the client expects."""
@@ -186,10 +228,16 @@ def _response(frame: list[_Sent]) -> fusion_pb2.StreamFusedResponse:
     """A frame on the wire; one without windows is a heartbeat."""
     if not frame:
         return fusion_pb2.StreamFusedResponse()
+    blocks = [sent.block for sent in frame if sent.block is not None]
     return fusion_pb2.StreamFusedResponse(
-        blocks=[sent.block for sent in frame],
+        blocks=blocks,
         cursor=frame[-1].cursor.to_proto(),
-        degraded=sum(any(not share.present for share in sent.block.shares) for sent in frame),
+        skipped=[
+            fusion_pb2.SkippedWindow(window=sent.where, position=position, missing=sent.missing)
+            for position, sent in enumerate(frame)
+            if sent.block is None
+        ],
+        degraded=sum(sent.block is not None and bool(sent.missing) for sent in frame),
     )
 
 

@@ -15,6 +15,7 @@ from services.common.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     ServiceError,
     UnauthenticatedError,
     UnavailableError,
@@ -171,8 +172,8 @@ class Source:
                     [passage], top_k=self.endpoint.top_k, expected_vocabulary=self.vocabulary.fingerprint
                 )
             self._check(block, passage)
-        except InvalidArgumentError:
-            raise  # the text's fault
+        except (InvalidArgumentError, ResourceExhaustedError):
+            raise  # the text's fault, or a source at its limits, which is sound and wants pauses only
         except ServiceError as error:
             self._failed(error)
             raise

@@ -84,7 +84,7 @@ class Capture:
         if unreachable := [source.name for source in to_start if source.address is not None]:
             raise UnavailableError(f"source {unreachable[0]} does not answer at its address")
         if needed:
-            with _serving(self.recipe, to_start, console), window_progress(console) as progress:
+            with serving(self.recipe, to_start, console), window_progress(console) as progress:
                 asyncio.run(self._capture(needed, progress))
 
     def problems(self, console: Console) -> Iterator[tuple[str, str]]:
@@ -271,7 +271,7 @@ async def _row(source: Source, captured: Captured, index: int, stream: ScoreStre
 
 
 @contextmanager
-def _serving(recipe: Recipe, sources: Sequence[SourceConfig], console: Console) -> Iterator[None]:
+def serving(recipe: Recipe, sources: Sequence[SourceConfig], console: Console) -> Iterator[None]:
     """Deploys sources and ends them again; those that run already stay."""
     if not sources:
         yield

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -18,6 +18,7 @@ from services.recipes.recipe import Recipe
 from services.source.app import SERVICER as SOURCE_SERVICER
 from services.source.config import SourceConfig
 
+Answer = TypeVar("Answer")
 Report = Callable[[Mapping[str, str]], None]
 """Receives the state of every application, by name."""
 
@@ -150,12 +151,12 @@ def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout
     deadline = time.monotonic() + timeout_seconds
     client = _connect(ServeSubmissionClient, dashboard, deadline)
     try:
-        client.deploy_applications(dict(config))
+        _patiently(lambda: client.deploy_applications(dict(config)), dashboard, deadline)
     except RuntimeError as error:
         raise ServiceError(f"Ray Serve refuses the configuration: {error}") from error
     names = [application["name"] for application in config["applications"]]
     while True:
-        found = client.get_serve_details().get("applications", {})
+        found = _patiently(client.get_serve_details, dashboard, deadline).get("applications", {})
         states = {name: found.get(name, {}).get("status", "NOT_STARTED") for name in names}
         report(states)
         for name, state in states.items():
@@ -170,16 +171,21 @@ def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout
 
 
 def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> Any:
-    """The dashboard listens a moment before its modules answer."""
+    try:
+        return _patiently(lambda: client(dashboard), dashboard, deadline)
+    except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
+        raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
+
+
+def _patiently(call: Callable[[], Answer], dashboard: str, deadline: float) -> Answer:
+    """The dashboard listens a moment before its modules answer, and drops a connection when the machine is busy."""
     while True:
         try:
-            return client(dashboard)
-        except ConnectionError as error:
+            return call()
+        except OSError as error:  # those of requests as well
             if time.monotonic() > deadline:
                 raise UnavailableError(f"Ray's dashboard at {dashboard} does not answer: {error}") from error
             time.sleep(0.5)
-        except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
-            raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
 
 
 def _reason(application: Mapping[str, Any]) -> str:

@@ -19,11 +19,13 @@ def submit_recipe(
 ) -> int:
     """Prepares what is missing, submits the run and follows it; returns its exit code.
 
-    The run's own resolved recipe lies in its folder, so that a later change of the file changes no run under way.
+    What is asked for lies in the run's folder as submitted.yaml, and as recipe.yaml once the run has taken it on: a
+    later change of the file, or a request that is refused, changes nothing about a run under way.
     """
+    recipe_file = recipe.training_folder(run_name) / "submitted.yaml"
     _check_served(recipe)
+    dashboard = dashboard or _dashboard(recipe)
     prepare(recipe, save=False)
-    recipe_file = recipe.run_folder / run_name / "recipe.yaml"
     recipe.save(recipe_file)
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
     if start_over:
@@ -31,7 +33,7 @@ def submit_recipe(
     return submit(
         entrypoint,
         name=_job_name(recipe, run_name),
-        dashboard=dashboard or _dashboard(recipe),
+        dashboard=dashboard,
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
     )

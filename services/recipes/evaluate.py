@@ -15,6 +15,7 @@ from services.common.corpus import Corpus
 from services.common.errors import UnavailableError
 from services.common.models import resolve_model
 from services.common.version import git_revision
+from services.distill.control import Training, training_of
 from services.distill.evaluate import Scores, nats_per_byte
 from services.distill.harness import evaluate_tasks
 from services.distill.intervals import ALL, compare
@@ -107,6 +108,9 @@ def write_evaluation(
         "split": split,
         "fingerprint": corpus.fingerprint(split),
         "git_revision": git_revision(),
+        "trainings": {
+            name: training.to_json() for name in scores if (training := training_of(recipe.run_folder / name))
+        },
         "domains": compare(scores, documents),
         "tasks": tasks or {},
     }
@@ -117,16 +121,16 @@ def write_evaluation(
 
 def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
     """Prints a row per model and domain."""
-    table = Table(
-        "domain", "model", "nats per byte", "95 %", "accuracy", title=f"{evaluation['corpus']}/{evaluation['split']}",
-        title_justify="left",
-    )  # fmt: skip
+    columns = ("domain", "model", "taught by", "nats per byte", "95 %", "accuracy")
+    table = Table(*columns, title=f"{evaluation['corpus']}/{evaluation['split']}", title_justify="left")
+    trainings = {name: Training.from_json(value) for name, value in evaluation["trainings"].items()}
     for domain, result in evaluation["domains"].items():
         ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
         for model, values in ranked:
             nats, accuracy = values["nats_per_byte"], values["accuracy"]
             interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
-            table.add_row(domain, model, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
+            taught_by = str(trainings.get(model, ""))
+            table.add_row(domain, model, taught_by, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
     console.print(table)
     if evaluation["tasks"]:
         console.print(_task_table(evaluation["tasks"]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fusion_core.vocabulary import Vocabulary
 from services.common.cluster import deployments
-from services.common.corpus import Corpus
+from services.common.corpus import Corpus, CorpusConfig
 from services.common.corpus_prepare import TrainText, WindowTokenizer, prepare_corpus
 from services.common.models import resolve_model
 from services.common.packages import file_sha256
@@ -52,7 +53,12 @@ def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: 
         return [*_source_tokenizers(recipe, say), own]
 
     say(f"corpus {recipe.corpus.name}")
-    corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder, tokenizers)
+    try:
+        corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder, tokenizers)
+    except ValueError as error:
+        if re.split("[.:]", str(error), maxsplit=1)[0] in CorpusConfig.model_fields:
+            raise RecipeError(f"corpus.{error}") from error
+        raise
     for split in corpus.splits:
         info = corpus.record["splits"][split]
         line = f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"

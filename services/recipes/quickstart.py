@@ -23,6 +23,7 @@ from services.common.corpus import HELD_OUT, TRAIN, Corpus
 from services.common.errors import RunFailedError
 from services.common.models import MODELS, fetch
 from services.common.version import git_revision
+from services.distill.control import CLM_ONLY, FUSED
 from services.distill.report import verdict, write_report
 from services.distill.runlog import read_rows
 from services.fusion.client import FusionClient
@@ -31,8 +32,6 @@ from services.recipes.distill import submit_recipe
 from services.recipes.evaluate import evaluate_folder, evaluate_sources, write_evaluation
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
-
-CLM_ONLY, FUSED = "clm_only", "fused"
 
 
 def run(recipe: Recipe, console: Console) -> None:

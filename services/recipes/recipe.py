@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from services.distill.config import DistillConfig, TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.source.config import SourceConfig
 
+_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
+"""Of folders that are named in a recipe or on the command line."""
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; one line per mistake, each naming its key."""
@@ -24,7 +28,7 @@ class RecipeError(ValueError):
 class Recipe(Settings):
     """One run. Folders in it are relative to where the command is run."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$", description="Name of the run and its folder.")
+    name: str = Field(pattern=_NAME, description="Name of the run and its folder.")
     output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
     corpus: CorpusConfig
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -34,7 +38,7 @@ class Recipe(Settings):
     distill: DistillConfig = DistillConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> Recipe:
+    def _sources_fit(self) -> Recipe:
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"sources: the name {twice[0]} is used twice")
@@ -46,6 +50,10 @@ class Recipe(Settings):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Recipe:
         limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
         corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
@@ -56,6 +64,10 @@ class Recipe(Settings):
                     f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
                     f"are more than {key} = {limit}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits(self) -> Recipe:
         if self.distill.lora is not None and self.target.model is None:
             raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
         tokenizer = self.target.tokenizer
@@ -64,13 +76,36 @@ class Recipe(Settings):
                 "fusion.alignment: transport matches candidates with those of a source that has the target's "
                 "vocabulary, and target.tokenizer.train makes a new one; allowed here: byte, min_edit"
             )
+        prefetch, allowed = self.distill.prefetch_per_worker, self.service.per_client.blocks
+        if prefetch > allowed and self.service.address is None:
+            raise ValueError(
+                f"distill.prefetch_windows: {prefetch} (two batches when not set) is more than "
+                f"service.per_client.blocks = {allowed}"
+            )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Recipe:
+        names, asked = [source.name for source in self.sources], self.distill.sources or ()
+        if unknown := sorted(set(asked) - set(names)):
+            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        if asked and self.fusion.weights and not any(map(self.fusion.weights.get, asked)):
+            raise ValueError("distill.sources: fusion.weights gives all of them 0")
         return self
 
     @property
     def run_folder(self) -> Path:
         return Path(self.output_dir) / self.name
+
+    def training_folder(self, run_name: str) -> Path:
+        """Folder of a training run, right below the run's own; raises RecipeError for a name that leads elsewhere."""
+        if not re.fullmatch(_NAME, run_name):
+            raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+        if run_name in {self.corpus_folder.name, self.target_folder.name, Path(self.store or "").name}:
+            raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
+        return self.run_folder / run_name
 
     @property
     def corpus_folder(self) -> Path:
@@ -106,11 +141,15 @@ class Recipe(Settings):
             bos_token=source.bos_token,
         )
 
-    def save(self, path: Path) -> None:
-        """Writes the recipe with every default filled in, for use from any working folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in, for use from any working folder."""
         values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return yaml.safe_dump(values, sort_keys=False)
+
+    def save(self, path: Path) -> None:
+        """Writes `to_yaml`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""

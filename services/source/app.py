@@ -27,7 +27,7 @@ def deployment_options(config: SourceConfig) -> dict[str, Any]:
         "max_ongoing_requests": config.max_ongoing_requests,
         "max_queued_requests": config.max_queued_requests,
         "health_check_period_s": 2,  # Serve wants three failures in a row before it replaces a replica
-        "health_check_timeout_s": 60,
+        "health_check_timeout_s": 30,
         "graceful_shutdown_timeout_s": 20,
     }
     if config.autoscaling is None:

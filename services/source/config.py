@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from services.common.limits import PerClient
 from services.common.settings import Settings
+from services.common.tls import ADDRESS_PATTERN
 
 MAX_TOP_K = 1024
 _OF_TRANSFORMERS = ("device", "torch_threads")
 _OF_VLLM = ("engine_args", "placement_strategy")
-_OF_MODELS = ("dtype", "logits_memory_bytes")
+_OF_MODELS = ("dtype", "logits_memory_bytes", "trust_remote_code")
 OF_A_DEPLOYMENT = (
-    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes"),
+    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes", "per_client"),
     *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
-    "num_replicas",
+    *("trust_remote_code", "num_replicas"),
     *("autoscaling", "num_cpus", "num_gpus", "placement_strategy", "max_ongoing_requests", "max_queued_requests"),
 )
 """What a source says only where it is deployed, not where it is used by its address."""
@@ -77,6 +79,10 @@ class SourceConfig(Settings):
         "planned for it; with an address it says what the source there takes.",
     )
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
+    per_client: PerClient = Field(
+        PerClient(streams=256, blocks=16_384),
+        description="What one client may hold: a replica of the fusion service asks for all trainers that it serves.",
+    )
     max_tokens_in_flight: int | None = Field(
         None,
         ge=1,
@@ -91,9 +97,16 @@ class SourceConfig(Settings):
     synthetic: SyntheticConfig = Field(SyntheticConfig(), description="For engine synthetic.")
     canary: CanaryConfig = Field(CanaryConfig(), description="Checks on the model while it serves.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of the replicas.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python files that the model's folder brings. Tokenizers run none in any case."
+    )
     torch_threads: int | None = Field(None, ge=1, description="For engine transformers on CPU.")
 
-    address: str | None = Field(None, pattern=r"^[^\s/]+:\d+$", description="host:port of a source that runs already.")
+    address: str | None = Field(
+        None,
+        pattern=ADDRESS_PATTERN,
+        description="host:port of a source that runs already; grpcs://host:port with TLS.",
+    )
     application: str | None = Field(None, description="Serve application at that address; default the name.")
 
     num_replicas: int = Field(1, ge=1)
@@ -118,6 +131,8 @@ class SourceConfig(Settings):
         self._refuse_idle(_OF_TRANSFORMERS, self.engine != "transformers", "only engine transformers takes it")
         self._refuse_idle(_OF_VLLM, self.engine != "vllm", "only engine vllm takes it")
         self._refuse_idle(_OF_MODELS, self.engine == "synthetic", "engine synthetic loads no model")
+        if "trust_remote_code" in self.engine_args:
+            raise ValueError("engine_args.trust_remote_code: is the source's own key trust_remote_code")
         self._refuse_idle(("synthetic",), self.engine != "synthetic", "only engine synthetic takes it")
         self._refuse_idle(("num_replicas",), self.autoscaling is not None, "autoscaling decides it")
         if self.max_tokens_in_flight is not None:

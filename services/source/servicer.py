@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from fusion.v1 import block_pb2, source_pb2
+from services.common.draining import Draining
 from services.common.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -19,6 +20,7 @@ from services.common.errors import (
 )
 from services.common.flow import Pipeline
 from services.common.health import health_response
+from services.common.limits import ClientLimits
 from services.common.models import resolve_model
 from services.common.passage import passages_of
 from services.common.rpc import bidirectional, public_unary, unary
@@ -39,6 +41,7 @@ class SourceServicer:
 
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         self._config = config
+        self.client_limits = ClientLimits(config.per_client, f"sources.{config.name}.per_client")
         folder = resolve_model(config.model)
         revision = asyncio.get_running_loop().run_in_executor(None, weights_revision, folder)
         self._scorer = await Scorer.load(config, folder)
@@ -50,6 +53,7 @@ class SourceServicer:
         await self._scorer.check_canary(record)  # before anyone can ask
         if self._scorer.problem is not None:
             logger.error("%s", self._scorer.problem)
+        self._draining = Draining()
         self._canary = asyncio.create_task(_repeat(config.canary.interval_seconds, self._scorer, record))
 
     @unary
@@ -106,18 +110,20 @@ class SourceServicer:
                         raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
             waiting.put_nowait(None)
 
-        async with aclosing(pipeline.frames(read())) as frames:
+        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read())) as frames:
             async for frame in frames:
                 yield source_pb2.StreamScoresResponse(blocks=frame)
 
     @public_unary
     async def Check(self, request: Any) -> Any:
-        problem = self._scorer.problem
+        return await health_response(request, "fusion.v1.SourceService", self._problem)
+
+    async def _problem(self) -> str | None:
         try:
             await self._scorer.engine.check_health()
         except Exception as error:
-            problem = f"engine: {error}"
-        return health_response(request, "fusion.v1.SourceService", problem)
+            return f"engine: {error}"
+        return self._scorer.problem
 
     async def check_health(self) -> None:
         """Serve's own probe: a replica whose engine died is replaced.

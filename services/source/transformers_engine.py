@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from services.common.pretrained import load_causal_lm
 from services.source.config import SourceConfig
 from services.source.engine import Engine, PromptScores
 
@@ -40,7 +41,12 @@ class TransformersEngine(Engine):
         if config.torch_threads:
             torch.set_num_threads(config.torch_threads)
         dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype)
+        model: Any = load_causal_lm(
+            folder,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            key=f"sources.{config.name}.trust_remote_code",
+        )
         model = model.to(device).eval()
         return cls(model, transformers.__version__, str(model.dtype).removeprefix("torch."))
 

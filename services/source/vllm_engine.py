@@ -58,6 +58,7 @@ class VllmEngine(Engine):
         problem = open_tap()
         arguments: dict[str, Any] = {
             "max_num_batched_tokens": rows_at_once(config, folder),
+            "load_format": "safetensors",  # vLLM would fall back on pickled weights
             "disable_log_stats": True,
             **({"distributed_executor_backend": "ray"} if config.places_workers else {}),
             **config.engine_args,
@@ -69,6 +70,7 @@ class VllmEngine(Engine):
                 max_model_len=config.max_tokens + 2,  # BOS in front, and the one token that generate insists on
                 max_logprobs=max(config.largest_top_k, _PROBE_TOP_K),
                 skip_tokenizer_init=True,
+                trust_remote_code=config.trust_remote_code,
                 enable_prefix_caching=False,  # prompt scoring skips the cache anyway
                 **arguments,
             )

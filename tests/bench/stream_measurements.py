@@ -23,11 +23,12 @@ from services.common.auth import call_metadata
 from services.common.channel import open_channel
 from services.common.cluster import free_port
 from services.common.corpus import Corpus
-from services.fusion.client import FusionClient, StreamRequest
-from services.recipes.deploy import up
+from services.fusion.client import FusedWindow, FusionClient, StreamRequest
+from services.recipes.deploy import serve_config
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
 from tests.bench.report import Report
+from tests.local_serve import local_serve
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 TOP_K = 64
@@ -86,11 +87,9 @@ class Bench:
     def served(self, num_sources: int, tokens_per_second: float | None) -> Iterator[Served]:
         """So many sources and one replica of the fusion service."""
         recipe = self._recipe(num_sources, tokens_per_second)
-        deployment = up(recipe, prepare(recipe), lambda states: None)
-        try:
-            yield Served(recipe, deployment.grpc_address, psutil.Process(deployment.pid))
-        finally:
-            deployment.stop()
+        prepare(recipe)
+        with local_serve(serve_config(recipe)) as ray:
+            yield Served(recipe, recipe.fusion_address, ray)
 
     def _recipe(self, num_sources: int, tokens_per_second: float | None) -> Recipe:
         sources = [
@@ -122,7 +121,6 @@ class Bench:
             "service": {
                 "grpc_port": free_port(),
                 "http_port": free_port(),
-                "dashboard_port": free_port(),
                 "store": None,
             },
         }
@@ -137,7 +135,9 @@ def fused_rate(served: Served, seconds: float) -> Rate:
             pass
         start, num_bytes, num_tokens = time.perf_counter(), 0, 0
         while (elapsed := time.perf_counter() - start) < seconds:
-            block = next(windows).block
+            window = next(windows)
+            assert isinstance(window, FusedWindow)
+            block = window.block
             num_bytes, num_tokens = num_bytes + len(block.text_bytes), num_tokens + block.num_tokens
     finally:
         windows.close()  # type: ignore[attr-defined]  # a generator
@@ -254,7 +254,8 @@ class _Granted:
         self._channel.close()
 
     def next_frame(self) -> Any:
-        return next(self._call)
+        """The next one that is no heartbeat."""
+        return next(frame for frame in self._call if frame.blocks)
 
     def frames_under_way(self, patience_seconds: float = 5.0) -> list[Any]:
         """Everything that comes without a further credit."""
@@ -262,7 +263,7 @@ class _Granted:
 
         def read() -> None:
             try:
-                frames.extend(self._call)
+                frames.extend(frame for frame in self._call if frame.blocks)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.CANCELLED:
                     raise

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -22,33 +23,44 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this new folder, and leave it there")
     parser.add_argument("--faults", nargs="+", metavar="NAME", help="these, once each, instead of random ones")
+    parser.add_argument("--brief", action="store_true", help="one of each fault that is soon over, short deadlines")
     options = parser.parse_args()
     if options.keep is not None and options.keep.exists():
         parser.error(f"--keep: {options.keep} exists")
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     if seed < 0:
         parser.error("--seed: must not be negative")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _end_on_sigterm()
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="drill-") as temporary:
         folder = (options.keep or Path(temporary)).absolute()
         os.environ["FUSION_HOME"] = str(folder / "home")
         enable_ray_authentication()
-        from tests.drill.faults import FAULTS
+        from tests.drill.faults import BRIEF, FAULTS
         from tests.drill.run import drill
         from tests.drill.scene import Scene
 
+        if options.brief:
+            options.faults = options.faults or BRIEF
         if unknown := sorted(set(options.faults or ()) - set(FAULTS)):
             parser.error(f"--faults: {unknown[0]!r} is not known; there are {', '.join(FAULTS)}")
         console.print(f"seed {seed}; starting the services in {folder}")
-        with Scene(folder, seed) as scene:
-            rng = random.Random(seed)
-            outcome = drill(scene, options.seconds, rng, console.print, faults=options.faults)
+        size: dict[str, Any] = {"deadline_seconds": 1.5, "fusion_replicas": 1} if options.brief else {}
+        with Scene(folder, seed, **size) as scene:
+            _end_on_sigterm()  # Ray has put its own handler in place
+            rng, num_recomputed = random.Random(seed), 20 if options.brief else 100
+            outcome = drill(
+                scene, options.seconds, rng, console.print, faults=options.faults, num_recomputed=num_recomputed
+            )
     outcome.report().finish(options.json)
     for line in [*outcome.problems, *outcome.verdict.wrong[:20]]:
         console.print(f"[red]{line}")
     console.print(f"seed {seed}: " + ("sound" if outcome.sound else "[bold red]NOT SOUND"))
     return 0 if outcome.sound else 1
+
+
+def _end_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def _positive(text: str) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 from fusion.v1 import block_pb2
 from fusion_core.vocabulary import Vocabulary
 from services.common.wire import encode_block
-from services.fusion.client import FusionClient, StreamRequest
+from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
 from tests.drill.blocks import wrong_with
 from tests.drill.ledger import Entry, LedgerWriter, digest_of
 
@@ -41,6 +41,7 @@ class ConsumerSettings:
     seed: int
     prefetch_windows: int
     patience_seconds: float
+    silence_seconds: float
     sample_every: int
     ledger: str
     stop: str
@@ -50,7 +51,9 @@ def consume(settings: ConsumerSettings) -> None:
     ledger, stop = LedgerWriter(Path(settings.ledger)), Path(settings.stop)
     target = Vocabulary.from_pretrained(Path(settings.target))
     documents = {path.name: path.read_bytes() for path in Path(settings.documents).iterdir()}
-    client = FusionClient(settings.address, patience_seconds=settings.patience_seconds)
+    client = FusionClient(
+        settings.address, patience_seconds=settings.patience_seconds, silence_seconds=settings.silence_seconds
+    )
     request = StreamRequest(
         settings.dataset,
         "train",
@@ -66,6 +69,8 @@ def consume(settings: ConsumerSettings) -> None:
     if stop.exists() and epoch_is_over():
         return
     for window in client.stream(request, prefetch_windows=settings.prefetch_windows):
+        if isinstance(window, SkippedWindow):
+            raise RuntimeError(f"window {window.index} came without distributions, and nobody allowed that")
         block = window.block
         wrong = wrong_with(window, documents, target, settings.sources, settings.min_sources, settings.k)
         sampled = (window.index + window.cursor.epoch) % settings.sample_every == 0

@@ -116,6 +116,22 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+BRIEF = (
+    "reset client",
+    "nan blocks",
+    "kill source",
+    "other text",
+    "reset sources",
+    "kill consumer",
+    "wrong fingerprint",
+    "freeze source",
+    "late answers",
+    "kill fusion",
+    "kill proxy",
+)
+"""One of each kind, those that take long left out."""
+
+
 def _kill(processes: list[psutil.Process], rng: random.Random) -> float:
     since = time.time()
     _signal(_any(processes, rng), signal.SIGKILL)

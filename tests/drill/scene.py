@@ -19,9 +19,9 @@ from typing import IO, Any, Self
 import psutil
 
 from fusion_core.vocabulary import Vocabulary
-from services.common.cluster import free_port, start_ray
+from services.common.cluster import free_port
 from services.common.corpus import Corpus
-from services.recipes.deploy import deploy, serve_config
+from services.recipes.deploy import serve_config
 from services.recipes.prepare import prepare
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
@@ -29,6 +29,7 @@ from tests.drill.consumer import ConsumerSettings
 from tests.drill.ledger import LedgerReader, digest_of
 from tests.drill.recomputation import Recomputation
 from tests.drill.relay import Relay
+from tests.local_serve import kill, local_serve
 from tests.services.conftest import make_tiny_model, sentences
 
 PREFETCH_WINDOWS = 16
@@ -165,17 +166,12 @@ class Scene:
         service = self.recipe.service
         to_proxy = self._stack.enter_context(Relay(service.grpc_port))
         self.to_fusion, self.to_sources = to_proxy, self._stack.enter_context(Relay(service.grpc_port))
-        pid, _ = start_ray(
-            host=service.host, dashboard_port=service.dashboard_port, num_cpus=16, log=self.folder / "ray.log"
-        )
-        self._ray = psutil.Process(pid)
-        self._stack.callback(_end, self._ray)
         config = serve_config(self.recipe)
         [fusion] = [entry for entry in config["applications"] if entry["name"] == service.application]
         for source in fusion["args"]["sources"]:
             if source["name"] != "gamma":
                 source["address"] = f"127.0.0.1:{self.to_sources.port}"
-        deploy(config, f"http://{service.host}:{service.dashboard_port}", lambda states: None, timeout_seconds=300)
+        self._ray = self._stack.enter_context(local_serve(config))
         corpus = Corpus.open(self.recipe.corpus_folder)
         settings = ConsumerSettings(
             address=f"127.0.0.1:{self.to_fusion.port}",
@@ -190,6 +186,7 @@ class Scene:
             seed=self._seed,
             prefetch_windows=PREFETCH_WINDOWS,
             patience_seconds=_PATIENCE_SECONDS,
+            silence_seconds=max(3.0, self.deadline_seconds),
             sample_every=self._sample_every,
             ledger=str(self.folder / "ledger.jsonl"),
             stop=str(self._stop),
@@ -220,9 +217,10 @@ class Scene:
             "service": {
                 "grpc_port": free_port(),
                 "http_port": free_port(),
-                "dashboard_port": free_port(),
                 "num_replicas": fusion_replicas,
                 "source_timeout_seconds": self.deadline_seconds,
+                "breaker_pause_seconds": 1,
+                "heartbeat_seconds": min(1.0, self.deadline_seconds / 4),
                 "store": None,  # every window asks every source, in every epoch
             },
         }
@@ -244,7 +242,7 @@ class Scene:
     def _process(self, module: str, *arguments: str, stdout: int, log: str) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("ab") as stderr:
             process = _spawn([sys.executable, "-m", module, *arguments], stdout, stderr)
-        self._stack.callback(_end, psutil.Process(process.pid))
+        self._stack.callback(kill, [psutil.Process(process.pid)])
         return process
 
     def _workers(self, title: str) -> list[psutil.Process]:
@@ -264,17 +262,3 @@ def _spawn(command: list[str], stdout: int, stderr: IO[bytes]) -> subprocess.Pop
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True, env=environment
     )
-
-
-def _end(process: psutil.Process) -> None:
-    """Kills a process and all that it started: nothing here has anything left to say."""
-    try:
-        family = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(family, timeout=20)

@@ -264,6 +264,10 @@ BREACHES: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
         ),
         "typo: unknown key",
     ),
+    "messages of any size": (
+        lambda d: container(d)["env"].remove({"name": "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", "value": "67108864"}),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE must be 67108864",
+    ),
     "no default policy": (lambda d: remove(d, "NetworkPolicy", "default-deny"), "stray pod"),
     "an edge too many": (
         lambda d: policy(d, "source")["ingress"][0].pop("from"),

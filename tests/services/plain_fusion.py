@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ class PlainFusion:
     """Where it listens, on what it runs, and the recipe that it was made from."""
 
     address: str
+    drain: Callable[[], None]
     sources: list[PlainSource]
     recipe: Recipe
 
@@ -70,16 +71,17 @@ def plain_fusion(folder: Path, *, min_sources: int = 1, num_sources: int = 2, **
             }
         )
         prepare(recipe, save=False)
-        yield PlainFusion(stack.enter_context(_serving(recipe.fusion_service())), sources, recipe)
+        address, drain = stack.enter_context(_serving(recipe.fusion_service()))
+        yield PlainFusion(address, drain, sources, recipe)
 
 
 @contextmanager
-def _serving(config: FusionServiceConfig) -> Iterator[str]:
+def _serving(config: FusionServiceConfig) -> Iterator[tuple[str, Callable[[], None]]]:
     ready, loop, end, address = threading.Event(), asyncio.new_event_loop(), asyncio.Event(), ""
+    servicer = FusionServicer.__new__(FusionServicer)
 
     async def serve() -> None:
         nonlocal address
-        servicer = FusionServicer.__new__(FusionServicer)
         await servicer.__init__(config)  # type: ignore[misc]
         server = grpc.aio.server()
         fusion_pb2_grpc.add_FusionServiceServicer_to_server(servicer, server)
@@ -90,12 +92,13 @@ def _serving(config: FusionServiceConfig) -> Iterator[str]:
         ready.set()
         await end.wait()
         await server.stop(None)
+        servicer._fuser.flush()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
     assert ready.wait(120)
     try:
-        yield address
+        yield address, lambda: loop.call_soon_threadsafe(servicer._draining.begin)
     finally:
         loop.call_soon_threadsafe(end.set)
         thread.join(30)

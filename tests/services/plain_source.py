@@ -16,11 +16,17 @@ from services.source.servicer import SourceServicer
 
 
 class PlainSource:
-    """Where it listens, and how many windows it has scored. `hold_after` so many it answers nothing more."""
+    """Where it listens, how many windows it has scored, and how many it had at once at most.
 
-    def __init__(self) -> None:
+    `hold_after` so many it answers nothing more. A text with `raises_on` in it comes back as the message of an
+    exception.
+    """
+
+    def __init__(self, raises_on: bytes | None = None) -> None:
         self.address = ""
+        self._raises_on = raises_on
         self.scored = 0
+        self.at_once = self.most_at_once = 0
         self.hold_after: int | None = None
         self._holding = 0
         self._changed = threading.Condition()
@@ -31,16 +37,23 @@ class PlainSource:
             assert self._changed.wait_for(lambda: (self._holding > 0) == holding, timeout=120)
 
     def wrap(self, score: Callable[..., Any]) -> Callable[..., Any]:
-        async def counted(*args: Any) -> Any:
-            if self._full():
-                self._hold(1)
-                try:
-                    while self._full():
-                        await asyncio.sleep(0.01)
-                finally:
-                    self._hold(-1)
-            self.scored += 1
-            return await score(*args)
+        async def counted(prompt: Any, *args: Any) -> Any:
+            if self._raises_on is not None and self._raises_on in prompt.text:
+                raise RuntimeError(prompt.text.decode())
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                if self._full():
+                    self._hold(1)
+                    try:
+                        while self._full():
+                            await asyncio.sleep(0.01)
+                    finally:
+                        self._hold(-1)
+                self.scored += 1
+                return await score(prompt, *args)
+            finally:
+                self.at_once -= 1
 
         return counted
 
@@ -54,8 +67,8 @@ class PlainSource:
 
 
 @contextmanager
-def plain_source(config: SourceConfig) -> Iterator[PlainSource]:
-    source, ready, end = PlainSource(), threading.Event(), asyncio.Event()
+def plain_source(config: SourceConfig, *, raises_on: bytes | None = None) -> Iterator[PlainSource]:
+    source, ready, end = PlainSource(raises_on), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from services.distill.runs import find_runs
 from services.fusion.config import ServiceConfig
 from services.recipes.prepare import prepare
 from services.recipes.recipe import RecipeError, load_recipe, shipped_recipes
-from tests.services.conftest import Live
+from tests.services.conftest import Live, sentences
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -80,7 +81,8 @@ BAD_RECIPES = [
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
     ("sources.0.model", "/no/such/folder", "sources[0].model: "),
     ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
-    ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
+    ("distill.lambda", -0.1, "distill.lambda: Input should be greater than or equal to 0"),
+    ("distill.sources", ["tiny", "gemma"], "distill.sources: no source is called gemma; there are smollm2, tiny"),
     ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm', 'transformers' or 'synthetic'"),
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
@@ -88,8 +90,18 @@ BAD_RECIPES = [
     ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
     ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
+    pytest.param(
+        "distill.device",
+        "cuda",
+        "distill.device: cuda is asked for, but torch sees no CUDA device",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+    ),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
+    ("corpus.name", "../elsewhere", "corpus.name: "),
+    ("name", "../elsewhere", "name: "),
+    ("distill.prefetch_windows", 2000, "distill.prefetch_windows: 2000 is more than service.per_client.blocks = 1024"),
+    ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),
 ]
 
 
@@ -99,6 +111,45 @@ def test_validate_names_the_key(written: Any, key: str, value: Any, message: str
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("run_name", ["../elsewhere", "/elsewhere", "..", "a/b", ""])
+def test_a_run_stays_in_its_recipe_s_folder(run_name: str, written: Any) -> None:
+    """Starting over deletes what it finds there."""
+    arguments = ["distill", written("name", "live"), "--run-name", run_name, "--start-over"]
+    done = CliRunner().invoke(app, arguments, terminal_width=200)
+    assert done.exit_code == 2
+    assert "--run-name: must match" in done.stderr
+
+
+BAD_RUNS = [
+    (["--set", "distill.lambda=1.5"], "distill.lambda: Input should be less than or equal to 1"),
+    (["--set", "corpus.held_out_bytes=3"], "corpus.held_out_bytes: no window fits"),
+    (["--set", "corpus.shared_run_bytes=100"], "corpus.shared_run_bytes: every train document shares"),
+    (["--set", "distill.sources=[gemma]"], "distill.sources: no source is called gemma"),
+    (["--run-name", "target"], "is the recipe's own"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_RUNS)
+def test_distill_refuses_before_anything_is_submitted(
+    written: Any, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    recipe = written("output_dir", str(tmp_path / "runs"))
+    if "corpus.shared_run_bytes=100" in arguments:  # documents that differ in their last words only
+        for number in range(4):
+            (tmp_path / f"{number}.txt").write_text(f"{sentences(500, seed=1)}{sentences(50, seed=number)}")
+        arguments = [*arguments, "--set", f"corpus.files=[{tmp_path}/*.txt]"]
+    command = ["distill", recipe, "--ray-address", "http://127.0.0.1:9", *arguments]
+    done = CliRunner().invoke(app, command, terminal_width=200)
+    assert (done.exit_code, message in done.stderr) == (2, True), done.output
+    assert not list(tmp_path.glob("runs/**/submitted.yaml"))
+
+
+def test_distill_with_nothing_up_says_so_at_once(written: Any, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["distill", written("output_dir", str(tmp_path / "runs")), "--set", "name=idle"])
+    assert (done.exit_code, "run `fusion up` first" in done.stderr) == (2, True), done.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -234,5 +285,17 @@ def test_eval_and_report(live: Live) -> None:
 def test_doctor_and_help() -> None:
     assert "vLLM" in fusion("doctor").stdout
     shown = fusion("--help").stdout
-    for command in ("models", "validate", "up", "down", "status", "fetch", "distill", "eval", "report", "doctor"):
+    for command in (
+        "models",
+        "validate",
+        "up",
+        "down",
+        "status",
+        "fetch",
+        "backfill",
+        "distill",
+        "eval",
+        "report",
+        "doctor",
+    ):
         assert command in shown

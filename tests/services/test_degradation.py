@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fusion.v1 import fusion_pb2
+from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
+from services.common.channel import open_channel
 from services.common.errors import DeadlineExceededError, UnavailableError
 from services.fusion.client import FusedWindow, StreamRequest
 from tests.services.plain_fusion import PlainFusion, plain_fusion
@@ -111,7 +115,7 @@ def test_below_quorum_a_stream_waits_and_goes_on_when_the_source_is_back(folder:
         stream = fusion.client().stream(StreamRequest("words", "train", seed=1), prefetch_windows=4)
         windows = [*islice(stream, 5)]
         freeze(fusion, 0)
-        wait_for_breaker_by_streaming(fusion)
+        find_out(fusion)
         with pytest.raises(UnavailableError, match="source-0 is left out"):
             fusion.client().fuse([b"the man said so"])
         thaw(fusion, 0)
@@ -120,7 +124,74 @@ def test_below_quorum_a_stream_waits_and_goes_on_when_the_source_is_back(folder:
         assert sorted(window.index for window in windows) == list(range(fusion.num_windows))
 
 
-def wait_for_breaker_by_streaming(fusion: PlainFusion) -> None:
+@pytest.mark.parametrize("prefetch", [1, 6])
+def test_what_the_trainer_grants_bounds_what_sources_are_asked_for(prefetch: int, fusion: PlainFusion) -> None:
+    """A trainer that takes its time slows the sources down, and no source runs ahead of the other."""
+    stream = fusion.client().stream(REQUEST, prefetch_windows=prefetch)
+    for taken in range(1, 30):
+        next(stream)
+        assert all(source.scored + source.at_once <= prefetch + taken for source in fusion.sources)
+    deadline = time.monotonic() + 20
+    while any(source.scored < prefetch + 28 for source in fusion.sources):  # all that was granted, and no more
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all(source.scored <= prefetch + 29 for source in fusion.sources)
+    assert all(0 < source.most_at_once <= prefetch for source in fusion.sources)
+    freeze(fusion, 0)
+    fusion.sources[1].most_at_once = 0
+    for _ in range(prefetch - 1):
+        next(stream)
+    assert fusion.sources[1].most_at_once <= prefetch
+    thaw(fusion, 0)
+
+
+def check(fusion: PlainFusion, service: str = "") -> int:
+    with open_channel(fusion.address) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int(health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status)
+
+
+def test_ready_as_long_as_the_quorum_can_be_had_and_alive_in_any_case(folder: Path) -> None:
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    with plain_fusion(folder, source_timeout_seconds=DEADLINE, min_sources=2) as fusion:
+        assert [check(fusion), check(fusion, "fusion.v1.FusionService"), check(fusion, "liveness")] == 3 * [serving]
+        freeze(fusion, 0)
+        find_out(fusion)
+        assert check(fusion) == not_serving
+        assert check(fusion, "fusion.v1.FusionService") == not_serving
+        assert check(fusion, "liveness") == serving
+        thaw(fusion, 0)
+        wait_for_breaker(fusion, 0, fusion_pb2.BREAKER_STATE_CLOSED)
+        assert check(fusion) == serving
+    with plain_fusion(folder, source_timeout_seconds=DEADLINE, min_sources=1) as fusion:
+        freeze(fusion, 0)
+        fusion.client(timeout_seconds=20).fuse([b"the man said so"])
+        assert check(fusion) == serving
+
+
+def test_a_replica_that_is_stopped_sends_what_it_began_and_takes_no_more(fusion: PlainFusion) -> None:
+    outbox: queue.SimpleQueue[fusion_pb2.StreamFusedRequest | None] = queue.SimpleQueue()
+    outbox.put(fusion_pb2.StreamFusedRequest(open=REQUEST.to_proto()))
+    outbox.put(fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=4)))
+    with open_channel(fusion.address) as channel:
+        stub = fusion_pb2_grpc.FusionServiceStub(channel)
+        freeze(fusion, 0)
+        frames = stub.StreamFused(iter(outbox.get, None), timeout=60)
+        next(frames)
+        fusion.sources[0].wait_until(holding=True)
+        fusion.drain()
+        outbox.put(fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=4)))
+        thaw(fusion, 0)
+        received = 0
+        with pytest.raises(grpc.RpcError, match="draining") as caught:
+            for frame in frames:
+                received += len(frame.blocks)
+        assert (caught.value.code(), received) == (grpc.StatusCode.UNAVAILABLE, 4)
+        with pytest.raises(UnavailableError, match="draining"):
+            next(fusion.client(patience_seconds=0).stream(REQUEST))
+
+
+def find_out(fusion: PlainFusion) -> None:
     """Somebody asks until the frozen source is found out."""
     with pytest.raises((UnavailableError, DeadlineExceededError)):
         fusion.client(timeout_seconds=20).fuse([b"the man said so"])

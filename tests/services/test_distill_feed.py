@@ -22,7 +22,7 @@ from services.common.errors import FailedPreconditionError
 from services.distill.config import TargetConfig
 from services.distill.feed import WindowFeed
 from services.distill.target import prepare_target
-from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.fusion.plan import StreamPlan
 
 WORDS = [
@@ -47,6 +47,7 @@ WORDS = [
     "at",
     "once",
 ]
+SHARES = (SourceShare("left", True, 0.25, 1.0), SourceShare("right", True, 0.75, 0.9))
 
 
 def corpus(num_windows: int, seed: int = 0) -> list[bytes]:
@@ -83,7 +84,8 @@ def tiny_target(folder: Path) -> Path:
 
 class FakeFusion:
     """In place of `FusionClient`. The stream of the train split breaks once, after `break_after` windows. Every seventh
-    row is masked. With `ends` every window is a whole document and has the end row."""
+    row is masked. With `ends` every window is a whole document and has the end row. Windows in `skipped` come
+    without distributions."""
 
     def __init__(
         self,
@@ -93,11 +95,13 @@ class FakeFusion:
         held_out: list[bytes] | None = None,
         break_after: int | None = None,
         ends: bool = False,
+        skipped: frozenset[int] = frozenset(),
     ) -> None:
         self.vocabulary = Vocabulary.from_pretrained(tokenizer)
         self.splits = {"train": texts, "held_out": held_out or []}
         self.break_after = break_after
         self.ends = ends
+        self.skipped = skipped
         self.requests: list[StreamRequest] = []
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
@@ -108,9 +112,11 @@ class FakeFusion:
                 fusion_pb2.DatasetInfo(name="toy", split=split, num_windows=len(texts), fingerprint=f"toy-{len(texts)}")
                 for split, texts in self.splits.items()
             ],
+            sources=[fusion_pb2.SourceStatus(name=share.name, serving=True) for share in SHARES],
+            strategy="fixed",
         )
 
-    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow]:
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
         self.requests.append(request)
         texts = self.splits[request.split]
         plan = StreamPlan(request.split, len(texts), request.seed, request.rank, request.world_size, request.num_epochs)
@@ -118,7 +124,12 @@ class FakeFusion:
             if sent == self.break_after and request.split == "train":
                 self.break_after = None
                 raise FailedPreconditionError("the stream broke")
+            if step.index in self.skipped and request.split == "train" and not request.tokens_only:
+                yield SkippedWindow(("left",), f"document {step.index}", 0, step.index, step.cursor)
+                continue
             block = self.block(texts[step.index], tokens_only=request.tokens_only, k=request.k or 8)
+            if request.sources:
+                block = replace(block, shares=tuple(share for share in SHARES if share.name in request.sources))
             yield FusedWindow(block, f"document {step.index}", 0, step.index, step.cursor)
 
     def block(self, text: bytes, *, tokens_only: bool, k: int) -> Block:
@@ -133,7 +144,6 @@ class FakeFusion:
         logprobs -= np.log(np.exp(logprobs).sum(axis=1, keepdims=True))
         mask = np.ones(num_tokens, dtype=np.bool_)
         mask[::7] = False
-        shares = (SourceShare("left", True, 0.25, 1.0), SourceShare("right", True, 0.75, 0.9))
         return Block(
             text_bytes=text,
             token_ids_T=encoding.token_ids_T,
@@ -144,7 +154,7 @@ class FakeFusion:
             gold_T=np.full(num_tokens, -2.0, dtype=np.float32),
             vocabulary=self.vocabulary.fingerprint,
             mask_T=mask,
-            shares=() if tokens_only else shares,
+            shares=() if tokens_only else SHARES,
             covered_mass=float("nan") if tokens_only else 0.97,
             ends_document=self.ends,
         )
@@ -192,6 +202,15 @@ def test_workers_together_take_the_windows_that_one_worker_takes(target, world_s
     for _ in range(4):
         together = {window.index for shard in shards for window in shard.take(0).windows}
         assert together == {window.index for window in alone.take(0).windows}
+
+
+def test_skipped_windows_are_part_of_their_batch(target):
+    fusion = FakeFusion(target, corpus(11), skipped=frozenset({2, 5, 7}))
+    feed = WindowFeed(fusion, _request(fusion), batch_windows=4)
+    batches = [feed.take(0) for _ in range(3)]
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    assert sorted(window.index for batch in batches for window in batch.skipped) == [2, 5, 7]
+    assert sorted(window.index for batch in batches for window in batch.windows) == [0, 1, 3, 4, 6, 8, 9, 10]
 
 
 def test_a_block_in_another_vocabulary_is_refused(target):

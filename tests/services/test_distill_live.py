@@ -14,15 +14,24 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import transformers
+import typer
 from ray.job_submission import JobSubmissionClient
+from typer.testing import CliRunner
 
 from services.common.corpus import Corpus
+from services.distill.__main__ import main
+from services.distill.control import Training, training_of
 from services.distill.evaluate import nats_per_byte
 from services.recipes.distill import submit_recipe
+from services.recipes.recipe import load_recipe
 from tests.services.conftest import Live
 
 pytestmark = pytest.mark.timeout(900)
+
+command_line = typer.Typer()
+command_line.command()(main)
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
@@ -83,9 +92,11 @@ def test_killed_job_resumes_with_no_window_lost_or_repeated(live: Live) -> None:
 
 def test_stock_ray_job_submit_runs_the_documented_entrypoint(live: Live) -> None:
     ray = str(Path(sys.executable).parent / "ray")
+    """It trains on one source alone: the control."""
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(live.recipe_file), "--run-name", "stock"]
+    settings = ["--set", "distill.epochs=1", "--set", "distill.sources=[tiny]"]
     done = subprocess.run(
-        [ray, "job", "submit", "--address", live.deployment.dashboard, "--", *entrypoint, "--set", "distill.epochs=1"],
+        [ray, "job", "submit", "--address", live.deployment.dashboard, "--", *entrypoint, *settings],
         capture_output=True,
         text=True,
         timeout=600,
@@ -93,7 +104,43 @@ def test_stock_ray_job_submit_runs_the_documented_entrypoint(live: Live) -> None
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (live.recipe.run_folder / "stock" / "model" / "config.json").is_file()
+    folder = live.recipe.run_folder / "stock"
+    assert (folder / "model" / "config.json").is_file()
+    assert load_recipe(folder / "recipe.yaml").distill.sources == ("tiny",)
+    assert all(row["source_weights"] == {"tiny": 1.0} for row in rows(folder / "metrics.jsonl"))
+    assert training_of(folder) == Training("single", ("tiny",))
+
+
+def fusion(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "fusion"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_run_is_stopped_and_leaves_no_process(live: Live) -> None:
+    submit_recipe(live.recipe, run_name="stopped", follow=False, dashboard=live.deployment.dashboard)
+    wait_until(lambda: rows(live.recipe.run_folder / "stopped" / "metrics.jsonl"), "the first step")
+    done = fusion("distill", str(live.recipe_file), "--run-name", "stopped", "--stop")
+    assert (done.returncode, "live-stopped-1: stopped" in done.stdout) == (0, True), done.stdout + done.stderr
+    jobs = JobSubmissionClient(live.deployment.dashboard)
+    wait_until(lambda: jobs.get_job_status("live-stopped-1").is_terminal(), "the end of the job", 60)
+    assert jobs.get_job_status("live-stopped-1").value == "STOPPED"
+    wait_until(lambda: not training_processes("stopped"), "the end of its processes", 60)
+    again = fusion("distill", str(live.recipe_file), "--run-name", "stopped", "--stop")
+    assert (again.returncode, "no run stopped is running" in again.stdout) == (1, True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_the_cluster_lacks_is_refused_and_forgets_no_checkpoint(live: Live) -> None:
+    kept = live.recipe.run_folder / "no-gpu" / "checkpoints" / "step-00000001" / "checkpoint.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"step": 1, "plan": "another", "files": {}}')
+    settings = ["--run-name", "no-gpu", "--set", "distill.device=cuda"]
+    done = fusion("distill", str(live.recipe_file), *settings, "--start-over")
+    assert (done.returncode, "distill.device: cuda is asked for" in done.stdout) == (2, True), done.stdout + done.stderr
+    assert kept.exists() and not (live.recipe.run_folder / "no-gpu" / "recipe.yaml").exists()
+    again = CliRunner().invoke(command_line, ["--recipe", str(live.recipe_file), *settings])
+    assert (again.exit_code, "checkpoint: step-00000001" in again.stderr) == (2, True), again.output
+    assert "belongs to another target, data set or training settings" in again.stderr
 
 
 def test_stream_for_another_target_is_refused_before_training(live: Live, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def worker(rank: int, port: int, target_folder: Path, folder: Path) -> None:
     attempt(turns, target_folder, rank, break_after=7)
     attempt(sharded, target_folder, rank, break_after=7)
     attempt(turns, target_folder, rank, break_after=None)
+    attempt(job_in(folder / "growing", target_folder, num_workers=2), target_folder, rank, break_after=7)
     lora = job_in(folder / "lora", target_folder, num_workers=2, parallel="fsdp", epochs=1, lora={"rank": 4})
     attempt(lora, target_folder, rank, break_after=None)
     dist.destroy_process_group()
@@ -63,7 +64,12 @@ def trained(tmp_path_factory, target):  # noqa: F811
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # One worker up to step 3, two up to step 6, and one to the end.
+    growing = job_in(folder / "growing", target)
+    with pytest.raises(FailedPreconditionError, match="the stream broke"):
+        train(growing, FakeFusion(target, corpus(18), break_after=15))
     mp.spawn(worker, args=(port, target, folder), nprocs=2)
+    train(growing, FakeFusion(target, corpus(18)))
     return folder
 
 
@@ -86,6 +92,17 @@ def test_from_ddp_to_fsdp_and_back_like_one_undisturbed_worker(tmp_path, target,
     assert len(read_rows(turns.files.ledger)) == 10
     ours, theirs = read_rows(turns.files.evaluations), read_rows(alone.files.evaluations)
     assert [row["nats_per_byte"] for row in ours] == pytest.approx([row["nats_per_byte"] for row in theirs], abs=1e-5)
+
+
+def test_another_number_of_workers_loses_and_repeats_no_window(tmp_path, target, trained):  # noqa: F811
+    alone = job_in(tmp_path, target)
+    train(alone, FakeFusion(target, corpus(18)))
+    growing = job_in(trained / "growing", target)
+    same(growing, alone)
+    ledger = read_rows(growing.files.ledger)
+    for epoch in range(2):
+        seen = [index for row in ledger if row["epoch"] == epoch for index in row["windows"]]
+        assert sorted(seen) == list(range(18))
 
 
 def test_sharded_lora_like_one_worker(tmp_path, target, trained):  # noqa: F811

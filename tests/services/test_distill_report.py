@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from services.distill.control import Training
 from services.distill.report import verdict, write_report
 from services.distill.summary import summarise
 
@@ -92,11 +93,40 @@ def test_scores_with_intervals_are_shown_by_domain(run_folder):
     evaluation = {"corpus": "toy", "split": "held_out", "domains": domains}
     (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
     report = write_report(run_folder).read_text()
-    assert "| fused | 1.7000 | 1.6000 to 1.8000 | 31.0 % |" in report
-    assert report.index("| fused | 1.7000") < report.index("| clm_only | 1.8000")
-    assert "-0.1000 nats per byte (-0.1500 to -0.0500): better beyond the interval" in report
+    assert "| fused | fused: all | 1.7000 | 1.6000 to 1.8000 | 31.0 % |" in report
+    assert report.index("| fused | fused: all | 1.7000") < report.index("| clm_only | CLM only | 1.8000")
+    assert "fused minus clm_only: -0.1000 nats per byte (-0.1500 to -0.0500): better beyond the interval" in report
     assert "no difference beyond the interval" in report.split("held_out: code")[1]
     assert (run_folder / "domains.png").exists()
+
+
+def test_fused_targets_are_held_against_every_control(run_folder):
+    trainings = {
+        "both": Training("fused", ("left", "right")),
+        "right_only": Training("single", ("right",)),
+        "tokens": Training("clm"),
+    }
+    score = {"value": 1.7, "low": 1.6, "high": 1.8}
+    models = {
+        name: {
+            "nats_per_byte": score,
+            "accuracy": score,
+            "difference_from": {other: score for other in trainings if other != name},
+        }
+        for name in trainings
+    }
+    evaluation = {
+        "corpus": "toy",
+        "split": "held_out",
+        "trainings": {name: training.to_json() for name, training in trainings.items()},
+        "domains": {"all": {"bytes": 1, "documents": 1, "models": models}},
+    }
+    (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    report = write_report(run_folder).read_text()
+    assert "| right_only | right alone |" in report and "| both | fused: left, right |" in report
+    assert re.findall(r"\*\*(\w+) minus (\w+)", report) == [
+        ("both", "right_only"), ("both", "tokens"), ("right_only", "tokens"),
+    ]  # fmt: skip
 
 
 def test_evaluations_become_a_picture(run_folder):

@@ -126,6 +126,27 @@ def test_a_tokenizer_of_another_model_can_be_used(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ({"model_type": "lama"}, r"target\.architecture\.model_type: transformers does not know lama"),
+        ({"model_type": "gpt2", "layers": 3}, r"target\.architecture\.layers: the configuration of gpt2 has no such"),
+        ({"model_type": "vit"}, r"target\.architecture: vit is no causal language model"),
+        (
+            {"model_type": "gptj", "n_layer": 1, "n_embd": 16, "n_head": 1, "rotary_dim": 8},
+            "lm_head of gptj is",
+        ),
+    ],
+)
+def test_architectures_that_cannot_be_trained_are_named(tmp_path, architecture, message):
+    config = TargetConfig.model_validate(
+        {"architecture": architecture, "tokenizer": {"train": {"vocabulary_size": 300}}}
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare_target(config, TEXTS, tmp_path / "target", seed=0)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
     ("model", "message"),
     [("no/where", "target.model: no/where is no folder"), ("{empty}", r"has no config.json or no \*.safetensors")],
 )
@@ -139,9 +160,10 @@ def test_a_missing_model_names_the_key(tmp_path, monkeypatch, model, message):
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (TargetConfig, {}, "exactly one of model (pretrained) and config (from scratch)"),
+        (TargetConfig, {}, "exactly one of model (pretrained), config and architecture"),
+        (TargetConfig, {"architecture": {"hidden_size": 8}, "tokenizer": "x"}, "architecture.model_type: required"),
         (TargetConfig, {"model": "a", "tokenizer": "b"}, "tokenizer: a pretrained model brings its own"),
-        (TargetConfig, {"config": {}}, "tokenizer: required with config"),
+        (TargetConfig, {"config": {}}, "tokenizer: required for a target from scratch"),
         (TargetConfig, {"config": {"layers": 2}, "tokenizer": "x"}, "config.layers: unknown key"),
         (TargetConfig, {"config": {"hidden_size": 100, "num_heads": 3}, "tokenizer": "x"}, "multiple of 2 * num_heads"),
         (
@@ -161,6 +183,9 @@ def test_a_missing_model_names_the_key(tmp_path, monkeypatch, model, message):
         (DistillConfig, {"lambda_schedule": "linear", "lambda_end": 1.1}, "lambda_end: Input should be less than or"),
         (DistillConfig, {"jsd_beta": 0.3}, "jsd_beta: only loss jsd has it"),
         (DistillConfig, {"jsd_beta": 1.0, "loss": "jsd"}, "jsd_beta: Input should be less than 1"),
+        (DistillConfig, {"sources": ["a", "b", "a"]}, "sources: names a source twice"),
+        (DistillConfig, {"sources": []}, "sources: Tuple should have at least 1 item"),
+        (DistillConfig, {"lambda": 1.0, "sources": ["a"]}, "sources: no source is asked with lambda 1"),
         (DistillConfig, {"lambda": 1.0, "reward_weighting": True}, "reward_weighting: there is no fusion term"),
         (DistillConfig, {"num_workers": [3, 2]}, "num_workers: must be at least 1, and [least, most] in this order"),
         (DistillConfig, {"num_workers": [1, 4], "batch_windows": 3}, "batch_windows: must be at least the 4 workers"),

@@ -19,9 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, NotFoundError
+from services.common.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.distill.checkpoint import load_state
 from services.distill.config import DistillConfig
+from services.distill.control import Training, training_of
 from services.distill.evaluate import nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.model import load_model
@@ -111,6 +112,24 @@ def test_the_ledger_holds_every_window_once_per_epoch(undisturbed):
     for epoch in range(2):
         seen = Counter(index for row in ledger if row["epoch"] == epoch for index in row["windows"])
         assert seen == Counter(range(18))
+
+
+def test_skipped_windows_are_accounted_for_and_not_trained_on(tmp_path, target):  # noqa: F811
+    job, skipped = job_in(tmp_path, target), frozenset({3, 11, 12})
+    train(job, FakeFusion(target, corpus(18), skipped=skipped))
+    ledger, rows = read_rows(job.files.ledger), read_rows(job.files.metrics)
+    for epoch in range(2):
+        of_epoch = [row for row in ledger if row["epoch"] == epoch]
+        assert Counter(index for row in of_epoch for index in row["skipped"]) == Counter(skipped)
+        assert Counter(i for row in of_epoch for i in row["windows"] + row["skipped"]) == Counter(range(18))
+    assert [row["skipped"] for row in rows] == [len(row["skipped"]) for row in ledger]
+    assert sum(row["windows"] for row in rows) == 2 * (18 - len(skipped))
+    assert rows[-1]["total_windows"] == 36
+
+
+def test_a_step_without_any_window_ends_the_run(tmp_path, target):  # noqa: F811
+    with pytest.raises(UnavailableError, match="every window was left out for want of sources"):
+        train(job_in(tmp_path, target), FakeFusion(target, corpus(18), skipped=frozenset(range(18))))
 
 
 def same_run(ours: DistillJob, theirs: DistillJob) -> None:
@@ -281,6 +300,23 @@ def test_other_settings_are_not_resumed(tmp_path, target, undisturbed):  # noqa:
     other.files.clear()
     claim_run_folder(other, make_plan(other, fusion))
     assert json.loads(other.files.record.read_text())["config"]["lambda"] == 0.5
+
+
+def test_one_source_alone_is_another_run(tmp_path, target, undisturbed):  # noqa: F811
+    fusion = FakeFusion(target, corpus(18))
+    alone = job_in(tmp_path / "right", target, sources=["right"], epochs=1)
+    claim_run_folder(alone, make_plan(alone, fusion))
+    train(alone, fusion)
+    assert {request.sources for request in fusion.requests} == {("right",)}
+    assert all(set(row["source_weights"]) == {"right"} for row in read_rows(alone.files.metrics))
+    assert training_of(alone.run_folder) == Training("single", ("right",))
+
+    for sources in (None, ["left"]):
+        other = job_in(alone.run_folder, target, sources=sources, epochs=1)
+        with pytest.raises(FailedPreconditionError, match=r"distill\.sources: .* was started with \['right'\], now"):
+            claim_run_folder(other, make_plan(other, fusion))
+    with pytest.raises(NotFoundError, match=r"distill\.sources: nowhere:1 has no source middle, only left, right"):
+        make_plan(job_in(tmp_path, target, sources=["middle"]), fusion)
 
 
 def test_what_the_service_does_not_fit_is_refused_before_training(tmp_path, target):  # noqa: F811

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import peft
@@ -16,11 +21,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
 from services.distill.batch import collate, pack
+from services.distill.config import TargetConfig
 from services.distill.feed import share_of
 from services.distill.model import DistillModule, load_model
 from services.distill.plan import make_plan
 from services.distill.runlog import read_rows
 from services.distill.storage import newest_complete
+from services.distill.target import prepare_target
 from services.distill.trainer import Trainer
 from services.distill.world import World
 from services.fusion.plan import StreamPlan
@@ -154,6 +161,78 @@ def test_lora_leaves_the_target_alone_and_its_adapter_and_merged_folder_agree(tm
     resumed = load_file(broken.files.adapter / "adapter_model.safetensors")
     for name, weight in adapter.items():
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-6)
+
+
+SERVED = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=1)
+settings = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+[answer] = llm.generate([TokensPrompt(prompt_token_ids=json.loads(sys.argv[2]))], settings)
+tokens = answer.prompt_token_ids
+rows = zip(answer.prompt_logprobs[1:], tokens[1:], strict=True)
+print("LOGPROBS", json.dumps([row[token].logprob for row, token in rows]))
+"""
+
+
+def test_a_merged_adapter_s_folder_answers_in_vllm_like_in_transformers(tmp_path):
+    """In a process of its own, because vLLM's engine keeps what it has taken."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    made = TargetConfig.model_validate(  # vLLM wants heads of at least 32
+        {
+            "config": {"hidden_size": 64, "num_layers": 1, "num_heads": 2, "intermediate_size": 64},
+            "tokenizer": {"train": {"vocabulary_size": 300}},
+        }
+    )
+    folder = prepare_target(made, [text.decode() for text in corpus(50)], tmp_path / "target", seed=0)
+    job = job_in(tmp_path / "run", folder, epochs=1, lora={"rank": 4}, learning_rate=1e-2)
+    train(job, FakeFusion(folder, corpus(18)))
+    tokens = [0, *range(3, 40)]
+    done = subprocess.run(
+        [sys.executable, "-c", SERVED, str(job.files.model), json.dumps(tokens)],
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("LOGPROBS")] or [done.stderr[-2000:]]
+    served = torch.tensor(json.loads(line.removeprefix("LOGPROBS")))
+
+    def logprobs(model_folder):
+        inputs = torch.tensor([tokens])
+        with torch.no_grad():
+            rows = torch.log_softmax(AutoModelForCausalLM.from_pretrained(model_folder)(inputs).logits[0, :-1], dim=-1)
+        return rows.gather(1, inputs[0, 1:, None])[:, 0]
+
+    torch.testing.assert_close(served, logprobs(job.files.model), rtol=0, atol=1e-3)
+    assert (served - logprobs(folder)).abs().max() > 0.02, "the adapter is in it"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256},
+        {
+            "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 8,
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+        },
+    ],
+    ids=["gpt2", "qwen3"],
+)  # fmt: skip
+def test_any_causal_model_of_transformers_can_be_trained_from_its_configuration(tmp_path, architecture):
+    config = TargetConfig.model_validate(
+        {"architecture": architecture, "tokenizer": {"train": {"vocabulary_size": 300}}}
+    )
+    folder = prepare_target(config, [text.decode() for text in corpus(50)], tmp_path / "target", seed=0)
+    job = job_in(tmp_path / "run", folder, epochs=1, pack_tokens=100)
+    train(job, FakeFusion(folder, corpus(18)))
+    rows = read_rows(job.files.metrics)
+    assert rows[0]["clm"] == pytest.approx(math.log(300), rel=0.05)
+    assert rows[-1]["clm"] < rows[0]["clm"]
+    assert AutoModelForCausalLM.from_pretrained(job.files.model).config.model_type == architecture["model_type"]
 
 
 def test_layers_that_are_not_there_or_the_lm_head_take_no_adapter(tmp_path, target):  # noqa: F811

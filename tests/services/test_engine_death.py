@@ -29,7 +29,7 @@ def engine_process(live: Live) -> psutil.Process:
 def test_every_window_arrives_once_although_the_engine_is_killed(live: Live) -> None:
     config = live.recipe.fusion_service()
     endpoint = next(endpoint for endpoint in config.sources if endpoint.name == "smollm2")
-    patient = config.service.model_copy(update={"source_attempts": 100})
+    patient = config.service.model_copy(update={"source_attempts": 100, "breaker_failures": 10_000})
     windows = [Passage(sentences(200, seed=1000 + number).encode()) for number in range(NUM_WINDOWS)]
     before = engine_process(live)
 

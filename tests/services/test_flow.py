@@ -140,3 +140,71 @@ def test_senseless_credit_is_refused(blocks: int) -> None:
     pipeline = Pipeline(count_to(1), compute, size=lambda item: 1)
     with pytest.raises(InvalidArgumentError, match=r"credit\.blocks"):
         pipeline.credits.grant(blocks)
+
+
+def test_a_heartbeat_is_an_empty_frame_while_nothing_can_be_sent() -> None:
+    async def run() -> None:
+        ready = asyncio.Event()
+
+        async def compute(item: int) -> int:
+            await ready.wait()
+            return item
+
+        pipeline = Pipeline(count_to(3), compute, size=lambda item: 1, heartbeat_seconds=0.01)
+        frames = pipeline.frames(forever())
+        assert [await anext(frames) for _ in range(3)] == [[], [], []]  # no credit yet
+        pipeline.credits.grant(3)
+        assert await anext(frames) == []  # the item waits
+        ready.set()
+        received = [item async for frame in frames for item in frame]
+        assert received == [0, 1, 2]
+
+    asyncio.run(run())
+
+
+@given(begun=st.integers(0, 8), seed=st.integers(0, 20))
+@settings(deadline=None, max_examples=30)
+def test_stopping_sends_what_was_begun_and_begins_nothing_more(begun: int, seed: int) -> None:
+    async def run() -> None:
+        rng, started = random.Random(seed), 0
+
+        async def compute(item: int) -> int:
+            nonlocal started
+            started += 1
+            for _ in range(rng.randrange(5)):
+                await asyncio.sleep(0)
+            return item
+
+        pipeline = Pipeline(count_to(20), compute, size=lambda item: 1)
+        if begun:
+            pipeline.credits.grant(begun)
+
+        async def read() -> None:
+            while started < begun:
+                await asyncio.sleep(0)
+            pipeline.stop()
+            pipeline.credits.grant(5)
+            await forever()
+
+        received = [item async for frame in pipeline.frames(read()) for item in frame]
+        assert received == list(range(begun))
+        assert pipeline.stopped
+
+    asyncio.run(run())
+
+
+def test_a_stream_that_is_stopped_after_its_last_item_ends_well() -> None:
+    async def run() -> None:
+        async def compute(item: int) -> int:
+            return item
+
+        pipeline = Pipeline(count_to(3), compute, size=lambda item: 1)
+        pipeline.credits.grant(3)
+        frames = pipeline.frames(forever())
+        received = await anext(frames)
+        await asyncio.sleep(0)
+        pipeline.stop()
+        received += [item async for frame in frames for item in frame]
+        assert (received, pipeline.stopped) == ([0, 1, 2], False)
+
+    asyncio.run(run())

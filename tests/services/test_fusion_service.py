@@ -18,6 +18,7 @@ from services.common.channel import open_channel
 from services.common.corpus import Corpus
 from services.common.cursor import Cursor
 from services.common.errors import FailedPreconditionError
+from services.common.passage import Passage
 from services.common.wire import decode_block
 from services.fusion.client import StreamRequest
 from tests.services.conftest import Live
@@ -180,6 +181,7 @@ BAD_STREAM: dict[str, tuple[Callable[[], tuple[fusion_pb2.StreamFusedRequest, ..
     "opened twice": (lambda: (opening(), opening()), Code.INVALID_ARGUMENT, "only credits"),
     "credit of 0": (lambda: (opening(), granting(0)), Code.INVALID_ARGUMENT, "credit.blocks"),
     "unknown data set": (lambda: (opening(dataset="../x"),), Code.NOT_FOUND, "dataset: '../x'"),
+    "unknown source": (lambda: (opening(sources=["tiny", "nobody"]),), Code.NOT_FOUND, "sources: 'nobody'"),
     "unknown split": (lambda: (opening(split="x"),), Code.NOT_FOUND, "split: 'x'"),
     "rank": (lambda: (opening(rank=1),), Code.INVALID_ARGUMENT, "rank: "),
     "world size": (lambda: (opening(world_size=0),), Code.INVALID_ARGUMENT, "world_size: "),
@@ -206,6 +208,19 @@ def test_unknown_application_is_not_found(channel: grpc.Channel) -> None:
         fuse(channel, request(), application="nobody")
     assert caught.value.code() == Code.NOT_FOUND
     assert "nobody" in caught.value.details()
+
+
+def test_a_stream_of_one_source_is_that_source_s_own_mapped_rows(live: Live) -> None:
+    """Window for window what `Fuse` gives for the source alone."""
+    windows = live.client.stream(StreamRequest("sentences", "held_out", seed=0, sources=("tiny",)))
+    for window in itertools.islice(windows, 3):
+        block = window.block
+        [share] = block.shares
+        assert (share.name, share.present, share.weight) == ("tiny", True, 1.0)
+        passage = Passage(block.text_bytes, ends_document=block.ends_document)
+        [alone] = live.client.fuse([passage], sources=["tiny"])
+        np.testing.assert_array_equal(block.topk_ids_TK, alone.topk_ids_TK)
+        np.testing.assert_allclose(block.topk_logprobs_TK, alone.topk_logprobs_TK, atol=2e-3)
 
 
 def test_client_refuses_another_vocabulary(live: Live) -> None:

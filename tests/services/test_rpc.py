@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
+import string
+import traceback
+import urllib.parse
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,16 @@ import grpc
 import pytest
 
 from services.common.auth import call_metadata, check_token
-from services.common.errors import InvalidArgumentError, UnauthenticatedError, UnavailableError, error_of, status_of
+from services.common.errors import (
+    InvalidArgumentError,
+    ServiceError,
+    UnauthenticatedError,
+    UnavailableError,
+    error_of,
+    status_of,
+)
 from services.common.rpc import bidirectional, public_unary, unary
+from services.fusion.fuser import QuorumLostError
 
 
 class Context:
@@ -26,6 +38,9 @@ class Context:
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self.metadata
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:40000"
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -63,15 +78,53 @@ def call(request: Any, context: Context, method: str = "Echo") -> Any:
         (InvalidArgumentError("k: must be 1 to 3"), grpc.StatusCode.INVALID_ARGUMENT),
         (UnavailableError("warming up"), grpc.StatusCode.UNAVAILABLE),
         (TimeoutError(), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (QuorumLostError("too few sources", ("a", "b")), grpc.StatusCode.UNAVAILABLE),
         (KeyError("a document's text"), grpc.StatusCode.INTERNAL),
     ],
 )
-def test_exceptions_become_status_codes(error: Exception, code: grpc.StatusCode) -> None:
+def test_exceptions_become_status_codes(
+    error: Exception, code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
     context = Context()
-    with pytest.raises(type(error)):
+    with pytest.raises(ServiceError) as caught:
         call(error, context)
     assert context.code == code
-    assert "a document's text" not in context.details
+    again = pickle.loads(pickle.dumps(caught.value))  # as Ray does, which answers INTERNAL for what it cannot read
+    assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+    logged = "".join(traceback.format_exception(caught.value)) + caplog.text  # Serve logs what leaves the method
+    assert "a document's text" not in context.details + logged
+
+
+def test_an_unexpected_error_is_logged_by_its_place_and_in_full_only_where_asked(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "text of a document"  # in no line of code that a traceback would show
+
+    def fails() -> BaseException:
+        try:
+            raise ValueError(text)
+        except ValueError as cause:
+            error = RuntimeError(text)
+            error.__cause__ = cause
+            return error
+
+    for full in (False, True):
+        caplog.clear()
+        monkeypatch.setenv("FUSION_LOG_ERRORS", "full" if full else "")
+        with pytest.raises(ServiceError):
+            call(fails(), Context())
+        assert "RuntimeError" in caplog.text
+        assert "ValueError" in caplog.text
+        assert "test_rpc.py" in caplog.text
+        assert (text in caplog.text) == full
+
+
+@pytest.mark.parametrize("character", ["x", "é", "👍", "%", "\n"])
+def test_details_fit_into_the_trailers_of_a_call(character: str) -> None:
+    for length in (1, 10_000_000):
+        _, message = status_of(InvalidArgumentError(character * length))
+        assert message.startswith(character)
+        assert len(urllib.parse.quote(message, safe=string.printable[:-6].replace("%", ""))) < 4100
 
 
 def test_status_survives_the_way_to_the_client() -> None:

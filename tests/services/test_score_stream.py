@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from fusion.v1 import source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
-from services.common.errors import InvalidArgumentError, UnavailableError
+from services.common.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
 from services.common.passage import Passage
 from services.common.wire import encode_block
 from services.source.client import ScoreStream
@@ -37,17 +38,21 @@ class Scripted(source_pb2_grpc.SourceServiceServicer):
                     block.gold = np.float32([np.nan]).tobytes()
                 if text == b"vanish":
                     return
+                if text.startswith(b"slow"):
+                    await asyncio.sleep(float(text.split()[1]))
                 answers = [block, block] if text == b"twice" else [block]
                 yield source_pb2.StreamScoresResponse(blocks=answers)
 
 
-def with_server(run: Callable[[ScoreStream, Scripted], Awaitable[None]]) -> None:
+def with_server(
+    run: Callable[[ScoreStream, Scripted], Awaitable[None]], *, timeout_seconds: float | None = None
+) -> None:
     async def main() -> None:
         server, servicer = grpc.aio.server(), Scripted()
         source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        stream = ScoreStream(f"127.0.0.1:{port}", "s", top_k=4)
+        stream = ScoreStream(f"127.0.0.1:{port}", "s", top_k=4, timeout_seconds=timeout_seconds)
         try:
             async with asyncio.timeout(60):
                 await run(stream, servicer)
@@ -80,6 +85,34 @@ def test_a_bad_answer_fails_at_once_and_the_next_text_finds_a_new_stream(text: b
         assert servicer.streams == 2
 
     with_server(run)
+
+
+def test_a_silent_source_fails_all_waiting_texts_after_one_deadline() -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
+        started = time.monotonic()
+        texts = [b"slow 30", *(b"%d" % number for number in range(50))]
+        answers = await asyncio.gather(*(stream.score(Passage(text)) for text in texts), return_exceptions=True)
+        assert all(isinstance(answer, DeadlineExceededError) for answer in answers)
+        assert len({id(answer) for answer in answers}) == 1  # one failure, not fifty-one
+        assert time.monotonic() - started < 5
+        # What comes next is asked on a stream of its own: no answer of the old one can be taken for its.
+        assert (await stream.score(Passage(b"next"))).text_bytes == b"next"
+        assert servicer.streams == 2
+
+    with_server(run, timeout_seconds=0.5)
+
+
+def test_a_slow_source_has_its_deadline_for_every_answer_and_an_idle_stream_has_none() -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        texts = [b"slow 0.3 %d" % number for number in range(5)]  # together far above the deadline
+        blocks = await asyncio.gather(*(stream.score(Passage(text)) for text in texts))
+        assert [block.text_bytes for block in blocks] == texts
+        await asyncio.sleep(1.2)
+        assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
+        assert servicer.streams == 1
+
+    with_server(run, timeout_seconds=0.9)
 
 
 def test_a_block_for_no_text_breaks_the_stream() -> None:

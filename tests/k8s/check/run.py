@@ -10,7 +10,14 @@ from tests.k8s.check import network, schemas
 from tests.k8s.check.confinement import accounts_have_no_rights, images_are_pinned, pods_are_confined
 from tests.k8s.check.manifests import REPOSITORY, Document
 from tests.k8s.check.references import addresses_exist, ports_exist, references_exist, selectors_match
-from tests.k8s.check.serving import commands_are_ours, imports_work, ray_versions_agree, serve_configs_hold, sizes_fit
+from tests.k8s.check.serving import (
+    commands_are_ours,
+    imports_work,
+    messages_are_bounded,
+    ray_versions_agree,
+    serve_configs_hold,
+    sizes_fit,
+)
 
 PARTS = {
     "cpu-dev": ("base",),
@@ -34,6 +41,7 @@ RULES: tuple[Callable[[Sequence[Document]], Iterator[str]], ...] = (
     selectors_match,
     imports_work,
     serve_configs_hold,
+    messages_are_bounded,
     sizes_fit,
     ray_versions_agree,
     commands_are_ours,

@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from services.cli import app as command_line
 from services.common.settings import explain
+from services.common.wire import MAX_MESSAGE_BYTES
 from services.fusion.config import FusionServiceConfig
 from services.k8s.cluster_recipe import GRPC_PORT, LONGEST_RAY_NAME
 from services.recipes.recipe import Recipe
@@ -40,6 +41,17 @@ def imports_work(documents: Sequence[Document]) -> Iterator[str]:
                 found = False
             if not found:
                 yield f"{where}: {target} cannot be imported"
+
+
+def messages_are_bounded(documents: Sequence[Document]) -> Iterator[str]:
+    """Serve's proxy takes messages of 2 GiB unless its environment says otherwise."""
+    for pod in pods(documents):
+        if not pod.owner.startswith("RayService"):
+            continue
+        for container in pod.spec["containers"]:
+            given = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+            if given.get("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE") != str(MAX_MESSAGE_BYTES):
+                yield f"{pod.name}, {container['name']}: RAY_SERVE_GRPC_MAX_MESSAGE_SIZE must be {MAX_MESSAGE_BYTES}"
 
 
 def serve_configs_hold(documents: Sequence[Document]) -> Iterator[str]:

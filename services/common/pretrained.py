@@ -1,0 +1,33 @@
+"""Models from local folders, as data: weights from safetensors only, and no code of the folder's unless it is trusted.
+
+A pickle runs whatever it likes when it is read, and so does a model whose folder brings Python files of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load_causal_lm(folder: Path | str, *, dtype: Any, trust_remote_code: bool = False, key: str | None = None) -> Any:
+    """A causal language model of a Hugging Face folder.
+
+    Args:
+        folder: where it is; nothing is fetched.
+        dtype: what `from_pretrained` takes.
+        trust_remote_code: whether Python files of the folder may be run.
+        key: the recipe's key that says so, for the message; None where no key does.
+
+    Raises ValueError when the folder holds no such model, no safetensors, or code that is not trusted.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            remedy = f"{key}: true runs it" if key else "which is never run here"
+            raise ValueError(f"model: {folder} brings Python code of its own; {remedy}") from error
+        raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
