@@ -35,6 +35,9 @@ class Context:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return call_metadata("tiny")
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:50000"
+
     def set_code(self, code: Any) -> None:
         self.code = code
 
