@@ -19,6 +19,8 @@ from tests.drill.scene import PREFETCH_WINDOWS, Scene
 
 _RECOVERY_SECONDS = 180.0
 """A stream that stands still for longer has stopped for good."""
+_MOST_PROBLEMS = 5
+"""With so many there is nothing more to learn."""
 _POLL_SECONDS = 0.05
 _SAY_SECONDS = 15.0
 
@@ -104,10 +106,10 @@ def drill(
         num_recomputed: so many blocks of the sample are computed again.
     """
     watch = _Watch(scene)
-    watch.wait_for(PREFETCH_WINDOWS, time.time())
-    begin, said, strikes = time.monotonic(), 0.0, []
+    begins = watch.wait_for(PREFETCH_WINDOWS, time.time()) is not None
+    begin, said, strikes = time.monotonic(), 0.0, list[Strike]()
     deck: list[str] = list(faults or ())
-    while time.monotonic() - begin < seconds:
+    while begins and time.monotonic() - begin < seconds:
         if not deck:
             if faults is not None:
                 break
@@ -159,7 +161,7 @@ class _Watch:
     def wait_for(self, num_windows: int, since: float) -> float | None:
         """When the `num_windows`-th window after `since` was delivered; None when it was not in time."""
         deadline = time.monotonic() + _RECOVERY_SECONDS
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and len(self.problems) < _MOST_PROBLEMS:
             self._look()
             after = [entry.at for entry in self._scene.ledger.entries[-10_000:] if entry.at > since]
             if len(after) >= num_windows:
