@@ -9,7 +9,7 @@ import pytest
 from tests.security.deployment import Guarded, guarded_deployment
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     with guarded_deployment(tmp_path_factory.mktemp("guarded")) as up:
         yield up
