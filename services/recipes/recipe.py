@@ -79,8 +79,8 @@ class Recipe(Settings):
         prefetch, allowed = self.distill.prefetch_per_worker, self.service.per_client.blocks
         if prefetch > allowed and self.service.address is None:
             raise ValueError(
-                f"distill.prefetch_windows: {prefetch} (two batches when not set) is more than "
-                f"service.per_client.blocks = {allowed}"
+                f"distill.prefetch_windows: {prefetch} is more than service.per_client.blocks = {allowed} "
+                "(two batches when not set)"
             )
         if self.distill.k is not None and self.distill.k > self.fusion.k_out:
             raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
