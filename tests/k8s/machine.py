@@ -155,4 +155,5 @@ def wait_for_probe(cluster: Cluster, container: dict[str, Any], kind: str) -> No
     deadline = time.monotonic() + container[kind]["periodSeconds"] * container[kind]["failureThreshold"]
     while (state := probe(cluster, container, kind)) != "SERVING":
         assert time.monotonic() < deadline, f"{container['name']}: {kind} says {state}"
+        assert cluster.process is None or cluster.process.poll() is None, f"{container['name']}: Ray has ended"
         time.sleep(0.2)

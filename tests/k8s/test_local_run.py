@@ -107,6 +107,7 @@ def machine(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_the_manifests_run_from_preparation_to_the_end(machine: Machine, tmp_path: Path) -> None:
     source, fusion = machine.clusters["source-made-up"], machine.clusters["fusion"]
     machine.start(source, num_cpus=1)
+    wait_for_probe(source, source.head, "startupProbe")  # two at once may take Ray longer than the 30 s that it waits
     machine.start(fusion, num_cpus=3)  # the fusion service's pod and the job's
     [prepare] = of_kind(machine.documents, "Job")
     assert "recipe.yaml" in machine.run(prepare["spec"]["template"]["spec"]["containers"][0])
