@@ -24,7 +24,7 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
 
-.PHONY: help setup proto quickstart test lint format bench k8s-check k8s-render lock clean
+.PHONY: help setup proto quickstart test drill lint format bench k8s-check k8s-render lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ proto: $(STUBS) ## gRPC stubs from protos/, to build/stubs
 quickstart: setup ## fuse two real models into a small target, end to end; results in runs/quickstart
 	$(BIN)/fusion quickstart
 
-test: setup ## all tests
+test: setup ## all tests but those of `make drill`
 	$(BIN)/python -m pytest
+
+drill: setup ## tests that kill, update and attack services of their own; quiet machine, about ten minutes
+	$(BIN)/python -m pytest -m drill
 
 lint: setup ## ruff, mypy --strict, buf lint
 	$(BIN)/ruff check .

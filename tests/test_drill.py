@@ -52,6 +52,7 @@ def test_ledger_goes_on_after_a_line_that_was_cut_short(tmp_path: Path) -> None:
     assert reader.entries == [entry(0, 0), entry(0, 1)]
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_stream_survives_a_fault_of_each_kind(tmp_path: Path) -> None:
     folder, results = tmp_path / "drill", tmp_path / "drill.json"

@@ -16,7 +16,7 @@ from services.recipes.deploy import deploy, serve_config
 from services.recipes.recipe import Recipe
 from tests.services.conftest import Live
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 EPOCHS = 1000
 
