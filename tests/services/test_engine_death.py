@@ -41,7 +41,7 @@ def test_every_window_arrives_once_although_the_engine_is_killed(live: Live) -> 
                 try:
                     arrived.append(await source.score(window, stream))
                     return
-                except UnavailableError:  # left out until the replica is back, and asked again like by a stream's client
+                except UnavailableError:  # left out until the replica is back
                     await asyncio.sleep(0.5)
 
         async with source.stream() as stream, source.stream() as impatient:
