@@ -125,16 +125,17 @@ class Block:
         self._check_byte_ends()
         if num_tokens == 0:
             return
-        if np.any(self.token_ids_T < 0):
+        if self.token_ids_T.min() < 0:
             raise ValueError("token_ids: ids must not be negative")
-        if np.any(self.topk_ids_TK < PADDING_ID):
+        if self.topk_ids_TK.min(initial=PADDING_ID) < PADDING_ID:
             raise ValueError("topk_ids: ids must be -1 (padding) or more")
         for name, column in (("topk_logprobs", self.topk_logprobs_TK), ("tail", self.tail_T), ("gold", self.gold_T)):
-            if np.isnan(column).any():
+            largest = column.max(initial=-np.inf)
+            if np.isnan(largest):
                 raise ValueError(f"{name}: contains NaN")
-            if np.any(column > _MASS_TOLERANCE):
+            if largest > _MASS_TOLERANCE:
                 raise ValueError(f"{name}: log-probabilities must not exceed 0")
-        mass_T = np.exp(self.topk_logprobs_TK.astype(np.float64)).sum(axis=1) + np.exp(self.tail_T.astype(np.float64))
+        mass_T = np.exp(self.topk_logprobs_TK).sum(axis=1, dtype=np.float64) + np.exp(self.tail_T)
         if np.any(np.abs(mass_T - 1.0) > 5 * _MASS_TOLERANCE):
             row = int(np.argmax(np.abs(mass_T - 1.0)))
             raise ValueError(f"topk_logprobs: row {row} and its tail sum to {mass_T[row]:.4f}, not to 1")

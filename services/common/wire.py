@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusion.v1 import block_pb2
-from fusion_core.blocks import Block, SourceShare
+from fusion_core.blocks import PADDING_ID, Block, SourceShare
 from services.common.errors import InvalidArgumentError
 
 _DTYPES: dict[int, np.dtype[np.floating]] = {
@@ -136,12 +136,13 @@ def _pack_ids(ids: npt.NDArray[np.int32], id_dtype: int) -> bytes:
 
 def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> npt.NDArray[np.int32]:
     num_bytes = _ID_BYTES[id_dtype]
-    low_bytes = _column(data, name, np.dtype((_UINT8, num_bytes)), length)
-    ids = np.zeros((length, 4), dtype=_UINT8)
-    ids[:, :num_bytes] = low_bytes.reshape(length, num_bytes)
-    unsigned = ids.view("<u4")[:, 0]
-    unsigned[unsigned == 256**num_bytes - 1] = 2**32 - 1
-    return unsigned.astype(np.int32)
+    _column(data, name, np.dtype((_UINT8, num_bytes)), length)
+    # Every id is read as four bytes, whatever follows it, and cut to its own.
+    overlapping = np.ndarray((length,), dtype="<u4", buffer=data + bytes(4 - num_bytes), strides=(num_bytes,))
+    largest = 256**num_bytes - 1
+    ids = (overlapping & np.uint32(largest)).view(np.int32)
+    ids[ids == np.uint32(largest).view(np.int32)] = PADDING_ID
+    return ids
 
 
 def _mask(data: bytes, num_tokens: int) -> npt.NDArray[np.bool_]:

@@ -68,6 +68,34 @@ def test_frames_stay_near_their_size() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("granted", "together"), [(8, 1), (64, 8)])
+def test_a_frame_waits_for_an_eighth_of_what_is_under_way(granted: int, together: int) -> None:
+    """Results that come one at a time: with few under way each goes out at once, with many some go together."""
+
+    async def run() -> None:
+        finish = [asyncio.Event() for _ in range(granted)]
+
+        async def compute(item: int) -> int:
+            await finish[item].wait()
+            return item
+
+        pipeline = Pipeline(count_to(granted), compute, size=lambda item: 1)
+        pipeline.credits.grant(granted)
+        frames = pipeline.frames(forever())
+        coming = asyncio.ensure_future(anext(frames))
+        for number in range(together):
+            assert not coming.done()
+            finish[number].set()
+            await asyncio.sleep(0)
+        assert await coming == list(range(together))
+        # What does not come is not waited for.
+        finish[together].set()
+        assert await asyncio.wait_for(anext(frames), 10) == [together]
+        await frames.aclose()
+
+    asyncio.run(run())
+
+
 def test_results_that_must_not_share_a_frame_do_not() -> None:
     async def run() -> None:
         async def compute(item: int) -> int:
