@@ -130,8 +130,13 @@ def _pack_ids(ids: npt.NDArray[np.int32], id_dtype: int) -> bytes:
     """The low bytes of every id: those of -1 (padding) are all ones."""
     if id_dtype == block_pb2.ID_DTYPE_UINT16:
         return ids.astype("<u2").tobytes()
-    low_bytes = np.ascontiguousarray(ids, dtype=_INT32).view(_UINT8).reshape(-1, 4)
-    return low_bytes[:, : _ID_BYTES[id_dtype]].tobytes()
+    if id_dtype == block_pb2.ID_DTYPE_UINT32:
+        return ids.astype(_INT32).tobytes()
+    packed = np.empty(3 * ids.size, dtype=_UINT8)
+    flat = ids.reshape(-1)
+    np.ndarray((ids.size,), dtype="<u2", buffer=packed, strides=(3,))[:] = flat & 0xFFFF
+    packed[2::3] = (flat >> 16) & 0xFF
+    return packed.tobytes()
 
 
 def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> npt.NDArray[np.int32]:

@@ -11,7 +11,7 @@ from services.common import metrics
 from services.distill.config import DistillConfig
 from services.distill.job import DistillJob
 from services.distill.observe import observer
-from services.fusion.metrics import FusionMetrics, StoreMetrics
+from services.fusion.metrics import FusionMetrics, SourceMeter, StoreMetrics
 from services.source.metrics import SourceMetrics
 
 OF_SCRAPING = {"namespace", "pod", "container", "job", "instance", "ray_cluster", "ray_node_type"}
@@ -35,6 +35,7 @@ def defined_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     SourceMetrics("any")
     FusionMetrics()
     StoreMetrics("any")
+    SourceMeter("any")
     job: Any = DistillJob(
         run_name="any",
         run_folder=Path("any"),
