@@ -38,6 +38,10 @@ ONLY_WHEN_SOMETHING_IS_WRONG = {
     "ray_llm_fusion_source_errors_total",
     "ray_llm_fusion_fusion_masked_tokens_total",
     "ray_llm_fusion_fusion_source_missing_total",
+    "ray_llm_fusion_fusion_source_retries_total",
+    "ray_llm_fusion_fusion_source_timeouts_total",
+    "ray_llm_fusion_fusion_degraded_total",
+    "ray_llm_fusion_fusion_skipped_total",
 }
 """Ray exports a counter from its first increment on."""
 
