@@ -16,7 +16,7 @@ def explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "(recipe)"
-        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+        message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         given = "" if item["type"] in {"missing", "extra_forbidden"} else f" (given: {item['input']!r:.120})"
         lines.append(f"{key}: {message}{given}")
     return "\n".join(lines)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusion_core.fusion import FusionConfig
 from services.common.limits import PerClient
 from services.common.settings import Settings
 from services.common.tls import ADDRESS_PATTERN
+
+_PORTS_OF_RAY_WORKERS = range(10_002, 20_000)
+"""Ray's default; each of its processes listens on one."""
 
 
 class ServiceConfig(Settings):
@@ -63,6 +66,13 @@ class ServiceConfig(Settings):
         description="Folder (relative to the run's) or URL, such as s3://bucket/folder, that keeps scored windows, so "
         "that a pass is paid for once. null keeps nothing.",
     )
+
+    @field_validator("grpc_port", "http_port", "dashboard_port")
+    @classmethod
+    def _is_none_of_ray_s(cls, port: int) -> int:
+        if port in (taken := _PORTS_OF_RAY_WORKERS):
+            raise ValueError(f"{taken.start} to {taken.stop - 1} are the ports of Ray's workers; choose another")
+        return port
 
     @model_validator(mode="after")
     def _skipping_needs_a_store(self) -> ServiceConfig:

@@ -87,6 +87,7 @@ BAD_RECIPES = [
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
     ("service.grpc_port", 70000, "service.grpc_port: "),
+    ("service.dashboard_port", 12345, "service.dashboard_port: 10002 to 19999 are the ports of Ray's workers"),
     ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
     ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),

@@ -176,7 +176,7 @@ def test_a_missing_model_names_the_key(tmp_path, monkeypatch, model, message):
         (DistillConfig, {"schedule": "step"}, "schedule: Input should be 'cosine' or 'constant'"),
         (DistillConfig, {"device": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         (DistillConfig, {"batch_windows": 5, "num_workers": 2}, "batch_windows: must be a multiple of num_workers = 2"),
-        (DistillConfig, {"betas": [0.9, 1.0]}, "betas: Value error, must be two numbers"),
+        (DistillConfig, {"betas": [0.9, 1.0]}, "betas: must be two numbers"),
         (DistillConfig, {"batch": 5}, "batch: unknown key"),
         (DistillConfig, {"lambda_end": 1.0}, "lambda_end: required with lambda_schedule linear or cosine"),
         (DistillConfig, {"lambda_schedule": "cosine"}, "lambda_end: required with lambda_schedule linear or cosine"),
