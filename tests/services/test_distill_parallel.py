@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from functools import partial
@@ -44,6 +45,7 @@ def attempt(job: DistillJob, target_folder: Path, rank: int, *, break_after: int
 
 def worker(rank: int, port: int, target_folder: Path, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    faulthandler.enable()  # gloo's own thread has crashed once: should it again, this says in what
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     turns = job_in(folder / "turns", target_folder, num_workers=2, **CHANGES)
@@ -55,6 +57,7 @@ def worker(rank: int, port: int, target_folder: Path, folder: Path) -> None:
     attempt(job_in(folder / "growing", target_folder, num_workers=2), target_folder, rank, break_after=7)
     lora = job_in(folder / "lora", target_folder, num_workers=2, parallel="fsdp", epochs=1, lora={"rank": 4})
     attempt(lora, target_folder, rank, break_after=None)
+    dist.barrier()
     dist.destroy_process_group()
 
 
