@@ -24,6 +24,9 @@ export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LINKS)))
 
+# Where it is set, every process compiles torch, Ray and vLLM anew, ten seconds of a core each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup proto quickstart test drill lint format bench k8s-check k8s-render lock clean
 
 help: ## this list
