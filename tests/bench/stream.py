@@ -18,6 +18,8 @@ from tests.bench.report import Report, arguments
 
 def main() -> None:
     from services.common.cluster import enable_ray_authentication
+
+    enable_ray_authentication()
     from services.common.models import fetch
     from tests.bench.stream_measurements import MEASUREMENTS, MODELS, Bench
 
@@ -25,7 +27,6 @@ def main() -> None:
     parts = [measure.__name__.removeprefix("measure_") for measure in MEASUREMENTS]
     parser.add_argument("--only", choices=parts, nargs="+", default=parts, help="measure only these")
     options = parser.parse_args()
-    enable_ray_authentication()
     models = {name: fetch(name) for name in MODELS}
     report = Report("stream")
 
