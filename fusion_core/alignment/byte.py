@@ -64,8 +64,8 @@ class ByteProjection:
         self._table = FirstTokenTable(source, target)
 
     def warm(self) -> None:
-        """Looks up every whole source token now (seconds for a large vocabulary) instead of in the first window."""
-        self._table.resolve_whole_tokens()
+        """Looks up now what the first thousands of windows would have to (seconds for a large vocabulary)."""
+        self._table.resolve_ahead()
 
     def project(self, block: Block, target: Encoding) -> ProjectedRows:
         """The block's distributions in the target's vocabulary, one row per token of `target`.

@@ -53,11 +53,26 @@ class FirstTokenTable:
 
     def resolve_whole_tokens(self) -> None:
         """Looks up every whole source token, and counts how many begin with each target token."""
+        if self.num_first_U is not None:
+            return
         with self._lock:
             if self.num_first_U is None:
                 self._look_up(np.flatnonzero(self.values[: self.source.size] == UNKNOWN))
                 firsts_V = self.values[: self.source.size]
                 self.num_first_U = np.bincount(firsts_V[firsts_V >= 0], minlength=self.target.size).astype(np.int32)
+
+    def resolve_ahead(self) -> None:
+        """Looks up whole tokens and what is left of them behind their first and their second target token.
+
+        What is further behind is met only where a text agrees with two target tokens of a candidate and goes on.
+        """
+        self.resolve_whole_tokens()
+        with self._lock:
+            keys = np.arange(self.source.size)
+            for _ in range(2):
+                keys = np.unique(self._behind(keys))
+                keys = keys[self.values[keys] == UNKNOWN]
+                self._look_up(keys)
 
     def _look_up(self, keys: Int64) -> None:
         remainders = [self._remainder(key) for key in keys.tolist()]
