@@ -20,6 +20,7 @@ import psutil
 
 from services.common.errors import ServiceError, UnavailableError
 from services.common.home import fusion_home
+from services.common.wire import MAX_MESSAGE_BYTES
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
@@ -29,6 +30,8 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     # Serve looks every ten seconds whether its proxy lives, which everything runs through.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Serve's own limit is two gigabytes, read into memory before anybody looks whose they are.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
 }
 """In the environment of a cluster on this machine, unless the user says otherwise there."""
 
