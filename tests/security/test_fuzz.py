@@ -18,7 +18,6 @@ def test_the_decoder_refuses_or_is_right() -> None:
     assert counts["valid all the same"] > 500
 
 
-@pytest.mark.drill
 def test_a_live_service_survives_malformed_input(guarded: Guarded) -> None:
     report = fuzz_live(
         2_000,

@@ -30,7 +30,7 @@ from tests.security.certificates import Authority, Pair
 from tests.security.deployment import BLOCKS, TOKEN, Guarded
 from tests.security.gateway import Gateway, envoy, gateway, image_version, put_secret
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 Code = grpc.StatusCode
 METADATA = call_metadata("fusion", TOKEN)
 TEXT = b"The first of these is that they have been in the time of all."

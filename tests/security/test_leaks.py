@@ -14,7 +14,7 @@ from services.common.channel import open_channel
 from services.fusion.client import StreamRequest
 from tests.security.deployment import MARKER, Guarded
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 Code = grpc.StatusCode
 TEXT = f"{MARKER} is a word.".encode()
 CONTROL = "no-such-data-set-which-the-log-may-name"

@@ -18,7 +18,7 @@ from services.common.corpus import Corpus
 from services.fusion.client import FusedWindow, StreamRequest
 from tests.security.deployment import SECOND_TOKEN, TOKEN, Guarded
 
-pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 OPENING = fusion_pb2.StreamFusedRequest(
     open=fusion_pb2.StreamFusedOpen(dataset="sentences", split="train", world_size=1, num_epochs=1)
