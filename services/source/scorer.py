@@ -182,7 +182,7 @@ def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Bl
     if (beyond_TK := ids_TK >= vocabulary.size).any():
         ids_TK = np.where(beyond_TK, np.int32(PADDING_ID), ids_TK)
         logprobs_TK = np.where(beyond_TK, np.float32(-np.inf), logprobs_TK)
-    inside_T = np.exp(logprobs_TK, dtype=np.float64).sum(axis=1)
+    inside_T = np.exp(logprobs_TK).sum(axis=1, dtype=np.float64)
     with np.errstate(divide="ignore"):
         tail_T = np.log(np.clip(1.0 - inside_T, 0.0, 1.0)).astype(np.float32)
     return Block(
