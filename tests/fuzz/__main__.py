@@ -14,9 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz.decoder import fuzz_decoder
-from tests.fuzz.live import Report, fuzz_live
-from tests.security.deployment import SECOND_TOKEN, TOKEN, guarded_deployment
+from services.common.cluster import enable_ray_authentication
+
+enable_ray_authentication()  # before anything below imports Ray
+
+from tests.fuzz.decoder import fuzz_decoder  # noqa: E402
+from tests.fuzz.live import Report, fuzz_live  # noqa: E402
+from tests.security.deployment import SECOND_TOKEN, TOKEN, guarded_deployment  # noqa: E402
 
 
 def main() -> int:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from collections.abc import Iterable
 
 from tests.fuzz.mutation import EDGES_32, junk, mutated
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS = 0, 1, 4
 _PATIENCE_SECONDS = 120.0
+_HEADER_BYTES = 400
+"""More than the headers of a call take."""
 
 
 def raw_case(rng: random.Random, address: str, token: str) -> str:
@@ -63,7 +66,21 @@ def _call(rng: random.Random, token: str) -> bytes:
 
 
 def _cut_call(rng: random.Random, token: str) -> bytes:
-    return mutated(rng, _call(rng, token))
+    """A call with mistakes anywhere.
+
+    Its headers stay ASCII: grpcio's servers on an event loop (seen in 1.85) crash on a path that is not UTF-8. Serve's
+    proxy is one, and takes seconds to come back; the gateway lets no such path through.
+    """
+    payload = mutated(rng, _call(rng, token))
+    end = len(_PREFACE) + 18 + _HEADER_BYTES
+    return payload[: len(_PREFACE)] + bytes(byte & 0x7F for byte in payload[len(_PREFACE) : end]) + payload[end:]
+
+
+def opened_call(path: bytes) -> bytes:
+    """An HTTP/2 connection with the headers of one call, and nothing behind them."""
+    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"x")]
+    fields += [(b"te", b"trailers"), (b"content-type", b"application/grpc")]
+    return _PREFACE + _frame(_SETTINGS, 0, 0, b"") + _frame(_HEADERS, 5, 1, _literals(fields))
 
 
 def _stream(rng: random.Random) -> int:
@@ -88,10 +105,14 @@ def _header_block(rng: random.Random, token: str) -> bytes:
         ("authorization", f"Bearer {token}"),
         ("grpc-timeout", rng.choice(("5S", "1n", "99999999H", "x"))),
     ]
-    # Literal fields without indexing, no Huffman coding: RFC 7541, section 6.2.2.
+    return _literals((name.encode(), value.encode()) for name, value in fields)
+
+
+def _literals(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Literal fields without indexing, no Huffman coding: RFC 7541, section 6.2.2."""
     return b"".join(b"\x00" + _string(name) + _string(value) for name, value in fields)
 
 
-def _string(text: str) -> bytes:
+def _string(text: bytes) -> bytes:
     assert len(text) < 127
-    return bytes((len(text),)) + text.encode()
+    return bytes((len(text),)) + text

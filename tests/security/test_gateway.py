@@ -26,6 +26,7 @@ from services.common.corpus import Corpus
 from services.common.errors import UnauthenticatedError, UnavailableError
 from services.common.wire import MAX_MESSAGE_BYTES
 from services.fusion.client import FusionClient, StreamRequest
+from tests.fuzz.raw import opened_call
 from tests.security.certificates import Authority, Pair
 from tests.security.deployment import BLOCKS, TOKEN, Guarded
 from tests.security.gateway import Gateway, envoy, gateway, image_version, put_secret
@@ -169,6 +170,26 @@ def test_health_and_reflection_pass_and_nothing_else_does(door: Gateway) -> None
         with pytest.raises(grpc.RpcError) as caught:
             serve(b"", timeout=120)
         assert caught.value.code() == Code.UNIMPLEMENTED
+
+
+def test_a_path_that_is_no_text_does_not_pass(door: Gateway, certified: Pair, guarded: Guarded) -> None:
+    """Serve's proxy would crash on it."""
+    serving = guarded.processes()
+    context = ssl.create_default_context(cafile=str(door.authority.cert))
+    context.check_hostname = False
+    context.load_cert_chain(certified.cert, certified.key)
+    context.set_alpn_protocols(["h2"])
+    host, _, port = door.address.removeprefix("grpcs://").rpartition(":")
+    for ending in (b"\xe4", b"Fuse?\xe4"):
+        with socket.create_connection((host, int(port)), timeout=30) as plain, context.wrap_socket(plain) as connection:
+            connection.sendall(opened_call(b"/fusion.v1.FusionService/" + ending))
+            answer = b""
+            while b"\x00\x00\x00\x01" not in answer:  # a frame of the call's own stream
+                received = connection.recv(65_536)
+                assert received
+                answer += received
+    assert len(client(door).fuse([TEXT])) == 1
+    assert guarded.processes() == serving
 
 
 @pytest.mark.usefixtures("certified")
