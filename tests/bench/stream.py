@@ -1,7 +1,7 @@
 """The fused stream at its limits: against its slowest source, its ceiling, and with a consumer that stalls.
 
 Sources are of engine `synthetic` with the tokenizers of SmolLM2 and Gemma 3, top_k 64; the target has 4,096 tokens of
-its own, k 64. Texts are Python's own documentation in windows of 4,096 bytes. Everything (sources, proxy, fusion
+its own, k 64. Texts are Python's own documentation in windows of 8,192 bytes. Everything (sources, proxy, fusion
 replica and client) runs on this machine, over real gRPC through Ray Serve. Rates are of bytes of text, which mean the
 same in every vocabulary, and shown in tokens as well.
 """
