@@ -42,7 +42,7 @@ quickstart: setup ## fuse two real models into a small target, end to end; resul
 test: setup ## all tests but those of `make drill`
 	$(BIN)/python -m pytest
 
-drill: setup ## a rolling update under load, and the fault drill in brief; about five minutes
+drill: setup ## a rolling update under load, and the fault drill in brief; about six minutes
 	$(BIN)/python -m pytest -m drill
 
 lint: setup ## ruff, mypy --strict, buf lint
