@@ -45,10 +45,11 @@ test: setup ## all tests but those of `make drill`
 drill: setup ## a rolling update under load, and the fault drill in brief; about six minutes
 	$(BIN)/python -m pytest -m drill
 
-lint: setup ## ruff, mypy --strict, buf lint
+lint: setup ## ruff, mypy --strict, the layers contract, buf lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint protos
 
 format: setup ## ruff's fixes and formatting
@@ -76,7 +77,7 @@ lock: $(READY) ## resolve requirements/*.in again, to the newest versions
 	  -o requirements/gpu.txt
 
 clean: ## remove everything that is generated, the environment included
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build .import_linter_cache .mypy_cache .ruff_cache .pytest_cache
 
 # torch apart: its CPU build comes from PIP_FIND_LINKS or from PyTorch's index, and asking both would mean waiting for
 # the one that is not there. The rest comes from the package index alone. --no-deps: the lock is complete.

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from fusion_core.alignment.byte import ByteConfig, ByteProjection
-from fusion_core.alignment.min_edit import MinEditConfig, MinEditProjection
-from fusion_core.alignment.projected import ProjectedRows
-from fusion_core.alignment.transport import TransportConfig, TransportProjection
+from fusion_core.alignment.byte.projection import ByteConfig, ByteProjection
+from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.alignment.published.min_edit import MinEditConfig, MinEditProjection
+from fusion_core.alignment.published.transport import TransportConfig, TransportProjection
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fusion_core.alignment.byte import ByteConfig
+from fusion_core.alignment.byte.projection import ByteConfig
 from fusion_core.alignment.method import AlignmentConfig
 
 

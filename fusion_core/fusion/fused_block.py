@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fusion_core.alignment.projected import ProjectedRows
+from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.blocks import Block, SourceShare
 from fusion_core.fusion.config import FusionConfig
 from fusion_core.fusion.mixture import mix_rows

@@ -5,11 +5,9 @@ Shape legend: V ids, B bytes of all ids together, T tokens of one text.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from tokenizers import Tokenizer
 
 from fusion_core.vocabulary import backend
 from fusion_core.vocabulary.byte_ends import ends_when_lossless, ends_with_losses
+from fusion_core.vocabulary.encoding import Encoding
+from fusion_core.vocabulary.fingerprint import _fingerprint
 from fusion_core.vocabulary.first_tokens import FirstTokens
 from fusion_core.vocabulary.prefixes import prefix_ranges, sort_by_bytes
 from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level, unknown_id
@@ -27,45 +27,6 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoding:
-    """The tokens of one text.
-
-    Attributes:
-        token_ids_T: int32 ids; no special tokens are added.
-        byte_ends_T: int32, end offset of every token in the text's UTF-8; the last one is the text's length. A dummy
-            prefix (the space some tokenizers put in front) takes no bytes of the text.
-        lossless_T: bool, whether the token's bytes are exactly the bytes that it covers.
-        ends_document: whether the last token is the EOS behind the text, which covers no bytes.
-    """
-
-    token_ids_T: Int32
-    byte_ends_T: Int32
-    lossless_T: Bool
-    ends_document: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.token_ids_T.shape[0])
-
-    def with_end(self, eos_id: int) -> Encoding:
-        """The encoding with EOS behind the text."""
-        assert not self.ends_document, "a text ends once"
-        num_bytes = self.byte_ends_T[-1] if self.num_tokens else 0
-        return Encoding(
-            np.append(self.token_ids_T, np.int32(eos_id)),
-            np.append(self.byte_ends_T, np.int32(num_bytes)),
-            np.append(self.lossless_T, True),
-            ends_document=True,
-        )
-
-    def without_end(self) -> Encoding:
-        """The encoding of the text alone; itself when there is no EOS behind it."""
-        if not self.ends_document:
-            return self
-        return Encoding(self.token_ids_T[:-1], self.byte_ends_T[:-1], self.lossless_T[:-1])
 
 
 class Vocabulary:
@@ -265,32 +226,3 @@ def _decode(text: bytes, index: int) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"text {index}: not UTF-8 at byte {error.start} ({error.reason})") from None
-
-
-def _fingerprint(
-    description: dict[str, Any], token_bytes: list[bytes], roles: dict[str, int | None], special_ids: frozenset[int]
-) -> str:
-    """Hash of the id-to-bytes table, the pieces and merges, the way a text is prepared, and the special roles."""
-    digest = hashlib.sha256()
-
-    def add(name: str, value: Any) -> None:
-        digest.update(f"\0{name}\0".encode() + json.dumps(value, sort_keys=True).encode())
-
-    for token in token_bytes:
-        digest.update(len(token).to_bytes(4, "little") + token)
-    model = dict(description["model"])
-    vocabulary, merges = model.pop("vocab"), model.pop("merges", ())
-    # Merges are written as "a b" or ["a", "b"] depending on the version of the library.
-    digest.update("\n".join(merge if isinstance(merge, str) else " ".join(merge) for merge in merges).encode())
-    if isinstance(vocabulary, dict):
-        digest.update("\n".join(sorted(f"{i} {piece}" for piece, i in vocabulary.items())).encode())
-    else:
-        add("scores", vocabulary)
-    model.pop("dropout", None)
-    add("model", model)
-    for key in ("normalizer", "pre_tokenizer"):
-        add(key, description.get(key))
-    add("added", [a for a in description.get("added_tokens", ()) if a["id"] not in special_ids])
-    add("roles", roles)
-    add("special", sorted(special_ids))
-    return digest.hexdigest()[:16]

@@ -1,77 +1,8 @@
-"""Entrypoint of the Ray job: `python -m services.distill --recipe FILE [--run-name NAME] ...`.
-
-Works under `ray job submit`, and on its own with a Ray of its own. Exit codes: 0 trained, 1 training failed, 2 the
-recipe or the services do not allow it.
-"""
-
-from __future__ import annotations
-
-import logging
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+"""`python -m services.distill`: a training run under `ray job submit`; see services/commands/distill_job.py."""
 
 import typer
-import yaml
 
-from services.common.errors import ServiceError
-from services.distill.job import DistillJob
-
-if TYPE_CHECKING:
-    from services.recipes.recipe import Recipe
-
-
-def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
-    """The training run that a recipe describes; its files lie in a folder of the recipe's, called `run_name`."""
-    return DistillJob(
-        run_name=run_name,
-        run_folder=recipe.training_folder(run_name).absolute(),
-        target_folder=recipe.target_folder.absolute(),
-        dataset=recipe.corpus.name,
-        split="train",
-        fusion_address=recipe.fusion_address,
-        application=recipe.service.application,
-        config=recipe.distill,
-        recipe=recipe.to_yaml(),
-    )
-
-
-def main(
-    recipe: Annotated[str, typer.Option(help="Recipe file, or the name of a shipped recipe.")],
-    run_name: Annotated[str, typer.Option(help="Folder of this run below the recipe's.")] = "fused",
-    lambda_: Annotated[
-        float | None, typer.Option("--lambda", help="Share of CLM; 1 trains without fusion and asks no source.")
-    ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe; may be repeated.")] = None,
-    start_over: Annotated[bool, typer.Option(help="Forget checkpoints of the same run name.")] = False,
-) -> None:
-    """Distil a target on Ray Train from the fused stream; goes on from the newest checkpoint of the same run name."""
-    from ray.train import TrainingFailedError
-
-    from services.distill.train import run
-    from services.recipes.recipe import load_recipe
-
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        overrides = dict(_override(item) for item in set_ or [])
-        if lambda_ is not None:
-            overrides["distill.lambda"] = lambda_
-        job = job_from_recipe(load_recipe(recipe, overrides), run_name)
-        run(job, start_over=start_over)
-    except (ServiceError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except (TrainingFailedError, ArithmeticError) as error:
-        print(f"error: training failed: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    print(f"[distill {run_name}] done; the model is in {job.files.model}", flush=True)
-
-
-def _override(item: str) -> tuple[str, Any]:
-    key, separator, value = item.partition("=")
-    if not separator:
-        raise ValueError(f"--set {item}: expected KEY=VALUE, such as distill.epochs=2")
-    return key, yaml.safe_load(value)
-
+from services.commands.distill_job import main
 
 if __name__ == "__main__":
     typer.run(main)

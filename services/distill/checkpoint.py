@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from services.common.cursor import Cursor
-from services.distill.storage import MANIFEST
+from services.jobs.storage import MANIFEST
+from services.wire.cursor import Cursor
 
 _STATE = "trainer_state.pt"
 

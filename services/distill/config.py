@@ -3,100 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
-from services.common.settings import Settings
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class DecoderConfig(Settings):
-    """Shape of a Llama-style decoder that starts from random weights. The defaults make about 5M parameters together
-    with a vocabulary of 4,096 ids."""
-
-    hidden_size: int = Field(256, ge=8)
-    num_layers: int = Field(5, ge=1)
-    num_heads: int = Field(4, ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1, description="num_heads when not set")
-    intermediate_size: int = Field(688, ge=8)
-    max_positions: int = Field(2048, ge=16, description="longest window in tokens, BOS included")
-    rope_theta: float = Field(10_000.0, gt=0)
-    tie_embeddings: bool = True
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> DecoderConfig:
-        if self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_size: must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.hidden_size}"
-            )
-        if self.num_heads % (self.num_key_value_heads or self.num_heads):
-            raise ValueError(f"num_key_value_heads: must divide num_heads = {self.num_heads}")
-        return self
-
-
-class TokenizerTraining(Settings):
-    """A byte-level BPE of its own, trained on the corpus' train split."""
-
-    vocabulary_size: int = Field(
-        4096, ge=300, le=1_000_000, description="ids, the 256 bytes and 3 special ones included"
-    )
-
-
-class TokenizerConfig(Settings):
-    """Where the tokenizer of a target from scratch comes from. A plain string in a recipe means `folder`."""
-
-    folder: Text | None = Field(None, description="a folder with a fast tokenizer, such as a source's")
-    train: TokenizerTraining | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _folder_as_string(cls, value: Any) -> Any:
-        return {"folder": str(value)} if isinstance(value, str | Path) else value
-
-    @model_validator(mode="after")
-    def _one_way_only(self) -> TokenizerConfig:
-        if (self.folder is None) == (self.train is None):
-            raise ValueError("give either a folder or train: {vocabulary_size: N}")
-        return self
-
-
-class TargetConfig(Settings):
-    """The model that learns: a pretrained one (`model`), or one from scratch with a `tokenizer`: a Llama of some shape
-    (`config`), or any causal language model of transformers (`architecture`)."""
-
-    model: Text | None = Field(None, description="name of a fetched model, or a Hugging Face folder")
-    config: DecoderConfig | None = None
-    architecture: dict[str, Any] | None = Field(
-        None, description="model_type and any other keys of its config.json; the ids come from the tokenizer"
-    )
-    tokenizer: TokenizerConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_way_only(self) -> TargetConfig:
-        if [self.model, self.config, self.architecture].count(None) != 2:
-            raise ValueError("give exactly one of model (pretrained), config and architecture (from scratch)")
-        if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
-            raise ValueError("architecture.model_type: required, such as llama, qwen3 or gpt2")
-        if self.model is not None and self.tokenizer is not None:
-            raise ValueError("tokenizer: a pretrained model brings its own; leave it out")
-        if self.model is None and self.tokenizer is None:
-            raise ValueError("tokenizer: required for a target from scratch: a folder or {train: {vocabulary_size: N}}")
-        return self
-
-
-class LoraConfig(Settings):
-    """Low-rank adapters (Hu et al. 2022) on a pretrained target, whose own weights stay as they are."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0, description="the adapters' product is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Text | tuple[Text, ...] = Field(
-        "all-linear", description="names of linear layers; all-linear for every one but the lm_head"
-    )
+from services.base.settings import Settings
+from services.distill.target.config import LoraConfig, Text
 
 
 class DistillConfig(Settings):

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from services.distill.batch import collate, pack
-from services.distill.feed import FusionStream, WindowFeed
-from services.distill.model import DistillModule
-from services.distill.world import World
+from services.distill.data.batch import collate, pack
+from services.distill.data.feed import FusionStream, WindowFeed
+from services.distill.target.module import DistillModule
+from services.distill.workers.world import World
 from services.fusion.client import StreamRequest
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.distill.config import DistillConfig
-from services.distill.storage import clear, join_location
+from services.jobs.run_folder import RunFolder
+from services.jobs.storage import clear, join_location
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,63 +55,3 @@ class DistillJob:
         """Forgets the run."""
         clear(self.checkpoints)
         self.files.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Names of the files of a run."""
-
-    path: Path
-
-    @property
-    def metrics(self) -> Path:
-        """A line per step; see services/distill/runlog.py."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        """A line per step: the windows that it consumed."""
-        return self.path / "ledger.jsonl"
-
-    @property
-    def evaluations(self) -> Path:
-        """A line per evaluation during training."""
-        return self.path / "evaluations.jsonl"
-
-    @property
-    def record(self) -> Path:
-        """Settings and versions of the run; see services/distill/record.py."""
-        return self.path / "run.json"
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe that the run follows."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Checkpoints, unless `distill.storage` says otherwise."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The trained model, a Hugging Face folder; there once the run has ended."""
-        return self.path / "model"
-
-    @property
-    def adapter(self) -> Path:
-        """The trained LoRA adapter, a peft folder; `model` holds it merged into the target."""
-        return self.path / "adapter"
-
-    @property
-    def events(self) -> Path:
-        """TensorBoard events."""
-        return self.path / "events"
-
-    def clear(self) -> None:
-        """Deletes what a run wrote. Files of others in the folder stay."""
-        for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe):
-            file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.model, self.adapter, self.events):
-            if folder.exists():
-                shutil.rmtree(folder)

@@ -10,10 +10,11 @@ from typing import Any
 
 from fusion.v1 import fusion_pb2
 from fusion_core.vocabulary import Vocabulary
-from services.common.errors import FailedPreconditionError, NotFoundError
+from services.base.errors import FailedPreconditionError, NotFoundError
 from services.distill.config import DistillConfig
-from services.distill.feed import FusionStream
+from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
+from services.jobs.run_record import RunRecord, claim_run_folder
 
 _MAY_CHANGE = {
     "prefetch_windows", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "device", "dtype",
@@ -88,6 +89,17 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
             **{f"distill.{key.rstrip('_')}": value for key, value in decisive.items()},
         },
     )
+
+
+def claim_run(job: DistillJob, plan: RunPlan) -> None:
+    """Writes the run's record and recipe into its folder; raises FailedPreconditionError, see `claim_run_folder`."""
+    details = {
+        "config": job.config.model_dump(mode="json", by_alias=True),
+        "total_steps": plan.total_steps(job.config),
+        "dataset": f"{job.dataset}/{job.split}",
+    }
+    record = RunRecord(job.run_name, plan.settings, plan.identity, details, job.recipe)
+    claim_run_folder(record, job.files, job.checkpoints)
 
 
 def _find_split(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> fusion_pb2.DatasetInfo:

@@ -1,4 +1,4 @@
-"""The training loop of one worker: plain torch, no Ray. `services.distill.train` runs it on Ray Train."""
+"""The training loop of one worker: plain torch, no Ray. `services.distill.driver` runs it on Ray Train."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from torch.distributed.tensor import DTensor
 
 from fusion_core.blocks import Block
 from fusion_core.losses import source_reward
-from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, UnavailableError
-from services.distill.batch import collate, pack
+from services.base.errors import FailedPreconditionError, UnavailableError
 from services.distill.checkpoint import Position, load_state, optimizer_state, restore_optimizer, save_state
 from services.distill.config import DistillConfig
-from services.distill.feed import Batch, FusionStream, WindowFeed, share_of
+from services.distill.data.batch import collate, pack
+from services.distill.data.feed import Batch, FusionStream, WindowFeed, share_of
 from services.distill.heldout import heldout_nats_per_byte
 from services.distill.job import DistillJob
-from services.distill.metrics import StepMeter
-from services.distill.model import DistillModule
-from services.distill.parallel import gradients_kept_back, whole_state
 from services.distill.plan import RunPlan
-from services.distill.progress import ProgressPrinter
-from services.distill.runlog import RunLogs
-from services.distill.trained_target import TrainedTarget
-from services.distill.world import World
+from services.distill.step_meter import StepMeter
+from services.distill.target.module import DistillModule
+from services.distill.target.trained import TrainedTarget
+from services.distill.workers.parallel import gradients_kept_back, whole_state
+from services.distill.workers.world import World
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
+from services.jobs.progress_line import ProgressPrinter
+from services.jobs.step_log import RunLogs
+from services.wire.cursor import Cursor
 
 Report = Callable[[dict[str, Any], Path | None, int], None]
 """Receives metrics, the folder of a checkpoint (rank 0 only) and the step; called by all ranks at the same steps."""

@@ -14,20 +14,17 @@ import grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
 from fusion_core.blocks import Block
-from services.common.auth import call_metadata
-from services.common.channel import open_channel
-from services.common.cursor import Cursor
-from services.common.deadline import timeout_metadata
-from services.common.errors import (
-    DeadlineExceededError,
-    ResourceExhaustedError,
-    UnavailableError,
-    error_of_call,
-)
-from services.common.passage import Passage, contexts_of
-from services.common.tracing import client_span
-from services.common.wire import PROTOCOL_VERSION, decode_block
+from services.base.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
 from services.fusion.frames import Frames, FusedWindow, SeenWindows, SkippedWindow, check_version, windows_of
+from services.rpc.auth import call_metadata
+from services.rpc.channel import open_channel
+from services.rpc.deadline import timeout_metadata
+from services.rpc.status import error_of_call
+from services.rpc.tracing import client_span
+from services.wire.block import decode_block
+from services.wire.cursor import Cursor
+from services.wire.passage import Passage, contexts_of
+from services.wire.protocol import PROTOCOL_VERSION
 
 __all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 
@@ -76,7 +73,7 @@ class FusionClient:
     Args:
         address: host:port of the gRPC proxy.
         application: name of the Serve application.
-        token: bearer token; default the one in the environment, see services/common/auth.py.
+        token: bearer token; default the one in the environment, see services/rpc/auth.py.
         timeout_seconds: deadline of a unary call.
         patience_seconds: how long a broken stream is retried without one new window before the error is raised.
         silence_seconds: a stream on which not even a heartbeat came for so long is broken. Services send one at least

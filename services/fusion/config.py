@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fusion_core.fusion import FusionConfig
-from services.common.limits import PerClient
-from services.common.settings import Settings
-from services.common.tls import ADDRESS_PATTERN
+from services.base.settings import Settings
+from services.rpc.client_limits import PerClient
+from services.rpc.tls import ADDRESS_PATTERN
 
 _PORTS_OF_RAY_WORKERS = range(10_002, 20_000)
 """Ray's default; each of its processes listens on one."""

@@ -11,9 +11,10 @@ import grpc
 
 from fusion.v1 import fusion_pb2
 from fusion_core.blocks import Block
-from services.common.cursor import Cursor
-from services.common.errors import FailedPreconditionError, UnavailableError
-from services.common.wire import PROTOCOL_VERSION, decode_block
+from services.base.errors import FailedPreconditionError, UnavailableError
+from services.wire.block import decode_block
+from services.wire.cursor import Cursor
+from services.wire.protocol import PROTOCOL_VERSION
 
 
 @dataclass(frozen=True, slots=True)

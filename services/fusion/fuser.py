@@ -16,22 +16,22 @@ from fusion_core.alignment.method import Alignment
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.deadline import remaining_seconds
-from services.common.errors import (
+from services.base.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
-from services.common.passage import Passage
-from services.common.store.backfill import BackfillList, BackfillWindow
-from services.common.store.capture import Place
-from services.common.store.store import BlockStore
 from services.fusion.config import FusionServiceConfig
 from services.fusion.metrics import FusionMetrics
-from services.fusion.sources import Source
+from services.fusion.sources.remote import Source
+from services.rpc.deadline import remaining_seconds
 from services.source.client import ScoreStream
+from services.store.backfill_list import BackfillList, BackfillWindow
+from services.store.capture_plan import Place
+from services.store.store import BlockStore
+from services.wire.passage import Passage
 
 logger = logging.getLogger("ray.serve")
 

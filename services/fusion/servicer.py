@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from fusion.v1 import block_pb2, fusion_pb2
-from services.common.corpus import Corpus
-from services.common.cursor import Cursor
-from services.common.draining import Draining
-from services.common.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
-from services.common.flow import Pipeline
-from services.common.health import health_response
-from services.common.limits import ClientLimits
-from services.common.passage import passages_of
-from services.common.rpc import bidirectional, public_unary, unary
-from services.common.store.backfill import BackfillWindow
-from services.common.store.capture import Place
-from services.common.wire import PROTOCOL_VERSION, check_dtype, encode_block
+from services.base.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from services.corpus.ledger import Corpus
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser, QuorumLostError
-from services.fusion.plan import Step, StreamPlan
+from services.fusion.order import Step, StreamPlan
+from services.rpc.client_limits import ClientLimits
+from services.rpc.draining import Draining
+from services.rpc.health import health_response
+from services.rpc.methods import bidirectional, public_unary, unary
+from services.rpc.pipeline import Pipeline
+from services.store.backfill_list import BackfillWindow
+from services.store.capture_plan import Place
+from services.wire.block import check_dtype, encode_block
+from services.wire.cursor import Cursor
+from services.wire.passage import passages_of
+from services.wire.protocol import PROTOCOL_VERSION
 
 logger = logging.getLogger("ray.serve")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from fusion_core.fusion import FusionConfig
-from services.common.corpus import CorpusConfig
-from services.common.settings import Settings, explain
-from services.distill.config import DistillConfig, TargetConfig
+from services.base.settings import Settings
+from services.corpus.config import CorpusConfig
+from services.distill.config import DistillConfig
+from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.source.config import SourceConfig
 
@@ -160,55 +159,3 @@ class Recipe(Settings):
             service=self.service.model_copy(update={"store": self.store}),
             corpora=(str(self.corpus_folder.absolute()),),
         )
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in resources.files("services.recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Loads a recipe from a file, or a shipped one by name; `overrides` maps dotted keys to values.
-
-    Raises RecipeError naming the file and key.
-    """
-    path = Path(name_or_path)
-    if not path.is_file() and str(name_or_path) in shipped_recipes():
-        text = (resources.files("services.recipes") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            shipped = ", ".join(shipped_recipes())
-            raise RecipeError(f"{path}: cannot be read ({error}); shipped recipes are {shipped}") from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: expected a mapping with the keys {', '.join(Recipe.model_fields)}")
-    for key, value in (overrides or {}).items():
-        _set(values, key, value)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    section: Any = values
-    for parent in parents:
-        if isinstance(section, list) and parent.isdigit() and int(parent) < len(section):
-            section = section[int(parent)]
-        elif isinstance(section, dict):
-            section = section.setdefault(parent, {})
-        else:
-            raise RecipeError(f"{key}: there is no {parent}")
-    if not isinstance(section, dict):
-        raise RecipeError(f"{key}: {last} is no key of a section")
-    section[last] = value

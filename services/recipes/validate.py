@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.common.corpus_origin import local_files
-from services.common.models import resolve_model
-from services.recipes.prepare import resolve_sources
+from services.corpus.readers import local_files
+from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.resolve import resolve_sources
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """Does the model still compute what it did? A served model can break without an error.
 
-Every block is looked at before it goes out (services/common/plausible.py). Here is the canary: built-in texts, scored
+Every block is looked at before it goes out (services/wire/plausible.py). Here is the canary: built-in texts, scored
 at start and at an interval, and compared with the record of the first run on the same weights, engine and dtype. The
 record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where nothing can be written, the first
 run since the start is the record. Arrays of T are of the texts' tokens.
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fusion_core.blocks import Float32
-from services.common.home import fusion_home
+from services.base.home import fusion_home
 
 logger = logging.getLogger("ray.serve")
 

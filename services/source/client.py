@@ -11,18 +11,13 @@ import grpc
 
 from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
-from services.common.auth import call_metadata
-from services.common.channel import open_aio_channel
-from services.common.deadline import timeout_metadata
-from services.common.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ServiceError,
-    UnavailableError,
-    error_of_call,
-)
-from services.common.passage import Passage, contexts_of
-from services.common.wire import decode_block
+from services.base.errors import DeadlineExceededError, InvalidArgumentError, ServiceError, UnavailableError
+from services.rpc.auth import call_metadata
+from services.rpc.channel import open_aio_channel
+from services.rpc.deadline import timeout_metadata
+from services.rpc.status import error_of_call
+from services.wire.block import decode_block
+from services.wire.passage import Passage, contexts_of
 
 _DTYPE = block_pb2.LOGPROB_DTYPE_FLOAT16
 """Of calls and streams alike: a window that was scored again on its own is stored as if the stream had brought it."""

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from services.common.limits import PerClient
-from services.common.settings import Settings
-from services.common.tls import ADDRESS_PATTERN
+from services.base.settings import Settings
+from services.rpc.client_limits import PerClient
+from services.rpc.tls import ADDRESS_PATTERN
 
 MAX_TOP_K = 1024
 _OF_TRANSFORMERS = ("device", "torch_threads")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.common.metrics import Meter
+from services.base.metrics import Meter
 
 
 class SourceMetrics:

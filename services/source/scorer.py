@@ -11,15 +11,16 @@ import numpy as np
 
 from fusion_core.blocks import PADDING_ID, Block, Int32
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.errors import InvalidArgumentError, UnavailableError
-from services.common.passage import Passage
-from services.common.plausible import implausible
+from services.base.errors import InvalidArgumentError, UnavailableError
 from services.source.admission import Admission
 from services.source.canary import TEXTS, CanaryRecord
 from services.source.config import SourceConfig
-from services.source.engine import Engine, PromptScores, load_engine
-from services.source.limits import tokens_in_flight
+from services.source.engines.base import Engine, PromptScores
+from services.source.engines.load import load_engine
+from services.source.engines.memory import tokens_in_flight
 from services.source.metrics import SourceMetrics
+from services.wire.passage import Passage
+from services.wire.plausible import implausible
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,24 +11,24 @@ from typing import Any
 import grpc
 
 from fusion.v1 import block_pb2, source_pb2
-from services.common.draining import Draining
-from services.common.errors import (
+from services.base.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
-from services.common.flow import Pipeline
-from services.common.health import health_response
-from services.common.limits import ClientLimits
-from services.common.models import resolve_model
-from services.common.passage import passages_of
-from services.common.rpc import bidirectional, public_unary, unary
-from services.common.wire import check_dtype, encode_block
+from services.models.catalogue import resolve_model
+from services.models.revision import weights_revision
+from services.rpc.client_limits import ClientLimits
+from services.rpc.draining import Draining
+from services.rpc.health import health_response
+from services.rpc.methods import bidirectional, public_unary, unary
+from services.rpc.pipeline import Pipeline
 from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
-from services.source.revision import weights_revision
 from services.source.scorer import Prompt, Scorer
+from services.wire.block import check_dtype, encode_block
+from services.wire.passage import passages_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -134,7 +134,7 @@ class SourceServicer:
         await self._scorer.engine.check_health()
 
     def record_failure(self, code: grpc.StatusCode) -> None:
-        """Called for every call that ends with an error, see services/common/rpc.py."""
+        """Called for every call that ends with an error, see services/rpc/methods.py."""
         self._scorer.metrics.errors.inc(1, {"code": code.name})
 
     def __del__(self) -> None:

@@ -15,15 +15,23 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-from fusion_core.alignment.min_edit import MinEditConfig, MinEditProjection
-from fusion_core.alignment.transport import TransportConfig, TransportProjection
-from fusion_core.alignment.vocabulary_map import VocabularyMap, VocabularyMapConfig
+from fusion_core.alignment.published.min_edit import MinEditConfig, MinEditProjection
+from fusion_core.alignment.published.transport import TransportConfig, TransportProjection
+from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.models import MODELS, fetch, resolve_model
+from services.models.catalogue import MODELS, resolve_model
+from services.models.fetch import fetch
 from tests.bench.byte_speed import measure_byte
-from tests.bench.report import Report, arguments, in_turn
-from tests.fusion_core.published import candidates_of, nearest, pieces_without_spaces, spelled, transported_row, warp
+from tests.bench.parts.report import Report, arguments, in_turn
+from tests.fusion_core.alignment.published import (
+    candidates_of,
+    nearest,
+    pieces_without_spaces,
+    spelled,
+    transported_row,
+    warp,
+)
 
 WINDOW = 2048
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion_core.alignment.byte import ByteProjection
+from fusion_core.alignment.byte.projection import ByteProjection
 from fusion_core.blocks import Block
 from fusion_core.fusion import FusionConfig, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
-from services.common.models import fetch
-from services.distill.tokenizer import train_tokenizer
-from tests.bench.fidelity_models import Model
-from tests.bench.report import Report, in_turn
-from tests.fusion_core.byte_oracle import FollowOracle
+from services.distill.target.tokenizer import train_tokenizer
+from services.models.fetch import fetch
+from tests.bench.parts.fidelity_models import Model
+from tests.bench.parts.report import Report, in_turn
+from tests.fusion_core.alignment.byte_oracle import FollowOracle
 
 if TYPE_CHECKING:
     from tests.bench.alignment_speed import Case

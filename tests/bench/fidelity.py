@@ -27,16 +27,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_core.alignment.byte import ByteConfig, ByteProjection
-from fusion_core.alignment.min_edit import MinEditConfig, MinEditProjection
-from fusion_core.alignment.projected import ProjectedRows
-from fusion_core.alignment.reference import FirstTokenReference, ReferenceEnumerator
-from fusion_core.alignment.transport import TransportConfig, TransportProjection
-from fusion_core.alignment.vocabulary_map import VocabularyMap, VocabularyMapConfig
-from services.common.models import fetch
-from tests.bench.fidelity_models import Model, Reading
-from tests.bench.fidelity_texts import documents
-from tests.bench.report import Report, arguments
+from fusion_core.alignment.byte.projection import ByteConfig, ByteProjection
+from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.alignment.published.min_edit import MinEditConfig, MinEditProjection
+from fusion_core.alignment.published.transport import TransportConfig, TransportProjection
+from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
+from services.models.fetch import fetch
+from tests.bench.parts.fidelity_models import Model, Reading
+from tests.bench.parts.fidelity_texts import documents
+from tests.bench.parts.report import Report, arguments
+from tests.fusion_core.alignment.reference import FirstTokenReference, ReferenceEnumerator
 
 EPSILON = 1e-3
 IGNORED_SHARE = 3e-4

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.bench.gain_runs import BYTE, CLM_ONLY, FULL, LORA, METHODS, MIN_EDIT, QUICK, TRIED, Experiment
-from tests.bench.report import Report, arguments
+from tests.bench.parts.gain_runs import BYTE, CLM_ONLY, FULL, LORA, METHODS, MIN_EDIT, QUICK, TRIED, Experiment
+from tests.bench.parts.report import Report, arguments
 
 BEST = "byte, avg_ce, window"
 """The method whose figures are checked: the product's default, decided on before anything was trained."""

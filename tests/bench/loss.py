@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusion_core.losses import SparseRows, fused_losses
-from tests.bench.report import Report, arguments, in_turn
+from tests.bench.parts.report import Report, arguments, in_turn
 
 VOCABULARIES = (49_152, 262_144)
 SIDES = ("fused", "clm", "clm_full", "dense")

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pydoc_data.topics import topics
 
-from tests.bench.report import Report, arguments
+from tests.bench.parts.report import Report, arguments
 
 
 def main() -> None:
     # Not at the head of the file: vLLM's processes import it as their main module, and numba beside them breaks vLLM.
     from fusion_core.vocabulary import Vocabulary
-    from services.common.cluster import enable_ray_authentication
-    from services.common.models import fetch, resolve_model
-    from tests.bench.source_measurements import MEASUREMENTS, MODEL, WITH_BARE_ENGINE, BareEngine, Case
+    from services.deploy.local_ray import enable_ray_authentication
+    from services.models.catalogue import resolve_model
+    from services.models.fetch import fetch
+    from tests.bench.parts.source_measurements import MEASUREMENTS, MODEL, WITH_BARE_ENGINE, BareEngine, Case
 
     parser = arguments(__doc__ or "")
     parts = [measure.__name__.removeprefix("measure_") for measure in (*WITH_BARE_ENGINE, *MEASUREMENTS)]

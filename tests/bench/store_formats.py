@@ -16,19 +16,19 @@ import pyarrow as pa
 
 from fusion.v1 import block_pb2
 from fusion_core.blocks import Block
-from services.common.corpus import TRAIN
-from services.common.corpus_prepare import prepare_corpus
-from services.common.models import fetch
-from services.common.passage import Passage
-from services.common.store.files import Files
-from services.common.store.identity import window_key
-from services.common.store.rows import decode_row, encode_row
-from services.common.store.shard import OpenShard, write_shard
-from services.common.wire import decode_block, encode_block
-from services.recipes.recipe import load_recipe
+from services.base.files import Files
+from services.corpus.ledger import TRAIN
+from services.corpus.prepare import prepare_corpus
+from services.models.fetch import fetch
+from services.recipes.load import load_recipe
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
-from tests.bench.report import Report, arguments, in_turn
+from services.store.identity import window_key
+from services.store.rows import decode_row, encode_row
+from services.store.shard import OpenShard, write_shard
+from services.wire.block import decode_block, encode_block
+from services.wire.passage import Passage
+from tests.bench.parts.report import Report, arguments, in_turn
 
 RECIPE, TOP_K = "quickstart", 64
 

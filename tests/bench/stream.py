@@ -13,15 +13,15 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench.report import Report, arguments
+from tests.bench.parts.report import Report, arguments
 
 
 def main() -> None:
-    from services.common.cluster import enable_ray_authentication
+    from services.deploy.local_ray import enable_ray_authentication
 
     enable_ray_authentication()
-    from services.common.models import fetch
-    from tests.bench.stream_measurements import MEASUREMENTS, MODELS, Bench
+    from services.models.fetch import fetch
+    from tests.bench.parts.stream_measurements import MEASUREMENTS, MODELS, Bench
 
     parser = arguments(__doc__ or "")
     parts = [measure.__name__.removeprefix("measure_") for measure in MEASUREMENTS]

@@ -10,19 +10,19 @@ import pytest
 from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Vocabulary
 from services.fusion.client import StreamRequest
-from services.fusion.plan import StreamPlan
+from services.fusion.order import StreamPlan
 from tests.bench.gain import differences, interval
-from tests.bench.gain_blocks import BlocksInMemory, as_published, first_candidates
-from tests.services.test_distill_feed import FakeFusion, corpus, target  # noqa: F401
+from tests.bench.parts.gain_blocks import BlocksInMemory, as_published, first_candidates
+from tests.fakes.fusion_stream import FakeFusion, corpus
 
 
 @pytest.fixture(scope="module")
-def blocks(target) -> list[Block]:  # noqa: F811
+def blocks(target) -> list[Block]:
     fusion = FakeFusion(target, corpus(9))
     return [fusion.block(text, tokens_only=False, k=8) for text in corpus(9)]
 
 
-def test_every_window_comes_once_an_epoch_in_the_order_of_the_service(blocks, target):  # noqa: F811
+def test_every_window_comes_once_an_epoch_in_the_order_of_the_service(blocks, target):
     stream = BlocksInMemory(Vocabulary.from_pretrained(target), {"train": blocks, "validation": blocks[:2]})
     windows = list(stream.stream(StreamRequest(dataset="gain", split="train", seed=4, num_epochs=2)))
     [split] = [split for split in stream.info().datasets if split.split == "train"]

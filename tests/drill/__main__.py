@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from services.common.cluster import enable_ray_authentication
+from services.deploy.local_ray import enable_ray_authentication
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 
 from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
-from services.common.errors import FailedPreconditionError
+from services.base.errors import FailedPreconditionError
 from services.source.config import SourceConfig
 from services.source.scorer import Prompt
 from services.source.servicer import SourceServicer

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fusion.v1 import block_pb2
 from fusion_core.vocabulary import Vocabulary
-from services.common.wire import encode_block
 from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
+from services.wire.block import encode_block
 from tests.drill.blocks import wrong_with
 from tests.drill.ledger import Entry, LedgerWriter, digest_of
 

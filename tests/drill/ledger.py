@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from services.common.cursor import Cursor
+from services.wire.cursor import Cursor
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ import numpy as np
 
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
-from services.common.passage import Passage
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
-from tests.fusion_core.byte_oracle import FollowOracle
+from services.wire.passage import Passage
+from tests.fusion_core.alignment.byte_oracle import FollowOracle
 
 _TOTAL_VARIATION = 5e-3
 _WEIGHT_TOLERANCE = 5e-3

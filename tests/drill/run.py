@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fusion.v1 import block_pb2
-from services.common.wire import decode_block
-from tests.bench.report import Report
+from services.wire.block import decode_block
+from tests.bench.parts.report import Report
 from tests.drill.faults import FAULTS
 from tests.drill.ledger import Entry, Verdict, judge
 from tests.drill.scene import PREFETCH_WINDOWS, Scene

@@ -19,18 +19,18 @@ from typing import IO, Any, Self
 import psutil
 
 from fusion_core.vocabulary import Vocabulary
-from services.common.cluster import free_port
-from services.common.corpus import Corpus
-from services.recipes.deploy import serve_config
-from services.recipes.prepare import prepare
+from services.commands.prepare import prepare
+from services.corpus.ledger import Corpus
+from services.deploy.local_ray import free_port
+from services.deploy.serve_config import serve_config
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
 from tests.drill.consumer import ConsumerSettings
 from tests.drill.ledger import LedgerReader, digest_of
 from tests.drill.recomputation import Recomputation
 from tests.drill.relay import Relay
-from tests.local_serve import kill, local_serve
-from tests.services.conftest import make_tiny_model, sentences
+from tests.fakes.local_serve import kill, local_serve
+from tests.fakes.tiny_model import make_tiny_model, sentences
 
 PREFETCH_WINDOWS = 16
 _NUM_DOCUMENTS = 60

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from services.common.cluster import enable_ray_authentication
+from services.deploy.local_ray import enable_ray_authentication
 
 enable_ray_authentication()  # before anything below imports Ray
 

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from fusion.v1 import block_pb2, fusion_pb2, source_pb2
-from services.common.deadline import TIMEOUT_KEY
+from services.rpc.deadline import TIMEOUT_KEY
 from tests.fuzz.mutation import EDGES_32, junk, mutated
 
 _TIMEOUT_SECONDS = 120.0

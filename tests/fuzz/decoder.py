@@ -14,10 +14,10 @@ from google.protobuf.message import DecodeError
 
 from fusion.v1 import block_pb2
 from fusion_core.blocks import Block
-from services.common.errors import InvalidArgumentError
-from services.common.wire import decode_block, encode_block
+from services.base.errors import InvalidArgumentError
+from services.wire.block import decode_block, encode_block
+from tests.fakes.blocks import scored_block
 from tests.fuzz.mutation import EDGES_32, junk, mutated
-from tests.services.blocks import scored_block
 
 _COLUMNS = ("text", "token_ids", "byte_ends", "topk_ids", "topk_logprobs", "tail", "gold", "mask")
 _FLOATS = (math.nan, math.inf, -math.inf, 0.0, 1e-3, 0.1, -1e30, 3e38)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from services.common.channel import open_channel
 from services.fusion.client import FusionClient
+from services.rpc.channel import open_channel
 from tests.fuzz.calls import Outcome, call_case
 from tests.fuzz.raw import raw_case
 

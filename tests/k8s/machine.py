@@ -25,7 +25,7 @@ import psutil
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.cluster import Deployment, free_port
+from services.deploy.local_ray import Deployment, free_port
 from tests.k8s.check.manifests import Document, of_kind, ray_cluster
 
 _BIN = Path(sys.executable).parent

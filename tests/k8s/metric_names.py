@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from services.common import metrics
-from services.distill.config import DistillConfig
-from services.distill.job import DistillJob
-from services.distill.observe import observer
-from services.fusion.metrics import FusionMetrics, SourceMeter, StoreMetrics
+from services.base import metrics
+from services.fusion.metrics import FusionMetrics
+from services.fusion.sources.meters import SourceMeter, StoreMetrics
+from services.jobs.observer import observer
 from services.source.metrics import SourceMetrics
 
 OF_SCRAPING = {"namespace", "pod", "container", "job", "instance", "ray_cluster", "ray_node_type"}
@@ -36,14 +34,5 @@ def defined_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     FusionMetrics()
     StoreMetrics("any")
     SourceMeter("any")
-    job: Any = DistillJob(
-        run_name="any",
-        run_folder=Path("any"),
-        target_folder=Path("any"),
-        dataset="any",
-        split="train",
-        fusion_address="any:1",
-        config=DistillConfig(),
-    )
-    observer(job)
+    observer("any", Path("any"))
     return found

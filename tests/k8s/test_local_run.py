@@ -18,19 +18,19 @@ import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 from typer.testing import CliRunner
 
-from services.cli import app
-from services.common.auth import read_token
-from services.common.cluster import enable_ray_authentication, free_port
-from services.common.errors import ServiceError, UnauthenticatedError
+from services.base.errors import ServiceError, UnauthenticatedError
+from services.cli.app import app
+from services.deploy.local_ray import enable_ray_authentication, free_port
+from services.deploy.up import deploy
 from services.fusion.client import FusionClient, StreamRequest
-from services.recipes.deploy import deploy
+from services.rpc.auth import read_token
+from tests.fakes.tiny_model import make_tiny_model, sentences
 from tests.k8s.check.manifests import REPOSITORY, kustomize, of_kind, ray_cluster
 from tests.k8s.check.monitoring import queries, selectors
 from tests.k8s.conftest import Build
 from tests.k8s.machine import Machine, probe, wait_for_probe
 from tests.k8s.metric_names import OF_SCRAPING
 from tests.k8s.tools import prometheus_program
-from tests.services.conftest import make_tiny_model, sentences
 
 pytestmark = pytest.mark.timeout(600)
 

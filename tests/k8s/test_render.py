@@ -10,9 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from services.cli import app
-from services.k8s.overlay import overlay_files
-from services.recipes.recipe import RecipeError, load_recipe
+from services.cli.app import app
+from services.deploy.k8s.overlay import overlay_files
+from services.recipes.load import load_recipe
+from services.recipes.recipe import RecipeError
 from tests.k8s.check.manifests import REPOSITORY, kustomize
 from tests.k8s.check.run import problems
 from tests.k8s.conftest import Build

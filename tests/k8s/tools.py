@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.common.home import exclusive
+from services.base.home import exclusive
 
 _TOOLS = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llm-fusion" / "tools"
 

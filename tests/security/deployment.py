@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 import yaml
 
-from services.common.auth import call_metadata
-from services.common.cluster import Deployment, enable_ray_authentication, free_port
+from services.deploy.local_ray import Deployment, enable_ray_authentication, free_port
 from services.fusion.client import FusionClient
-from services.recipes.recipe import Recipe, load_recipe
+from services.recipes.load import load_recipe
+from services.recipes.recipe import Recipe
+from services.rpc.auth import call_metadata
 from services.source.config import SourceConfig
-from tests.services.conftest import make_tiny_model, sentences
-from tests.services.plain_source import plain_source
+from tests.fakes.plain_source import plain_source
+from tests.fakes.tiny_model import make_tiny_model, sentences
 
 TOKEN, SECOND_TOKEN, THIRD_TOKEN = "token-of-a-trainer", "token-of-another", "token-of-a-third"
 MARKER = "Zyxomma7Petiolatum"
@@ -76,8 +77,8 @@ class Guarded:
 @contextmanager
 def guarded_deployment(folder: Path) -> Iterator[Guarded]:
     """Starts it below `folder`, and stops it in the end."""
-    from services.recipes.deploy import up
-    from services.recipes.prepare import prepare
+    from services.commands.prepare import prepare
+    from services.deploy.up import up
 
     enable_ray_authentication()
     tokens = folder / "tokens"

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from services.common.cluster import free_port
+from services.deploy.local_ray import free_port
 from tests.security.certificates import Authority, Pair
 
 _COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "gateway"

@@ -20,12 +20,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
-from services.common.auth import call_metadata
-from services.common.channel import open_aio_channel, open_channel
-from services.common.corpus import Corpus
-from services.common.errors import UnauthenticatedError, UnavailableError
-from services.common.wire import MAX_MESSAGE_BYTES
+from services.base.errors import UnauthenticatedError, UnavailableError
+from services.corpus.ledger import Corpus
 from services.fusion.client import FusionClient, StreamRequest
+from services.rpc.auth import call_metadata
+from services.rpc.channel import open_aio_channel, open_channel
+from services.wire.protocol import MAX_MESSAGE_BYTES
 from tests.fuzz.raw import opened_call
 from tests.security.certificates import Authority, Pair
 from tests.security.deployment import BLOCKS, TOKEN, Guarded
@@ -274,7 +274,7 @@ def test_the_token_is_wanted_behind_a_good_certificate(door: Gateway) -> None:
 @pytest.mark.usefixtures("certified")
 def test_messages_beyond_the_limits_are_refused_and_a_good_client_goes_on(door: Gateway, guarded: Guarded) -> None:
     """What is beyond gRPC's limit is not even read; what is beyond the service's names the setting."""
-    from services.common import channel as settings
+    from services.rpc import channel as settings
 
     def send(num_bytes: int) -> grpc.RpcError:
         options = [("grpc.max_send_message_length", -1)]

@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
-from services.common.channel import open_channel
 from services.fusion.client import StreamRequest
+from services.rpc.channel import open_channel
 from tests.security.deployment import MARKER, Guarded
 
 pytestmark = pytest.mark.timeout(900)

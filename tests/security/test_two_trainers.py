@@ -13,9 +13,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ray.serve.generated import serve_pb2
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
-from services.common.channel import open_channel
-from services.common.corpus import Corpus
+from services.corpus.ledger import Corpus
 from services.fusion.client import FusedWindow, StreamRequest
+from services.rpc.channel import open_channel
 from tests.security.deployment import SECOND_TOKEN, TOKEN, Guarded
 
 pytestmark = pytest.mark.timeout(900)

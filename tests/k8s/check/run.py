@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from services.k8s.overlay import differences, overlay_files
-from services.recipes.recipe import load_recipe
+from services.deploy.k8s.overlay import differences, overlay_files
+from services.recipes.load import load_recipe
 from tests.k8s.check import network, schemas
 from tests.k8s.check.confinement import accounts_have_no_rights, images_are_pinned, pods_are_confined
 from tests.k8s.check.manifests import REPOSITORY, Document

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 from typer.main import get_command
 
-from services.cli import app as command_line
-from services.common.settings import explain
-from services.common.wire import MAX_MESSAGE_BYTES
+from services.base.settings import explain
+from services.cli.app import app as command_line
+from services.deploy.k8s.cluster_recipe import GRPC_PORT, LONGEST_RAY_NAME
 from services.fusion.config import FusionServiceConfig
-from services.k8s.cluster_recipe import GRPC_PORT, LONGEST_RAY_NAME
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
+from services.wire.protocol import MAX_MESSAGE_BYTES
 from tests.k8s.check.manifests import Document, matches, of_kind, pods, ray_cluster, serve_configs, title
 
 _ARGUMENTS: dict[str, type[BaseModel]] = {

@@ -1,0 +1,201 @@
+"""One text in both tokenisations, and the rows of one model moved from the one to the other.
+
+Shape legend: R rows of the source that the caller holds, S source tokens, T target tokens, K candidates of a source
+row, M entries of a target row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.alignment.byte.first_token_table import FirstTokenTable
+from fusion_core.alignment.byte.follow import follow
+from fusion_core.alignment.byte.hypotheses import Boundaries, Hypotheses, MappedRows, SourceRows, SourceTables
+from fusion_core.alignment.byte.tokens_match import tokens_match
+from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.alignment.realised import carry_realised
+from fusion_core.vocabulary import Encoding
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+_LOWEST_LOGPROB = -1e4
+"""Stands in for a realised token of probability zero, so that differences of sums stay numbers."""
+_PENDING = 1 << 14
+_ROOM_FOR_OLDER = 16
+"""Entries of a row beyond its K candidates, for source tokens of earlier rows; the smallest go to the tail."""
+
+
+class Window:
+    """One text in both tokenisations, in the source's byte positions, target token by target token.
+
+    A source with a dummy prefix reads " text": its positions are shifted by that one virtual byte, and a target
+    without dummy prefix starts behind it, where the source's first row is conditioned on the space.
+    """
+
+    def __init__(
+        self,
+        table: FirstTokenTable,
+        text: bytes,
+        source: Encoding,
+        target: Encoding,
+        *,
+        follows: bool,
+    ) -> None:
+        for name, encoding in (("source", source), ("target", target)):
+            ends = encoding.byte_ends_T
+            if (int(ends[-1]) if len(ends) else 0) != len(text) or np.any(np.diff(ends, prepend=0) < 0):
+                raise ValueError(f"{name}: byte_ends must rise from 0 to the text's {len(text)} bytes")
+        self._table, self._target, self._follows = table, target, follows
+        ids_S, ends_S = source.token_ids_T, source.byte_ends_T
+        shift = table.source.num_virtual_bytes(ids_S, ends_S)
+        target_shift = table.target.num_virtual_bytes(target.token_ids_T, target.byte_ends_T)
+        text_N = np.frombuffer(b" " * shift + text, dtype=np.uint8)
+        starts_S1 = np.zeros(len(ids_S) + 1, dtype=np.int64)
+        starts_S1[1:] = ends_S + shift
+        match_S = tokens_match(table.source.blob_B, table.source.offsets_V1, ids_S, starts_S1, text_N)
+        readable_S = source.lossless_T & match_S
+
+        ends_T = target.byte_ends_T.astype(np.int64) + shift
+        starts_T = np.concatenate([[max(0, shift - target_shift)], ends_T[:-1]])[: len(ends_T)]
+        at_start_T = np.zeros(len(ends_T), dtype=np.bool_)
+        at_start_T[:1] = target_shift > shift
+        row_T = np.searchsorted(starts_S1[:-1], starts_T, side="right") - 1
+        last_row_T = np.maximum(np.searchsorted(starts_S1[:-1], ends_T, side="left") - 1, row_T)
+        num_unreadable = np.concatenate([[0], np.cumsum(~readable_S)])
+        self.mask_T: Bool = (
+            target.lossless_T & (ends_T > starts_T) & (num_unreadable[last_row_T + 1] == num_unreadable[row_T])
+        )
+        self._window = Boundaries(
+            text_N,
+            ids_S,
+            starts_S1,
+            readable_S,
+            target.token_ids_T,
+            starts_T,
+            ends_T,
+            row_T,
+            last_row_T,
+            at_start_T,
+            self.mask_T,
+        )
+        self._hypotheses: Hypotheses | None = None
+        self._parts: list[MappedRows] = []
+        self.num_done = 0
+
+    @property
+    def first_row_needed(self) -> int:
+        """The first source row that the next target token needs; behind the last row when all are done."""
+        rows = self._window.row_T
+        return int(rows[self.num_done]) if self.num_done < len(rows) else len(self._window.source_ids_S)
+
+    def map(self, rows: SourceRows, max_entries: int | None = None) -> None:
+        """Maps the next target tokens, as far as the given source rows reach.
+
+        The first given row must not be behind `first_row_needed`. Of a row the largest `max_entries` entries and the
+        realised one are kept.
+        """
+        num_rows, k = rows.ids_RK.shape
+        done = int(np.searchsorted(self._window.last_row_T, rows.first_row + num_rows))
+        window = self._window.of_tokens(self.num_done, done)
+        if self._hypotheses is None:
+            self._hypotheses = Hypotheses.none(room=4 * (k + 1) + 64)
+        source, table = self._table.source, self._table
+        if self._follows:
+            table.resolve_whole_tokens()
+        num_first_U = table.num_first_U if table.num_first_U is not None else np.empty(0, dtype=np.int32)
+        tables = SourceTables(
+            source.blob_B,
+            source.offsets_V1,
+            source.prefix_low_B,
+            source.prefix_high_B,
+            source.rank_V,
+            table.values,
+            num_first_U,
+        )
+        num_tokens, width = done - self.num_done, min(k + 1 + _ROOM_FOR_OLDER, table.target.size) + 1
+        pending_P = np.empty(_PENDING, dtype=np.int64)
+        while True:
+            part = MappedRows(
+                np.full((num_tokens, width), -1, dtype=np.int32),
+                np.zeros((num_tokens, width), dtype=np.float32),
+                np.ones(num_tokens, dtype=np.float64),
+                np.zeros(num_tokens, dtype=np.float64),
+                np.zeros(num_tokens, dtype=np.float32),
+            )
+            after = self._hypotheses.copy()
+            num_pending = follow(rows, tables, window, after, self._follows, part, pending_P)
+            if num_pending == 0:
+                break
+            table.resolve(pending_P[:num_pending])
+        self._hypotheses, self.num_done = after, done
+        self._parts.append(part if max_entries is None else _cut(part, max_entries, window.target_ids_T))
+
+    def finish(self, gold_S: Float64, carry: bool) -> ProjectedRows:
+        """The rows of all target tokens; with `carry` the realised tokens have their exact probabilities."""
+        part = _join(self._parts)
+        ids_TM, probs_TM, tail_T = part.ids_TM, part.probs_TM, part.tail_T
+        gold_T = np.minimum(np.diff(self._logprob_at_boundaries(gold_S, part.log_mass_T)), 0.0)
+        if carry and not self._follows:
+            carry_realised(self._target.token_ids_T, gold_T, self.mask_T, ids_TM, probs_TM, tail_T)
+        if not carry:
+            realised_TM = ids_TM == self._target.token_ids_T[:, None]
+            with np.errstate(divide="ignore"):
+                mapped_T = np.log(np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64))
+            gold_T = np.where(self.mask_T, np.minimum(mapped_T, 0.0), gold_T)
+        return ProjectedRows(
+            ids_TM=ids_TM,
+            probs_TM=probs_TM,
+            tail_T=tail_T.astype(np.float32),
+            gold_T=gold_T.astype(np.float32),
+            mask_T=self.mask_T,
+            covered_T=part.covered_T,
+        )
+
+    def _logprob_at_boundaries(self, gold_S: Float64, log_mass_T: Float64) -> Float64:
+        """The source's log-probability of the text up to the start of every target token, and of all of it."""
+        window = self._window
+        gold_S = np.maximum(gold_S, _LOWEST_LOGPROB)
+        until_S1 = np.concatenate([[0.0], np.cumsum(gold_S)])
+        # Within a source token that cannot be read as bytes, its loss is charged where the token starts.
+        inside_T = window.starts_T > window.source_starts_S1[window.row_T]
+        at_end_T = window.starts_T == window.source_starts_S1[-1]
+        whole_T = inside_T & (at_end_T | ~window.readable_S[window.row_T])
+        return np.append(until_S1[window.row_T] + np.where(whole_T, gold_S[window.row_T], log_mass_T), until_S1[-1])
+
+
+def _cut(part: MappedRows, max_entries: int, target_ids_T: Int32) -> MappedRows:
+    """Keeps the largest `max_entries` entries of every row and the realised token's, the rest goes to the tail."""
+    width = int((part.ids_TM >= 0).sum(axis=1).max(initial=0))
+    if width <= max_entries:
+        return part._replace(ids_TM=part.ids_TM[:, : width + 1].copy(), probs_TM=part.probs_TM[:, : width + 1].copy())
+    realised_TM = part.ids_TM == target_ids_T[:, None]
+    kept = max_entries + 1
+    order_TM = np.argsort(-np.where(realised_TM, np.inf, part.probs_TM), axis=1, kind="stable")[:, :kept]
+    ids_TM = np.full((len(order_TM), kept + 1), -1, dtype=np.int32)
+    probs_TM = np.zeros(ids_TM.shape, dtype=np.float32)
+    ids_TM[:, :kept] = np.take_along_axis(part.ids_TM, order_TM, axis=1)
+    probs_TM[:, :kept] = np.take_along_axis(part.probs_TM, order_TM, axis=1)
+    without_T = ~realised_TM.any(axis=1)
+    ids_TM[without_T, max_entries], probs_TM[without_T, max_entries] = -1, 0.0
+    lost_T = part.probs_TM.sum(axis=1, dtype=np.float64) - probs_TM.sum(axis=1, dtype=np.float64)
+    return part._replace(ids_TM=ids_TM, probs_TM=probs_TM, tail_T=part.tail_T + np.maximum(lost_T, 0.0))
+
+
+def _join(parts: list[MappedRows]) -> MappedRows:
+    """The parts below each other, padded to one width."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max((part.ids_TM.shape[1] for part in parts), default=1)
+    ids_TM = np.full((sum(len(part.ids_TM) for part in parts), width), -1, dtype=np.int32)
+    probs_TM = np.zeros(ids_TM.shape, dtype=np.float32)
+    first = 0
+    for part in parts:
+        place = np.s_[first : first + part.ids_TM.shape[0], : part.ids_TM.shape[1]]
+        ids_TM[place], probs_TM[place] = part.ids_TM, part.probs_TM
+        first += part.ids_TM.shape[0]
+    columns = [np.concatenate([part[i] for part in parts]) if parts else np.zeros(0) for i in (2, 3, 4)]
+    return MappedRows(ids_TM, probs_TM, columns[0], columns[1], columns[2].astype(np.float32))

@@ -1,0 +1,85 @@
+"""From paired tokens to projected rows: what the published methods have in common once each has filled its rows.
+
+Shape legend: S source tokens, T target tokens, M entries per row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.alignment.realised import carry_realised
+from fusion_core.blocks import Block
+from fusion_core.vocabulary import Encoding, Vocabulary
+
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_ABSENT_LOGPROB = -1e4
+
+
+def check_same_text(block: Block, target: Encoding, source: Vocabulary) -> None:
+    """Raises ValueError when the block is of another vocabulary, or `target` is not an encoding of its text."""
+    if block.vocabulary != source.fingerprint:
+        raise ValueError(f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {source.fingerprint}")
+    end = int(target.byte_ends_T[-1]) if target.num_tokens else 0
+    if end != len(block.text_bytes):
+        raise ValueError(f"target: byte_ends stop at {end}, the block's text has {len(block.text_bytes)} bytes")
+
+
+def finish_rows(
+    block: Block,
+    target: Encoding,
+    source_of_T: Int32,
+    ids_TM: Int32,
+    probs_TM: Float32,
+    tail_T: Float64,
+    carry: bool,
+) -> ProjectedRows:
+    """Masks the rows without a partner and settles the realised tokens.
+
+    A masked row's `gold_T` is the log-probability of the source tokens that start within the target token.
+
+    Args:
+        source_of_T: the source token of every target token, -1 for none: such rows are masked.
+        ids_TM, probs_TM, tail_T: the filled rows, changed in place; every row has a free place behind its entries.
+        carry: gives every realised token the exact probability that the source gave its own realised token, and
+            rescales the rest; else it has whatever the mapping moved onto it. If that is nothing, it is an entry of
+            probability 0, and its `gold_T` is -10,000: as good as never, but a number that losses can be made of.
+    """
+    mask_T = source_of_T >= 0
+    if not carry:
+        ids_TM[~mask_T], probs_TM[~mask_T], tail_T[~mask_T] = -1, 0.0, 1.0
+    covered_T = np.where(mask_T, 1.0 - tail_T, 0.0).astype(np.float32)
+    gold_T = _loss_of_bytes(block, target)
+    if carry:
+        gold_T[mask_T] = block.gold_T[source_of_T[mask_T]]
+        carry_realised(target.token_ids_T, gold_T, mask_T, ids_TM, probs_TM, tail_T)
+    else:
+        realised_TM = (ids_TM == target.token_ids_T[:, None]) & mask_T[:, None]
+        absent_T = np.flatnonzero(mask_T & ~realised_TM.any(axis=1))
+        ids_TM[absent_T, (ids_TM[absent_T] >= 0).sum(axis=1)] = target.token_ids_T[absent_T]
+        moved_T = np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64)
+        supported_T = moved_T > 0
+        gold_T[mask_T] = _ABSENT_LOGPROB
+        gold_T[supported_T] = np.log(moved_T[supported_T])
+    return ProjectedRows(
+        ids_TM=ids_TM,
+        probs_TM=probs_TM,
+        tail_T=tail_T.astype(np.float32),
+        gold_T=np.minimum(gold_T, 0.0).astype(np.float32),
+        mask_T=mask_T,
+        covered_T=covered_T,
+    )
+
+
+def _loss_of_bytes(block: Block, target: Encoding) -> Float64:
+    """The log-probability of the source tokens that start within each target token: float64 [T]."""
+    starts_S = np.concatenate([[0], block.byte_ends_T[:-1]])
+    starts_T = np.concatenate([[0], target.byte_ends_T[:-1]])
+    if not target.num_tokens:
+        return np.zeros(0)
+    owner_S = np.maximum(np.searchsorted(starts_T, starts_S, side="right") - 1, 0)
+    return np.bincount(owner_S, block.gold_T, minlength=target.num_tokens).astype(np.float64)

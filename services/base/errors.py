@@ -1,0 +1,59 @@
+"""What goes wrong, and the one function that turns it into a gRPC status code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+
+class ServiceError(Exception):
+    """An error whose message is meant for the caller. Subclasses say with which status it travels."""
+
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class RunFailedError(ServiceError):
+    """A training run that ended badly: no mistake in what the user asked for."""
+
+
+class InvalidArgumentError(ServiceError):
+    """Bad input; the message names the field and what is allowed."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class FailedPreconditionError(ServiceError):
+    """The two sides do not fit together: fingerprint, protocol or plan."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class NotFoundError(ServiceError):
+    """A name that the service does not know; the message lists those it knows."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class ResourceExhaustedError(ServiceError):
+    """More than the service is willing to hold at once; retry with less."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class UnavailableError(ServiceError):
+    """Warming up, draining or short of sources; retry later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DeadlineExceededError(ServiceError):
+    """No answer in time."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class UnauthenticatedError(ServiceError):
+    """No bearer token, or a wrong one."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED

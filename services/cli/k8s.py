@@ -1,0 +1,80 @@
+"""`fusion k8s`: the overlay of a recipe, and what the manifests' pods run beside the services."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.options import RecipeArgument, SetOption, err, out, read_recipe, user_errors
+
+app = typer.Typer(help="Kubernetes manifests, and what their pods run.", no_args_is_help=True)
+
+
+@app.command()
+def render(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the overlay; default k8s/overlays/NAME.")] = None,
+    base: Annotated[str, typer.Option(help="The repository's k8s folder, or a URL that kustomize reads.")] = "k8s",
+    run_name: Annotated[str, typer.Option(help="Folder of the training run below the recipe's.")] = "fused",
+    check: Annotated[bool, typer.Option(help="Write nothing; end with 1 when the files are not current.")] = False,
+) -> None:
+    """Write the kustomize overlay of a recipe: sources, fusion service and training job."""
+    from services.deploy.k8s.overlay import differences, overlay_files, write_overlay
+
+    with user_errors():
+        checked = read_recipe(recipe, set_)
+        folder = output or Path("k8s/overlays") / checked.name
+        if "://" not in base:
+            if not (Path(base) / "base" / "kustomization.yaml").is_file():
+                raise ValueError(
+                    f"--base: there is no {base}/base/kustomization.yaml; give the repository's k8s folder"
+                )
+            base = os.path.relpath(base, folder)
+        files = overlay_files(checked, base=base, run_name=run_name)
+        if not check:
+            write_overlay(files, folder)
+            out.print(f"{folder}: {len(files)} files; kubectl apply -k {folder}", highlight=False, soft_wrap=True)
+            return
+        found = differences(files, folder)
+    for line in found:
+        err.print(line, highlight=False, soft_wrap=True)
+    if found:
+        raise typer.Exit(1)
+    out.print(f"{folder}: current", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Fetch the models, cut the corpus into windows and make the target's folder: what the preparing job runs."""
+    from services.commands.prepare import prepare as make
+    from services.models.catalogue import MODELS
+    from services.models.fetch import fetch
+
+    with user_errors():
+        checked = read_recipe(recipe, set_)
+        names = dict.fromkeys([source.model for source in checked.sources] + [checked.target.model or ""])
+        for name in names:
+            if name in MODELS:
+                err.print(f"model {name}", highlight=False)
+                fetch(name)
+        out.print(str(make(checked, lambda line: err.print(line, highlight=False))), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def wait(
+    path: Annotated[list[Path] | None, typer.Option(help="A file that has to be there; may be repeated.")] = None,
+    health: Annotated[list[str] | None, typer.Option(help="host:port that has to answer SERVING.")] = None,
+    timeout_seconds: Annotated[float, typer.Option(min=0, help="How long to wait.")] = 3600,
+) -> None:
+    """Wait for files and services: what init containers run."""
+    from services.deploy.k8s.wait import wait_for
+
+    with user_errors():
+        if not path and not health:
+            raise ValueError("--path or --health: nothing to wait for")
+        say = lambda line: err.print(line, highlight=False, soft_wrap=True)  # noqa: E731
+        wait_for(path or [], health or [], timeout_seconds=timeout_seconds, say=say)

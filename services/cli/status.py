@@ -1,0 +1,51 @@
+"""`fusion status`: health, model and vocabulary of everything that is up."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from fusion.v1 import fusion_pb2
+from services.base.errors import ServiceError
+from services.deploy.local_ray import Deployment
+from services.fusion.client import FusionClient
+from services.rpc.health_check import health_of
+
+_TIMEOUT_SECONDS = 15.0
+
+
+def show_status(deployment: Deployment, console: Console) -> bool:
+    """Prints a table for one deployment; returns whether the fusion service answers SERVING."""
+    health = health_of(deployment.grpc_address, deployment.application)
+    table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
+    for column in ("application", "health", "model", "vocabulary", "missing", "retries", "timeouts", "problem"):
+        table.add_column(column, overflow="fold", no_wrap=column in {"health", "vocabulary"})
+    client = FusionClient(deployment.grpc_address, application=deployment.application, timeout_seconds=_TIMEOUT_SECONDS)
+    try:
+        info = client.info()
+    except ServiceError as error:
+        table.add_row(deployment.application, health, "", "", "", "", "", str(error))
+    else:
+        table.add_row(deployment.application, health, f"fuses by {info.alignment}, {info.strategy}", info.vocabulary)
+        for source in info.sources:
+            counts = (str(source.missing), str(source.retries), str(source.timeouts))
+            table.add_row(source.name, _state(source), source.model, source.vocabulary, *counts, source.problem)
+        for dataset in info.datasets:
+            size = f"{dataset.num_windows} windows, {dataset.num_bytes:,} bytes"
+            table.add_row(f"data set {dataset.name}/{dataset.split}", "", size, dataset.fingerprint[:16])
+        done = info.counts
+        table.caption_justify = "left"
+        table.caption = (
+            f"{done.windows} windows fused, {done.tokens} tokens; {done.degraded} without all sources, {done.skipped} "
+            f"skipped; {done.streams} streams open, {done.windows_in_flight} windows under way "
+            "(by the replica that answered, since its start)"
+        )
+    console.print(table)
+    console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", highlight=False, soft_wrap=True)
+    return health == "SERVING"
+
+
+def _state(source: fusion_pb2.SourceStatus) -> str:
+    """Health of a source, and whether the breaker keeps it out of the windows."""
+    left_out = {fusion_pb2.BREAKER_STATE_OPEN: ", left out", fusion_pb2.BREAKER_STATE_HALF_OPEN: ", on trial"}
+    return ("SERVING" if source.serving else "NOT_SERVING") + left_out.get(source.breaker, "")

@@ -1,0 +1,96 @@
+"""`fusion fetch` and `fusion runs`: the fused distribution of a text, and training runs, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fusion_core.blocks import Block
+from fusion_core.vocabulary import Vocabulary
+from services.deploy.local_ray import deployments
+from services.evaluation.report.find_runs import RunState
+from services.fusion.client import FusionClient
+from services.recipes.load import load_recipe
+from services.wire.passage import Passage
+
+
+def show_runs(runs: Iterable[RunState], console: Console) -> None:
+    """Prints a row per training run."""
+    table = Table("run", "step", "loss", "state", "last step", "revision")
+    for run in runs:
+        steps = f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}"
+        state = "done" if run.done else "not done"
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(str(run.folder), steps, loss, state, f"{run.changed:%Y-%m-%d %H:%M}", run.git_revision[:12])
+    console.print(table if table.row_count else "no runs", highlight=False)
+
+
+def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
+    """Prints the likeliest tokens at every place of the text and behind it; then the sources' weights."""
+    client = FusionClient(address, application=application)
+    # The end row is the prediction of what follows the text, whether it ends there or not.
+    [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
+    names = _token_texts(block)
+    table = Table(title=f"target vocabulary {block.vocabulary}", title_justify="left")
+    table.add_column("token", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    for rank in range(min(top, block.k)):
+        table.add_column(f"{rank + 1}.", overflow="fold")
+    table.add_column("tail", justify="right", no_wrap=True)
+    start = 0
+    for row in range(block.num_tokens):
+        end = int(block.byte_ends_T[row])
+        token = block.text_bytes[start:end]
+        behind = row == block.num_text_tokens
+        cells = ["(next)", ""] if behind else [_quote(token), f"{math.exp(block.gold_T[row]):.3f}"]
+        table.add_row(*cells, *_candidates(block, row, top, names), end_section=row == block.num_text_tokens - 1)
+        start = end
+    console.print(table)
+    for share in block.shares:
+        state = f"weight {share.weight:.3f}, {share.nats_per_byte:.3f} nats/byte" if share.present else "did not answer"
+        console.print(f"source {share.name}: {state}", highlight=False)
+    masked = 1.0 - float(np.mean(block.mask_T))
+    console.print(
+        f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}",
+        highlight=False,
+    )
+
+
+def _candidates(block: Block, row: int, top: int, names: dict[int, str]) -> list[str]:
+    if not block.mask_T[row]:
+        return ["(masked)"]
+    ids, logprobs = block.topk_ids_TK[row, :top], block.topk_logprobs_TK[row, :top]
+    shown = [
+        f"{names[int(token_id)]} {math.exp(logprob):.3f}" if token_id >= 0 else ""
+        for token_id, logprob in zip(ids, logprobs, strict=True)
+    ]
+    return [*shown, f"{math.exp(block.tail_T[row]):.3f}"]
+
+
+def _token_texts(block: Block) -> dict[int, str]:
+    """Readable tokens of all candidates, from the vocabulary of the deployment that answered."""
+    vocabulary = _served_vocabulary(block.vocabulary)
+    ids = {int(i) for i in np.unique(block.topk_ids_TK) if i >= 0}
+    if vocabulary is None:
+        return {i: f"#{i}" for i in ids}
+    control = {token_id: name for name, token_id in vocabulary.special_tokens.items()}
+    return {i: control.get(i) or _quote(vocabulary.token_bytes(i)) for i in ids}
+
+
+def _quote(data: bytes) -> str:
+    """Spaces made visible; rich's markup characters made harmless."""
+    text = data.decode("utf-8", errors="backslashreplace").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    return text.replace("[", "\\[")
+
+
+def _served_vocabulary(fingerprint: str) -> Vocabulary | None:
+    """The target vocabulary of a deployment on this machine, by its fingerprint."""
+    for deployment in deployments():
+        folder = load_recipe(deployment.recipe).target_folder
+        if folder.is_dir() and (vocabulary := Vocabulary.from_pretrained(folder)).fingerprint == fingerprint:
+            return vocabulary
+    return None

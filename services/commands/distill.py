@@ -1,0 +1,70 @@
+"""`fusion distill`: hands the recipe's training to Ray's job API."""
+
+from __future__ import annotations
+
+from services.commands.prepare import prepare
+from services.deploy.local_ray import deployments
+from services.jobs.ray_job import stop, submit
+from services.recipes.load import load_recipe
+from services.recipes.recipe import Recipe, RecipeError
+
+
+def submit_recipe(
+    recipe: Recipe,
+    *,
+    run_name: str,
+    start_over: bool = False,
+    follow: bool = True,
+    detach_on_interrupt: bool = True,
+    dashboard: str | None = None,
+) -> int:
+    """Prepares what is missing, submits the run and follows it; returns its exit code.
+
+    What is asked for lies in the run's folder as submitted.yaml, and as recipe.yaml once the run has taken it on: a
+    later change of the file, or a request that is refused, changes nothing about a run under way.
+    """
+    recipe_file = recipe.training_folder(run_name) / "submitted.yaml"
+    _check_served(recipe)
+    dashboard = dashboard or _dashboard(recipe)
+    prepare(recipe, save=False)
+    recipe.save(recipe_file)
+    entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
+    if start_over:
+        entrypoint.append("--start-over")
+    return submit(
+        entrypoint,
+        name=_job_name(recipe, run_name),
+        dashboard=dashboard,
+        follow=follow,
+        detach_on_interrupt=detach_on_interrupt,
+    )
+
+
+def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) -> str | None:
+    """Stops the run's job; returns its submission id, None when none runs."""
+    return stop(_job_name(recipe, run_name), dashboard=dashboard or _dashboard(recipe))
+
+
+def _job_name(recipe: Recipe, run_name: str) -> str:
+    return f"{recipe.name}-{run_name}"
+
+
+def _check_served(recipe: Recipe) -> None:
+    """A run takes its windows from what is up; a section that says otherwise would be recorded and not honoured."""
+    for deployment in deployments():
+        if deployment.name != recipe.name:
+            continue
+        served = load_recipe(deployment.recipe)
+        asked, up = recipe.model_dump(), served.model_dump()
+        for key in ("corpus", "sources", "target", "fusion"):
+            if asked[key] != up[key]:
+                raise RecipeError(
+                    f"{key}: differs from what is up; `fusion down {recipe.name}` and `fusion up` with the change"
+                )
+
+
+def _dashboard(recipe: Recipe) -> str:
+    running = {deployment.name: deployment for deployment in deployments()}
+    if recipe.name in running:
+        return running[recipe.name].dashboard
+    raise RecipeError(f"--ray-address: needed, because {recipe.name} is not up here; or run `fusion up` first")

@@ -1,0 +1,72 @@
+"""A recipe as it reads inside the cluster: every service by the name of its Service, every folder on a volume."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from services.models.catalogue import MODELS, RECORD
+from services.recipes.recipe import Recipe, RecipeError
+from services.source.config import OF_A_DEPLOYMENT, SourceConfig
+
+GRPC_PORT = 9000
+MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data/runs")
+"""Where the manifests mount the volumes; FUSION_HOME is /data."""
+
+LONGEST_RAY_NAME = 47
+"""Of a RayService or RayJob: KubeRay appends its own to it for the names of pods and Services."""
+
+_LONGEST_NAME = LONGEST_RAY_NAME - len("source-")
+
+
+def service_name(source: SourceConfig) -> str:
+    """Name of the RayService and of the headless Service of a source that is deployed."""
+    return f"source-{source.name}"
+
+
+def cluster_recipe(recipe: Recipe) -> Recipe:
+    """What the preparing job and the training job read; raises RecipeError for a path that no pod could see."""
+    if recipe.service.address is not None:
+        raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
+    _check_paths(recipe)
+    service = recipe.service.model_copy(update={"address": f"fusion:{GRPC_PORT}"})
+    return recipe.model_copy(
+        update={
+            "output_dir": str(RUNS_FOLDER),
+            "sources": tuple(_by_address(source) for source in recipe.sources),
+            "service": service,
+        }
+    )
+
+
+def model_marker(model: str) -> str:
+    """The file that is there once a model can be loaded."""
+    if model in MODELS:
+        return str(MODELS_FOLDER / model / RECORD)
+    return str(PurePosixPath(model) / "config.json")
+
+
+def _by_address(source: SourceConfig) -> SourceConfig:
+    if source.address is not None:
+        return source
+    kept = source.model_dump(exclude_unset=True, exclude=set(OF_A_DEPLOYMENT))
+    return SourceConfig(**kept, address=f"{service_name(source)}:{GRPC_PORT}")
+
+
+def _check_paths(recipe: Recipe) -> None:
+    folders = {f"sources[{index}].model": source.model for index, source in enumerate(recipe.sources)}
+    if recipe.target.model is not None:
+        folders["target.model"] = recipe.target.model
+    if recipe.target.tokenizer is not None and recipe.target.tokenizer.folder is not None:
+        folders["target.tokenizer"] = recipe.target.tokenizer.folder
+    for key, folder in folders.items():
+        if folder not in MODELS and not PurePosixPath(folder).is_relative_to(MODELS_FOLDER):
+            known = ", ".join(MODELS)
+            raise RecipeError(
+                f"{key}: {folder} is not below {MODELS_FOLDER}, where pods find models, nor one of {known}"
+            )
+    for pattern in recipe.corpus.files or ():
+        if not PurePosixPath(pattern).is_relative_to(RUNS_FOLDER):
+            raise RecipeError(f"corpus.files: {pattern} is not below {RUNS_FOLDER}, where pods find shared files")
+    for index, source in enumerate(recipe.sources):
+        if len(source.name) > _LONGEST_NAME:
+            raise RecipeError(f"sources[{index}].name: {source.name} is longer than {_LONGEST_NAME} characters")

@@ -1,0 +1,206 @@
+"""A Ray cluster on this machine, started by `fusion up` and outliving it; and the file that says where it is."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from services.base.errors import ServiceError, UnavailableError
+from services.base.home import fusion_home
+from services.wire.protocol import MAX_MESSAGE_BYTES
+
+_START_SECONDS = 120
+_STOP_SECONDS = 10
+
+RAY_SETTINGS = {
+    # Ray gives its workers niceness 15: whatever else runs on the machine would pass services that others wait for.
+    "RAY_worker_niceness": "0",
+    # Serve looks every ten seconds whether its proxy lives, which everything runs through.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # Serve's own limit is two gigabytes, read into memory before anybody looks whose they are.
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
+}
+"""In the environment of a cluster on this machine, unless the user says otherwise there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Services that `fusion up` left running."""
+
+    name: str
+    recipe: str
+    pid: int
+    pid_created: float
+    gcs_address: str
+    dashboard: str
+    grpc_address: str
+    application: str
+    log: str
+
+    @property
+    def running(self) -> bool:
+        return self._process() is not None
+
+    def _process(self) -> psutil.Process | None:
+        try:
+            process = psutil.Process(self.pid)
+            return process if abs(process.create_time() - self.pid_created) < 1.0 else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def save(self) -> None:
+        path = _state_file(self.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2))
+        temporary.replace(path)
+
+    def stop(self) -> None:
+        """Ends the cluster and every process that it started, the engines' included."""
+        if (process := self._process()) is not None:
+            _end(process)
+        _state_file(self.name).unlink(missing_ok=True)
+
+
+def deployments() -> list[Deployment]:
+    """All deployments that run now; files of those that died are removed."""
+    found = []
+    for path in sorted(_state_file("x").parent.glob("*.json")):
+        try:
+            deployment = Deployment(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            continue
+        if deployment.running:
+            found.append(deployment)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tuple[int, str]:
+    """Starts a Ray head that outlives this process; returns its pid and GCS address.
+
+    Ray takes the machine's own address where `host` is a loopback one, so its ports can be reached from outside: what
+    keeps strangers out is its token, see `enable_ray_authentication`. Raises UnavailableError with the end of the log
+    when it does not come up.
+    """
+    gcs_port = free_port(host)
+    command = [
+        _ray(), "start", "--head", "--block",
+        f"--node-ip-address={host}", f"--port={gcs_port}",
+        f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={free_port(host)}", f"--dashboard-agent-listen-port={free_port(host)}",
+        f"--num-cpus={num_cpus}", "--disable-usage-stats", "--include-dashboard=true",
+    ]  # fmt: skip
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True, env=_environment()
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while not _listens(host, dashboard_port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-2000:]
+                raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
+            time.sleep(0.2)
+    except BaseException:  # Ctrl-C does not reach a session of its own
+        with _gone_is_fine():
+            _end(psutil.Process(process.pid))
+        raise
+    return process.pid, f"{host}:{gcs_port}"
+
+
+def enable_ray_authentication() -> None:
+    """Turns Ray's token authentication on for this process and those it starts, unless RAY_AUTH_MODE says otherwise.
+
+    Call it before Ray is imported: Ray reads the mode once. The token is Ray's own, in the place where Ray keeps it, so
+    that stock `ray` commands of the same user find it.
+    """
+    assert "ray" not in sys.modules or "RAY_AUTH_MODE" in os.environ, "Ray was imported before its mode was set"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    if not Path("~/.ray/auth_token").expanduser().is_file():
+        try:
+            subprocess.run([_ray(), "get-auth-token", "--generate"], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            raise ServiceError(f"RAY_AUTH_MODE: cannot make a token: {reason.strip()[-500:]}") from error
+
+
+def _ray() -> str:
+    return str(Path(sys.executable).parent / "ray")
+
+
+def _environment() -> dict[str, str]:
+    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**RAY_SETTINGS, **os.environ, "PATH": path}
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nothing listens on now, and that no outgoing connection gets by chance before it is used.
+
+    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        if not port_in_use(host, port):
+            return port
+
+
+def port_in_use(host: str, port: int) -> bool:
+    """Whether binding the port would fail."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise ServiceError(f"service.host: cannot listen on {host}:{port}: {error.strerror}") from error
+    return False
+
+
+def _end(process: psutil.Process) -> None:
+    """Ends a process and all that it started: with SIGTERM to the first, with SIGKILL to whatever is left."""
+    with _gone_is_fine():
+        family = [process, *process.children(recursive=True)]
+        process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        for survivor in alive:
+            with _gone_is_fine():
+                survivor.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+
+
+def _listens(host: str, port: int) -> bool:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _state_file(name: str) -> Path:
+    return fusion_home() / "deployments" / f"{name}.json"
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,77 @@
+"""The declarative Serve config of a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from services.fusion.app import SERVICER as FUSION_SERVICER
+from services.recipes.recipe import Recipe
+from services.rpc.health import SERVICER as HEALTH_SERVICER
+from services.source.app import SERVICER as SOURCE_SERVICER
+from services.source.config import SourceConfig
+
+
+def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The declarative Serve config: an application for each source without an address, and the fusion service.
+
+    `only`: names of the applications that are wanted, all by default.
+    """
+    service, cores = recipe.service, _cores(recipe)
+    applications = [
+        source_application(source, source.model_dump(mode="json"), cores.get(source.name, {}))
+        for source in recipe.sources
+        if source.address is None
+    ]
+    if service.address is None:
+        args = recipe.fusion_service().model_dump(mode="json", by_alias=True)
+        applications.append(fusion_application(recipe, args))
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": service.host, "port": service.http_port},
+        "grpc_options": {
+            "port": service.grpc_port,
+            "grpc_servicer_functions": [SOURCE_SERVICER, FUSION_SERVICER, HEALTH_SERVICER],
+        },
+        "applications": [entry for entry in applications if only is None or entry["name"] in only],
+    }
+
+
+def source_application(
+    source: SourceConfig, args: Mapping[str, Any], env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Serve's entry for one source; `env` is overruled by the source's own."""
+    return {
+        "name": source.name,
+        "route_prefix": f"/{source.name}",
+        "import_path": "services.source.app:build",
+        "args": dict(args),
+        "runtime_env": {"env_vars": {**(env or {}), **source.env}},
+    }
+
+
+def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve's entry for the fusion service."""
+    return {
+        "name": recipe.service.application,
+        "route_prefix": f"/{recipe.service.application}",
+        "import_path": "services.fusion.app:build",
+        "args": dict(args),
+    }
+
+
+def _cores(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Cores of their own for vLLM engines that share this machine's CPU.
+
+    Engines whose OpenMP threads spin on the same cores take each other's time.
+    """
+    names = [s.name for s in recipe.sources if s.address is None and s.engine == "vllm" and s.num_gpus == 0]
+    cores = sorted(os.sched_getaffinity(0))
+    if not names or len(cores) < len(names):
+        return {}
+    share = len(cores) // len(names)
+    return {
+        name: {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores[at * share : (at + 1) * share]))}
+        for at, name in enumerate(names)
+    }

@@ -1,0 +1,127 @@
+"""From a recipe to running services: the Serve config, and `fusion up` on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from services.base.errors import ServiceError, UnavailableError
+from services.deploy.local_ray import Deployment, deployments, port_in_use, start_ray
+from services.deploy.serve_config import serve_config
+from services.recipes.recipe import Recipe
+
+Answer = TypeVar("Answer")
+Report = Callable[[Mapping[str, str]], None]
+"""Receives the state of every application, by name."""
+
+
+def check_free(recipe: Recipe) -> None:
+    """Raises ServiceError when this recipe runs already or a port that it needs is taken."""
+    service = recipe.service
+    for other in deployments():
+        if other.name == recipe.name:
+            raise ServiceError(f"{recipe.name} is up already; `fusion down {recipe.name}` ends it")
+    for key in ("grpc_port", "http_port", "dashboard_port"):
+        port = getattr(service, key)
+        if port_in_use(service.host, port):
+            raise ServiceError(f"service.{key}: port {port} is in use; stop what listens there or choose another")
+
+
+def up(
+    recipe: Recipe,
+    recipe_file: Path,
+    report: Report,
+    *,
+    only: Collection[str] | None = None,
+    timeout_seconds: float = 900,
+) -> Deployment:
+    """Starts Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot.
+
+    `only`: names of the applications to start, all by default.
+    """
+    check_free(recipe)
+    service = recipe.service
+    log = recipe.run_folder / "ray.log"
+    # Logical CPUs are Ray's way to count replicas; one more is for the training job.
+    wanted = sum(source.num_cpus * source.most_replicas for source in recipe.sources if source.address is None)
+    wanted += service.num_cpus * service.num_replicas + 2
+    wanted += recipe.distill.worker_range[1] * recipe.distill.cpus_per_worker
+    pid, gcs_address = start_ray(
+        host=service.host,
+        dashboard_port=service.dashboard_port,
+        num_cpus=int(wanted + 0.999),
+        log=log,
+    )
+    deployment = Deployment(
+        name=recipe.name,
+        recipe=str(recipe_file.absolute()),
+        pid=pid,
+        pid_created=psutil.Process(pid).create_time(),
+        gcs_address=gcs_address,
+        dashboard=f"http://{service.host}:{service.dashboard_port}",
+        grpc_address=recipe.fusion_address,
+        application=service.application,
+        log=str(log),
+    )
+    try:
+        deployment.save()
+        deploy(serve_config(recipe, only), deployment.dashboard, report, timeout_seconds=timeout_seconds)
+    except BaseException:
+        deployment.stop()
+        raise
+    return deployment
+
+
+def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout_seconds: float) -> None:
+    """Hands a Serve config to a Ray cluster and waits until every application runs."""
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    deadline = time.monotonic() + timeout_seconds
+    client = _connect(ServeSubmissionClient, dashboard, deadline)
+    try:
+        _patiently(lambda: client.deploy_applications(dict(config)), dashboard, deadline)
+    except RuntimeError as error:
+        raise ServiceError(f"Ray Serve refuses the configuration: {error}") from error
+    names = [application["name"] for application in config["applications"]]
+    while True:
+        found = _patiently(client.get_serve_details, dashboard, deadline).get("applications", {})
+        states = {name: found.get(name, {}).get("status", "NOT_STARTED") for name in names}
+        report(states)
+        for name, state in states.items():
+            if state in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                raise ServiceError(f"application {name} failed to start:\n{_reason(found[name])}")
+        if all(state == "RUNNING" for state in states.values()):
+            return
+        if time.monotonic() > deadline:
+            waiting = ", ".join(name for name, state in states.items() if state != "RUNNING")
+            raise UnavailableError(f"not running after {timeout_seconds:.0f} s: {waiting}")
+        time.sleep(1.0)
+
+
+def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> Any:
+    try:
+        return _patiently(lambda: client(dashboard), dashboard, deadline)
+    except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
+        raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
+
+
+def _patiently(call: Callable[[], Answer], dashboard: str, deadline: float) -> Answer:
+    """The dashboard listens a moment before its modules answer, and drops a connection when the machine is busy."""
+    while True:
+        try:
+            return call()
+        except OSError as error:  # those of requests as well
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"Ray's dashboard at {dashboard} does not answer: {error}") from error
+            time.sleep(0.5)
+
+
+def _reason(application: Mapping[str, Any]) -> str:
+    """The end of what Serve says, where the exception stands."""
+    messages = [application.get("message", "")]
+    messages += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
+    return "\n".join(message.strip()[-1500:] for message in messages if message)

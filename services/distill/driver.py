@@ -1,0 +1,177 @@
+"""The Ray Train job: the driver checks everything that can be known beforehand, then workers run `Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from services.base.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from services.distill.data.feed import FusionStream
+from services.distill.job import DistillJob
+from services.distill.plan import RunPlan, claim_run, make_plan
+from services.fusion.client import FusionClient
+from services.jobs.storage import StoredCheckpoint, check_writable, mend_snapshot, split_location
+
+logger = logging.getLogger(__name__)
+
+_HOPELESS = (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnauthenticatedError,
+    ValueError,
+    ArithmeticError,
+)
+
+OpenClient = Callable[[DistillJob], FusionStream]
+
+
+def open_client(job: DistillJob) -> FusionStream:
+    """The stream over gRPC."""
+    return FusionClient(job.fusion_address, application=job.application, token=job.token)
+
+
+def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = open_client) -> None:
+    """Trains until the end, going on from the newest checkpoint of the run; the model is in `job.files.model` then.
+
+    Args:
+        job: the run.
+        start_over: forget checkpoints and logs of the same run folder.
+        open_client: opens the stream, here and in every worker.
+
+    Raises ServiceError or ValueError when something does not fit, most of it before any worker starts; ArithmeticError
+    when training diverges; ray.train.TrainingFailedError when workers failed more often than `max_failures`.
+    """
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    plan = make_plan(job, open_client(job))
+    check_writable(job.checkpoints)
+    if not start_over:
+        claim_run(job, plan)
+    if not ray.is_initialized():
+        # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
+        address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
+        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
+    config = job.config
+    storage, name = split_location(job.checkpoints)
+    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    use_gpu = _use_gpu(config.device, cluster)
+    resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    placeable = _check_resources(resources, config.worker_range[0], cluster)
+    if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+        # Who loses the only node loses the watcher with it: one process and one alarming line in the log less.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if start_over:
+        # Not before everything has been looked at: a run that is refused forgets no checkpoint.
+        job.start_over()
+        claim_run(job, plan)
+    fallback = mend_snapshot(job.checkpoints)
+    # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
+    trainer = TorchTrainer(
+        partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,  # type: ignore[arg-type]  # V2 takes a range
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    hopeless: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
+    if hopeless is not None:
+        raise hopeless
+
+
+def work(
+    job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: StoredCheckpoint | None
+) -> Exception | None:
+    """What every worker does. Returns the error that another attempt would only meet again."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    from services.distill.trainer import Trainer
+    from services.distill.workers.parallel import parallelise
+    from services.distill.workers.world import World
+    from services.jobs.observer import observer
+
+    _quieten_reports()
+    torch.set_num_threads(job.config.threads)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        device=device,
+    )
+    if world.size > 1:
+        world = replace(world, parallel=partial(parallelise, kind=job.config.parallel, device=device))
+
+    def report(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
+        checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
+
+    checkpoint = ray.train.get_checkpoint()
+    try:
+        with contextlib.ExitStack() as stack:
+            restore_from = None
+            if checkpoint is not None:
+                restore_from = Path(stack.enter_context(checkpoint.as_directory()))
+            elif fallback is not None:
+                restore_from = stack.enter_context(fallback.local())
+            observe = observer(job.run_name, job.files.events) if world.rank == 0 else None
+            trainer = Trainer(
+                job, plan, open_client(job), world, restore_from=restore_from, report=report, observe=observe
+            )
+        trainer.run()
+    except _HOPELESS as error:
+        if world.size > 1:
+            raise  # the others wait for this worker: only its end tells them
+        return error
+    return None
+
+
+def _quieten_reports() -> None:
+    """Ray Train logs every report in full, on every worker."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not str(record.msg).startswith("Reporting training result"))
+
+
+def _use_gpu(device: str, cluster: dict[str, float]) -> bool:
+    has_gpu = cluster.get("GPU", 0) >= 1
+    if device == "cuda" and not has_gpu:
+        raise ValueError("distill.device: cuda is asked for, but the Ray cluster has no GPU; allowed here: auto, cpu")
+    return has_gpu and device != "cpu"
+
+
+def _check_resources(per_worker: dict[str, float], num_workers: int, cluster: dict[str, float]) -> bool:
+    """Whether all workers fit now. A job that can never be placed would wait for ever, so one worker must fit; for more
+    an autoscaling cluster may still grow."""
+    placeable = True
+    for name, amount in per_worker.items():
+        there = cluster.get(name, 0)
+        if amount > there:
+            raise UnavailableError(f"distill: a worker needs {amount:g} {name}, the Ray cluster has {there:g}")
+        if amount * num_workers > there:
+            logger.warning("%d workers need %g %s, the cluster has %g", num_workers, amount * num_workers, name, there)
+            placeable = False
+    return placeable

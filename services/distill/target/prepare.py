@@ -1,0 +1,158 @@
+"""The target before distillation: a Hugging Face folder that training starts from and the fusion service reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from services.distill.target.config import DecoderConfig, TargetConfig
+from services.distill.target.tokenizer import train_tokenizer
+from services.models.weights import check_head, quiet
+
+_RECORD = "target.json"
+_KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
+"""What the parts of the record are called in a recipe."""
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What a pretrained folder is made of; pickled weights and code are left behind."""
+
+
+def prepare_target(
+    config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int, *, corpus_fingerprint: str = ""
+) -> Path:
+    """Makes `folder` (tokenizer and weights at a fixed seed) unless it is there already; returns it.
+
+    Args:
+        config: what to make.
+        corpus_texts: the texts of the train split; read only when a tokenizer has to be trained.
+        folder: appears complete or not at all.
+        seed: of the random weights.
+        corpus_fingerprint: identity of `corpus_texts`; a folder made from another corpus is then refused.
+
+    Raises ValueError when the folder holds a target made otherwise, or naming the key that cannot be honoured.
+    """
+    unset = {"architecture"} if config.architecture is None else set()  # a later key: earlier records lack it
+    record = {"target": config.model_dump(mode="json", exclude=unset), "seed": seed, "corpus": corpus_fingerprint}
+    if config.tokenizer is None or config.tokenizer.train is None:
+        record["corpus"] = ""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists():
+            _check_same(record, folder)
+            return folder
+        making = folder.with_name(f".{folder.name}.making")
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        try:
+            if config.model is not None:
+                _adopt(config.model, making)
+            else:
+                _initialise(config, corpus_texts, making, seed)
+            (making / _RECORD).write_text(json.dumps(record, indent=2))
+            making.rename(folder)
+        except Exception as error:
+            if "(os error " not in str(error):
+                raise
+            # tokenizers and safetensors report a full disk as an exception of no particular kind.
+            raise OSError(f"target: cannot write to {folder.parent}: {error}") from error
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _check_same(record: dict[str, Any], folder: Path) -> None:
+    try:
+        found = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"target: {folder} exists and is no prepared target; remove it or rename the run") from error
+    for key, value in record.items():
+        if found.get(key) != value:
+            raise ValueError(
+                f"{_KEYS[key]}: {folder} was made with {json.dumps(found.get(key))}, now {json.dumps(value)} is asked "
+                "for; remove the folder or rename the run"
+            )
+
+
+def _adopt(model: str, folder: Path) -> None:
+    """A pretrained model under the target's name: links where the file system can, copies elsewhere."""
+    source = Path(model)
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            source = Path(snapshot_download(model, allow_patterns=list(_FILES)))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(f"target.model: {model} is no folder, and the hub does not give it: {error}") from error
+    if not (source / "config.json").is_file() or not list(source.glob("*.safetensors")):
+        raise ValueError(f"target.model: {source} has no config.json or no *.safetensors")
+    for pattern in _FILES:
+        for file in source.glob(pattern):
+            try:
+                os.link(file.resolve(), folder / file.name)
+            except OSError:
+                shutil.copy2(file, folder / file.name)
+
+
+def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert config.tokenizer is not None
+    shape = _shape(config)
+    if config.tokenizer.train is not None:
+        max_tokens = getattr(shape, "max_position_embeddings", DecoderConfig().max_positions)
+        train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=max_tokens)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
+        tokenizer.save_pretrained(folder)
+    shape.vocab_size = len(tokenizer)
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(shape, role, getattr(tokenizer, role))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            from_config: Any = AutoModelForCausalLM.from_config
+            model = from_config(shape, dtype=torch.float32)
+        except ValueError as error:
+            raise ValueError(f"target.architecture: {shape.model_type} is no causal language model here") from error
+    check_head(model)
+    with quiet():
+        model.save_pretrained(folder)
+
+
+def _shape(config: TargetConfig) -> Any:
+    """The model's configuration for transformers, but for what the tokenizer decides."""
+    from transformers import AutoConfig, LlamaConfig
+
+    if config.architecture is not None:
+        values = dict(config.architecture)
+        model_type = values.pop("model_type")
+        try:
+            known = AutoConfig.for_model(model_type).to_dict()
+        except ValueError as error:
+            raise ValueError(f"target.architecture.model_type: transformers does not know {model_type}") from error
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"target.architecture.{unknown[0]}: the configuration of {model_type} has no such key")
+        return AutoConfig.for_model(model_type, **values)
+    assert config.config is not None
+    shape = config.config
+    return LlamaConfig(
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads or shape.num_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.tie_embeddings,
+    )

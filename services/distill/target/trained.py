@@ -1,0 +1,65 @@
+"""The target while it is trained: all of its weights, or adapters on frozen ones; and how it is saved."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.distill.job import DistillJob
+from services.distill.target.lora import add_lora, save_adapter, save_merged
+from services.models.weights import check_head, load_model, save_model
+
+
+class TrainedTarget:
+    """A target on its device, ready to train.
+
+    Attributes:
+        model: the causal language model; with LoRA the adapters are inside of it.
+        head_rows: rows of the lm_head, padding included.
+    """
+
+    def __init__(self, job: DistillJob, device: torch.device, *, restore_from: Path | None) -> None:
+        """Loads the target, or what a checkpoint has made of it."""
+        config = job.config
+        self._job = job
+        self._adapted: Any = None
+        if config.lora is None:
+            self.model = load_model(restore_from or job.target_folder)
+        else:
+            self.model = load_model(job.target_folder)
+            self._adapted = add_lora(self.model, config.lora, seed=config.seed, adapter=restore_from)
+            check_head(self.model)
+        self.model.to(device).train()
+        self.head_rows = int(self.model.get_output_embeddings().weight.shape[0])
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def save(self, folder: Path, weights: dict[str, Any] | None) -> None:
+        """Writes what a checkpoint holds of the model: with LoRA the adapter, else all of it."""
+        if self._adapted is None:
+            save_model(self.model, self._job.target_folder, folder, weights)
+        else:
+            assert weights is not None
+            save_adapter(self._adapted, folder, weights)
+
+    def save_final(self, weights: dict[str, Any] | None) -> None:
+        """Writes the model's folder, and with LoRA the adapter's; each appears complete or not at all."""
+        files = self._job.files
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=files.path) as temporary:
+            made = Path(temporary)
+            if self._adapted is None:
+                self.save(made / "model", weights)
+            else:
+                self.save(made / "adapter", weights)
+                save_merged(self._job.target_folder, made / "adapter", made / "model")
+                _replace(made / "adapter", files.adapter)
+            _replace(made / "model", files.model)
+
+
+def _replace(made: Path, final: Path) -> None:
+    shutil.rmtree(final, ignore_errors=True)
+    made.rename(final)

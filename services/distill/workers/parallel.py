@@ -1,0 +1,60 @@
+"""How the workers of a run share the model: DDP (each holds all of it) or FSDP2 (each holds a shard)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from services.distill.target.module import DistillModule
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> nn.Module:
+    """The module as the workers of the default process group run it; both kinds average gradients over them."""
+    if kind == "ddp":
+        return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+    # A group of its own for every layer, so that one layer's weights are gathered at a time. What is left (embeddings,
+    # last norm, lm_head) stays together with the root, whose forward pass is the only one that reads the lm_head.
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    layers = set(getattr(module.model, "_no_split_modules", None) or ())
+    for part in module.modules():
+        if type(part).__name__ in layers:
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
+
+
+@contextmanager
+def gradients_kept_back(module: nn.Module, *, enabled: bool) -> Iterator[None]:
+    """Gradients of this forward and backward pass stay on their worker: those of a later pass are added first."""
+    if not enabled:
+        yield
+    elif isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            module.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def whole_state(module: DistillModule, *, trained_only: bool = False) -> dict[str, Any]:
+    """Weights of the model by their names in it, on the CPU; collective where the module is sharded, and then filled
+    on rank 0 only."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
+    state = get_model_state_dict(module, options=options)
+    return {name.removeprefix("model."): value for name, value in state.items()}

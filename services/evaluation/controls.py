@@ -1,0 +1,58 @@
+"""What a trained model stands for in a comparison: the fused target, or one of its controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from services.jobs.run_folder import RunFolder
+
+CLM_ONLY, FUSED = "clm_only", "fused"
+"""Names of the runs of the quickstart; a run without a record is what its name says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a model was trained: by `clm` only, on the rows of one source (`single`) or of several (`fused`)."""
+
+    kind: Literal["clm", "single", "fused"]
+    sources: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "clm":
+            return "CLM only"
+        return f"{self.sources[0]} alone" if self.kind == "single" else f"fused: {', '.join(self.sources) or 'all'}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Training:
+        return cls(kind=value["kind"], sources=tuple(value["sources"]))
+
+
+def training_of(run_folder: Path) -> Training | None:
+    """What `run.json` says; by the folder's name where it says nothing, and None where that says nothing either."""
+    try:
+        settings = json.loads(RunFolder(run_folder).record.read_text(encoding="utf-8"))["settings"]
+        sources = tuple(settings["distill.sources"])
+    except (OSError, ValueError, KeyError, TypeError):
+        by_name: dict[str, Training] = {CLM_ONLY: Training("clm"), FUSED: Training("fused")}
+        return by_name.get(run_folder.name)
+    if settings["distill.lambda"] == 1 and settings["distill.lambda_end"] in {None, 1}:
+        return Training("clm")
+    return Training("single" if len(sources) == 1 else "fused", sources)
+
+
+def comparisons(trainings: Mapping[str, Training]) -> list[tuple[str, str]]:
+    """Pairs of a model and the control that it is held against: what sources taught against CLM only, what several
+    taught together against each of them alone."""
+    pairs = []
+    for name, training in trainings.items():
+        for control, its in trainings.items():
+            if (training.kind != "clm" and its.kind == "clm") or (training.kind == "fused" and its.kind == "single"):
+                pairs.append((name, control))
+    return pairs

@@ -1,0 +1,120 @@
+"""Held-out scores of several models with intervals, per domain: bootstrap over documents (Efron 1979), the same draws
+for all models, so that differences between them are paired.
+
+Shape legend: M models, D documents, R draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.evaluation.nats_per_byte import Scores
+
+ALL = "all"
+_DRAWS = 2000
+_PERCENTILES = (2.5, 97.5)
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value, and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def domain_of(document: str) -> str:
+    """Domain of a document by its name in the corpus: the top folder, or else the file that holds many documents; whole
+    files side by side in one folder are one domain."""
+    folder, in_folder, _ = document.partition("/")
+    file, in_file, _ = document.rpartition("#")
+    if in_folder:
+        return folder
+    return file.partition(".")[0] if in_file else "files"
+
+
+def compare(models: Mapping[str, Scores], documents: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
+    """Scores of every model on the same windows; `documents` names the document of each window.
+
+    Returns, by domain and for `all`: the number of bytes and documents; by model `nats_per_byte` and `accuracy` with
+    intervals, and `difference_from` every other model in nats per byte (below 0 where this one is better). Accuracy is
+    the share of the positions where a token starts in every model's tokenisation at which the model's likeliest token
+    is the one that comes.
+    """
+    domains: dict[str, list[int]] = {ALL: list(range(len(documents)))}
+    by_domain = [domain_of(document) for document in documents]
+    if len(set(by_domain)) > 1:
+        for domain in sorted(set(by_domain)):
+            domains[domain] = [index for index, name in enumerate(by_domain) if name == domain]
+    return {name: _compare(models, documents, windows, seed) for name, windows in domains.items()}
+
+
+def _compare(
+    models: Mapping[str, Scores], documents: Sequence[str], windows: Sequence[int], seed: int
+) -> dict[str, Any]:
+    names = list(dict.fromkeys(documents[window] for window in windows))
+    place = {name: number for number, name in enumerate(names)}
+    document_W = np.array([place[documents[window]] for window in windows])
+    draws_RD = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_DRAWS)
+
+    def per_document(values_W: npt.NDArray[Any]) -> Float64:
+        return np.bincount(document_W, weights=values_W, minlength=len(names)).astype(np.float64)
+
+    any_model = next(iter(models.values()))
+    bytes_D = per_document(any_model.bytes_W[list(windows)])
+    nats_MD = {model: per_document(scores.nats_W[list(windows)]) for model, scores in models.items()}
+    hits_MD, positions_D = _hits(models, windows, per_document)
+    drawn_MR = {model: draws_RD @ nats_D / (draws_RD @ bytes_D) for model, nats_D in nats_MD.items()}
+    result: dict[str, Any] = {"bytes": int(bytes_D.sum()), "documents": len(names), "models": {}}
+    for model, nats_D in nats_MD.items():
+        accuracy_R = draws_RD @ hits_MD[model] / np.maximum(1, draws_RD @ positions_D)
+        value = float(nats_D.sum() / bytes_D.sum())
+        result["models"][model] = {
+            "nats_per_byte": _interval(value, drawn_MR[model]).to_json(),
+            "accuracy": _interval(float(hits_MD[model].sum() / max(1, positions_D.sum())), accuracy_R).to_json(),
+            "difference_from": {
+                other: _interval(
+                    value - float(nats_MD[other].sum() / bytes_D.sum()), drawn_MR[model] - drawn_MR[other]
+                ).to_json()
+                for other in models
+                if other != model
+            },
+        }
+    return result
+
+
+def _hits(
+    models: Mapping[str, Scores], windows: Sequence[int], per_document: Any
+) -> tuple[dict[str, Float64], Float64]:
+    """Hits per document of every model at the positions that all models share, and the number of these positions."""
+    hits_MW: dict[str, list[int]] = {model: [] for model in models}
+    positions_W = []
+    for window in windows:
+        shared: npt.NDArray[np.int32] | None = None
+        for scores in models.values():
+            starts_T = np.unique(scores.token_starts_W[window])
+            shared = starts_T if shared is None else np.intersect1d(shared, starts_T, assume_unique=True)
+        assert shared is not None
+        positions_W.append(len(shared))
+        for model, scores in models.items():
+            # Of tokens that start at the same byte (parts of a character) the last one counts: it ends the character.
+            at_T = np.searchsorted(scores.token_starts_W[window], shared, side="right") - 1
+            hits_MW[model].append(int(scores.hits_W[window][at_T].sum()))
+    hits = {model: per_document(np.array(hits_W, dtype=np.float64)) for model, hits_W in hits_MW.items()}
+    return hits, per_document(np.array(positions_W, dtype=np.float64))
+
+
+def _interval(value: float, drawn_R: Float64) -> Interval:
+    low, high = np.percentile(drawn_R, _PERCENTILES)
+    return Interval(value, float(low), float(high))

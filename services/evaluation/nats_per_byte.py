@@ -1,0 +1,162 @@
+"""Nats per byte of any causal language model in a Hugging Face folder: the one measure that tokenizers share.
+
+Every window stands alone behind the model's own BOS, and all its bytes are predicted.
+Shape legend: W windows, B windows of a batch, L positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fusion_core.vocabulary import Encoding, Vocabulary
+from services.models.pretrained import load_causal_lm
+from services.models.weights import quiet
+
+_MAX_LOGITS = 1 << 27
+"""Logits of a batch: 512 MiB of float32, unless a single window needs more."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Scores of W windows.
+
+    Attributes:
+        nats_W: float64, -log probability of the window's tokens.
+        bytes_W: int64, length of the window's text.
+        tokens_W: int64, number of tokens.
+        token_starts_W: per window int32, the byte at which each token starts.
+        hits_W: per window bool, whether the model's likeliest next token is the one that comes.
+        lossless_W: bool, False where the tokenizer does not spell the text byte for byte (unknown characters,
+            normalisation): the model then scored another text, and its nats are no bound for this one.
+    """
+
+    nats_W: npt.NDArray[np.float64]
+    bytes_W: npt.NDArray[np.int64]
+    tokens_W: npt.NDArray[np.int64]
+    token_starts_W: tuple[npt.NDArray[np.int32], ...]
+    hits_W: tuple[npt.NDArray[np.bool_], ...]
+    lossless_W: npt.NDArray[np.bool_]
+
+    @property
+    def mean(self) -> float:
+        """Nats per byte over all windows together."""
+        return float(self.nats_W.sum() / self.bytes_W.sum())
+
+
+def nats_per_byte(
+    folder: Path | str,
+    texts: Sequence[bytes | str],
+    *,
+    bos: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    torch_threads: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """Scores windows of text with a model.
+
+    Args:
+        folder: Hugging Face folder with weights and a fast tokenizer.
+        texts: the windows, UTF-8; none may be empty.
+        bos: token in front of every window; the tokenizer's BOS when not set, or its EOS where it has no BOS.
+        device: `auto` takes CUDA where there is one.
+        dtype: of weights and computation; the softmax is in float32 always.
+        torch_threads: threads during the call; torch's own number when not set.
+        progress: called with the number of windows done.
+
+    Raises ValueError naming the window that is empty, not UTF-8 or longer than the model's context, or the folder that
+    cannot be loaded.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda is asked for, but this machine has none; allowed here: auto, cpu")
+    where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    vocabulary = Vocabulary.from_pretrained(folder)
+    data = [text.encode() if isinstance(text, str) else text for text in texts]
+    if empty := [index for index, text in enumerate(data) if not text]:
+        raise ValueError(f"text {empty[0]}: must not be empty")
+    encodings = vocabulary.encode_batch(data)
+    first = next((token for token in (bos, vocabulary.bos_id, vocabulary.eos_id) if token is not None), None)
+    if first is None:
+        raise ValueError(f"bos: the tokenizer in {folder} has neither BOS nor EOS; name a token")
+    nats_W = np.zeros(len(data), dtype=np.float64)
+    hits_W = [np.zeros(0, dtype=np.bool_)] * len(data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(torch_threads or threads)
+    try:
+        model = _load(folder, dtype).to(where).eval()
+        _check_lengths(model, encodings)
+        done = 0
+        for batch in _batches(encodings, int(model.get_output_embeddings().weight.shape[0])):
+            scored = _score(model, [encodings[i] for i in batch], first, vocabulary.size, where)
+            for index, (nats, hits_T) in zip(batch, scored, strict=True):
+                nats_W[index], hits_W[index] = nats, hits_T
+            done += len(batch)
+            progress(done)
+    finally:
+        torch.set_num_threads(threads)
+    return Scores(
+        nats_W=nats_W,
+        bytes_W=np.array([len(text) for text in data], dtype=np.int64),
+        tokens_W=np.array([encoding.num_tokens for encoding in encodings], dtype=np.int64),
+        token_starts_W=tuple(_starts(encoding) for encoding in encodings),
+        hits_W=tuple(hits_W),
+        lossless_W=np.array([bool(encoding.lossless_T.all()) for encoding in encodings], dtype=np.bool_),
+    )
+
+
+def _load(folder: Path | str, dtype: str) -> Any:
+    with quiet():
+        return load_causal_lm(folder, dtype=getattr(torch, dtype))
+
+
+def _check_lengths(model: Any, encodings: Sequence[Encoding]) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, encoding in enumerate(encodings):
+        if limit is not None and encoding.num_tokens > limit:
+            raise ValueError(f"text {index}: {encoding.num_tokens} tokens, the model takes at most {limit}")
+
+
+def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int]]:
+    """Windows of similar length together, so that little is padded."""
+    order = sorted(range(len(encodings)), key=lambda i: encodings[i].num_tokens)
+    batch: list[int] = []
+    for index in order:
+        longest = max(1, encodings[index].num_tokens)
+        if batch and (len(batch) + 1) * longest * head_rows > _MAX_LOGITS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _score(
+    model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
+) -> list[tuple[float, npt.NDArray[np.bool_]]]:
+    """-log probability per window, and which tokens were the likeliest. Right padding needs no mask: causal attention
+    does not look ahead."""
+    length = max(encoding.num_tokens for encoding in encodings)
+    inputs_BL = torch.full((len(encodings), length), bos, dtype=torch.int64)
+    for row, encoding in enumerate(encodings):
+        inputs_BL[row, 1 : encoding.num_tokens] = torch.from_numpy(encoding.token_ids_T[:-1].astype(np.int64))
+    with torch.inference_mode():
+        logits_BLV = model(input_ids=inputs_BL.to(device), use_cache=False).logits[..., :vocabulary_size]
+        scores = []
+        for row, encoding in enumerate(encodings):
+            tokens_T = torch.from_numpy(encoding.token_ids_T.astype(np.int64)).to(device)
+            logits_TV = logits_BLV[row, : encoding.num_tokens].float()
+            nats_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
+            hits_T = (logits_TV.argmax(dim=-1) == tokens_T).cpu().numpy()
+            scores.append((float(nats_T.sum(dtype=torch.float64)), hits_T))
+    return scores
+
+
+def _starts(encoding: Encoding) -> npt.NDArray[np.int32]:
+    return np.concatenate([np.zeros(1, dtype=np.int32), encoding.byte_ends_T[:-1]])

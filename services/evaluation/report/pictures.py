@@ -1,0 +1,103 @@
+"""Pictures of a run: curves over tokens and steps, and held-out scores by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+_LABELS = {"clm": "CLM loss, nats per token", "fusion": "fusion loss, nats per token"}
+
+
+def draw_loss(runs: Mapping[str, Rows], key: str, path: Path) -> Path | None:
+    """One line per run over the tokens seen; None, and no file, when no run has the value."""
+    lines = {
+        name: [(row["total_tokens"], row[key]) for row in rows if row[key] is not None] for name, rows in runs.items()
+    }
+    return _lines(lines, "tokens", _LABELS[key], path)
+
+
+def draw_step_values(runs: Mapping[str, Rows], values: Mapping[str, str], label: str, path: Path) -> Path | None:
+    """One line per run and value over the steps; `values` maps a metric to what the legend calls it."""
+    lines = {
+        f"{name}: {shown}" if shown else name: [(row["step"], row[key]) for row in rows if row[key] is not None]
+        for key, shown in values.items()
+        for name, rows in runs.items()
+    }
+    return _lines(lines, "step", label, path, bottom=0.0)
+
+
+def draw_domains(domains: Mapping[str, Any], path: Path) -> Path | None:
+    """Bars of nats per byte with their intervals, a group per domain; see services/evaluation/intervals.py."""
+    if not domains:
+        return None
+    models = list(next(iter(domains.values()))["models"])
+    width = 0.8 / len(models)
+    with _axes(path) as axes:
+        for number, model in enumerate(models):
+            scores = [domain["models"][model]["nats_per_byte"] for domain in domains.values()]
+            values = [score["value"] for score in scores]
+            below = [score["value"] - score["low"] for score in scores]
+            above = [score["high"] - score["value"] for score in scores]
+            places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(scores))]
+            axes.bar(places, values, width, yerr=[below, above], capsize=3, label=model)
+        axes.set_xticks(range(len(domains)), list(domains))
+        axes.set_ylabel("held-out nats per byte, 95 % interval")
+        axes.legend()
+    return path
+
+
+def draw_evaluations(runs: Mapping[str, Rows], path: Path) -> Path | None:
+    """Held-out nats per byte over steps; None, and no file, when no run was evaluated while training."""
+    lines = {name: [(row["step"], row["nats_per_byte"]) for row in rows] for name, rows in runs.items()}
+    return _lines(lines, "step", "held-out nats per byte", path)
+
+
+def draw_source_weights(runs: Mapping[str, Rows], path: Path) -> Path | None:
+    """Share of every source in the mixture over steps; None, and no file, without sources."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for run, rows in runs.items():
+        for row in rows:
+            for source, weight in row["source_weights"].items():
+                lines.setdefault(f"{source} ({run})", []).append((row["step"], weight))
+    return _lines(lines, "step", "weight of the source", path, bottom=0.0, top=1.0)
+
+
+def _lines(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    path: Path,
+    **limits: float,
+) -> Path | None:
+    drawn = {name: points for name, points in lines.items() if points}
+    if not drawn:
+        return None
+    with _axes(path) as axes:
+        for name, points in drawn.items():
+            marker = "o" if len(points) == 1 else None
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.5, marker=marker)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if limits:
+            axes.set_ylim(**limits)
+        axes.legend()
+    return path
+
+
+@contextmanager
+def _axes(path: Path) -> Iterator[Any]:
+    """Axes of a figure that is written to `path`; no display and no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,253 @@
+"""`report.md` and `report.html` of a run folder: what was reached, and at which cost.
+
+A run folder holds `summary.json` (nats per byte of every model) or `evaluation.json` (with intervals, by domain), and
+training runs, each a folder with `metrics.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from services.evaluation.controls import CLM_ONLY, FUSED, Training, comparisons, training_of
+from services.evaluation.intervals import ALL
+from services.evaluation.report.html_page import write_page
+from services.evaluation.report.pictures import (
+    draw_domains,
+    draw_evaluations,
+    draw_loss,
+    draw_source_weights,
+    draw_step_values,
+)
+from services.evaluation.report.run_summary import RunSummary, summarise
+from services.jobs.step_log import read_rows
+
+EVALUATION = "evaluation.json"
+"""Scores with intervals, per domain; what `fusion eval` writes."""
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes report.md with its pictures and report.html, one page with all of it; returns the path of report.md.
+
+    Raises ValueError when there is nothing to report on.
+    """
+    runs = dict(_training_runs(run_folder))
+    summary = _read_mapping(run_folder / "summary.json")
+    evaluation = _read_mapping(run_folder / EVALUATION)
+    if not runs and not summary and not evaluation:
+        raise ValueError(f"{run_folder}: no summary.json and no metrics.jsonl; there is no run to report on")
+    totals = {name: totals for name, path in runs.items() if (totals := summarise(path)) is not None}
+    title = summary.get("name", run_folder.resolve().name)
+    sections = [
+        [f"# {title}"],
+        _held_out(summary, set(totals)) if summary or not evaluation else [],
+        _domains(evaluation, run_folder),
+        _tasks(evaluation),
+        _training(totals),
+        _sources(totals),
+        *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
+        _provenance(summary),
+    ]
+    text = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+    report = run_folder / "report.md"
+    report.write_text(text, encoding="utf-8")
+    write_page(text, title, run_folder / "report.html")
+    return report
+
+
+def _pictures(runs: dict[str, Path], evaluation: dict[str, Any], folder: Path) -> list[Path]:
+    steps = {name: read_rows(path) for name, path in runs.items()}
+    for rows in steps.values():
+        for row in rows:
+            row["wait_share"] = row["data_wait_seconds"] / row["step_seconds"] if row["step_seconds"] else 0.0
+    while_training = {name: read_rows(path.with_name("evaluations.jsonl")) for name, path in runs.items()}
+    mass = {"covered_mass": "covered mass", "masked_share": "masked tokens"}
+    drawn = [
+        draw_loss(steps, "clm", folder / "loss_clm.png"),
+        draw_loss(steps, "fusion", folder / "loss_fusion.png"),
+        draw_domains(evaluation.get("domains", {}), folder / "domains.png"),
+        draw_evaluations(while_training, folder / "held_out.png"),
+        draw_source_weights(steps, folder / "source_weights.png"),
+        draw_step_values(steps, mass, "share", folder / "mass.png"),
+        draw_step_values(steps, {"wait_share": ""}, "share of a step spent waiting for data", folder / "data_wait.png"),
+        draw_step_values(steps, {"tokens_per_second": ""}, "tokens per second", folder / "throughput.png"),
+    ]
+    return [path for path in drawn if path is not None]
+
+
+def verdict(nats_per_byte: dict[str, float]) -> str | None:
+    """One sentence: was the fused target better than the same target without fusion? None when one is missing."""
+    clm_only, fused = nats_per_byte.get(CLM_ONLY), nats_per_byte.get(FUSED)
+    if clm_only is None or fused is None:
+        return None
+    difference = f"{abs(clm_only - fused):.4f} nats per byte ({100 * abs(clm_only - fused) / clm_only:.2f} %)"
+    if fused < clm_only:
+        return (
+            f"**The fused target is better than CLM only by {difference}.** This is one seed: a difference of this "
+            "size needs several before anyone builds on it."
+        )
+    if fused == clm_only:
+        return "**The fused target is NOT better than CLM only: both score the same.**"
+    return f"**The fused target is NOT better than CLM only: it is worse by {difference}.**"
+
+
+def _training_runs(run_folder: Path) -> Iterator[tuple[str, Path]]:
+    """Metrics of every training run below the folder; of the folder itself when it is one."""
+    below = sorted(run_folder.glob("*/metrics.jsonl"))
+    for path in below or [run_folder / "metrics.jsonl"]:
+        if path.exists():
+            yield path.parent.resolve().name, path
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping")
+    return value
+
+
+def _held_out(summary: dict[str, Any], targets: set[str]) -> list[str]:
+    scores: dict[str, float] = summary.get("nats_per_byte", {})
+    if not scores:
+        return ["Not evaluated yet: there is no `nats_per_byte` in summary.json."]
+    lines = ["## Held-out text", ""]
+    lines += _table(
+        ["model", "nats per byte", "bits per byte", ""],
+        [
+            [name, f"{value:.4f}", f"{value / math.log(2):.4f}", "target" if name in targets else "source"]
+            for name, value in sorted(scores.items(), key=lambda item: item[1])
+        ],
+    )
+    fused_rows = summary.get("nats_per_byte_fused_rows")
+    if fused_rows is not None:
+        lines += ["", f"The fused rows themselves, before any training: {fused_rows:.4f} nats per byte."]
+    sentence = verdict(scores)
+    return [*lines, "", sentence] if sentence else lines
+
+
+def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
+    """A table per domain, and whether the fused targets are better than their controls beyond the interval."""
+    lines: list[str] = []
+    trainings = _trainings(evaluation, run_folder)
+    for domain, result in evaluation.get("domains", {}).items():
+        ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
+        lines += [f"## {evaluation['corpus']}/{evaluation['split']}: {domain}", ""]
+        lines += _table(
+            ["model", "taught by", "nats per byte", "95 % interval", "next-token accuracy"],
+            [
+                [
+                    name,
+                    str(trainings.get(name, "")),
+                    *_with_interval(values["nats_per_byte"]),
+                    f"{100 * values['accuracy']['value']:.1f} %",
+                ]
+                for name, values in ranked
+            ],
+        )
+        lines += ["", f"{result['bytes']:,} bytes in {result['documents']} documents.", ""]
+        for name, control in comparisons(trainings):
+            lines += [_paired_verdict(name, control, result["models"][name]["difference_from"][control]), ""]
+    if lines:
+        lines.append(
+            "Intervals: bootstrap over documents; differences are paired. Accuracy: share of the positions where a "
+            "token starts in every model's tokenisation at which the likeliest token is the one that comes."
+        )
+    return lines
+
+
+def _trainings(evaluation: dict[str, Any], run_folder: Path) -> dict[str, Training]:
+    """How the scored models were trained, as far as that is known; sources and untouched models are left out."""
+    known = {name: Training.from_json(value) for name, value in evaluation.get("trainings", {}).items()}
+    for name in evaluation.get("domains", {}).get(ALL, {}).get("models", {}):
+        if name not in known and (training := training_of(run_folder / name)) is not None:
+            known[name] = training
+    return known
+
+
+def _tasks(evaluation: dict[str, Any]) -> list[str]:
+    rows = [
+        [task, model, metric, f"{value:.4f}"]
+        for model, tasks in evaluation.get("tasks", {}).items()
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    ]
+    return ["## lm-evaluation-harness", "", *_table(["task", "model", "metric", "value"], rows)] if rows else []
+
+
+def _with_interval(score: dict[str, float]) -> tuple[str, str]:
+    return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"
+
+
+def _paired_verdict(name: str, control: str, difference: dict[str, float]) -> str:
+    value, interval = _with_interval(difference)
+    verdict = "no difference beyond the interval"
+    if difference["high"] < 0:
+        verdict = "better beyond the interval"
+    elif difference["low"] > 0:
+        verdict = "WORSE beyond the interval"
+    return f"**{name} minus {control}: {value} nats per byte ({interval}): {verdict}.** Of one seed."
+
+
+def _training(totals: dict[str, RunSummary]) -> list[str]:
+    if not totals:
+        return []
+    rows = [
+        [
+            name,
+            f"{run.steps:,}",
+            f"{run.tokens:,}",
+            f"{run.windows:,}",
+            f"{run.tokens_per_second:,.0f}",
+            f"{100 * run.wait_share:.1f} %",
+            f"{run.clm:.4f}",
+            "-" if run.fusion is None else f"{run.fusion:.4f}",
+            "-" if run.masked_share is None else f"{100 * run.masked_share:.2f} %",
+            "-" if run.covered_mass is None else f"{run.covered_mass:.4f}",
+        ]
+        for name, run in totals.items()
+    ]
+    head = [
+        "run", "steps", "tokens", "windows", "tokens/s", "waiting", "CLM", "fusion", "masked", "covered mass",
+    ]  # fmt: skip
+    return [
+        "## Training",
+        "",
+        *_table(head, rows),
+        "",
+        "CLM and fusion: nats per token over the last tenth of the steps. Waiting: share of the training time without "
+        "data. Masked: share of tokens that the fusion loss left out. Covered mass: share of the sources' probability "
+        "that reached the candidates.",
+    ]
+
+
+def _sources(totals: dict[str, RunSummary]) -> list[str]:
+    names = sorted({name for run in totals.values() for name in run.source_weights})
+    if not names:
+        return []
+    rows = [
+        [name, *(f"{run.source_weights.get(source, 0.0):.3f}" for source in names)]
+        for name, run in totals.items()
+        if run.source_weights
+    ]
+    return ["## Weights of the sources", "", *_table(["run", *names], rows)]
+
+
+def _provenance(summary: dict[str, Any]) -> list[str]:
+    facts = []
+    if "wall_seconds" in summary:
+        facts.append(f"{summary['wall_seconds']:.0f} s in all")
+    if summary.get("git_revision"):
+        facts.append(f"revision {summary['git_revision']}")
+    return [", ".join(facts)] if facts else []
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

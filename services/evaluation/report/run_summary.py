@@ -1,0 +1,75 @@
+"""A run in a few numbers, from its metrics; steps that were taken twice after a crash count once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.jobs.step_log import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """Totals and means over the steps of a run.
+
+    Attributes:
+        steps, epochs, tokens, windows: consumed so far, repeats in later epochs included.
+        train_seconds: sum of the steps' times; evaluation, checkpoints and start-up are not in it.
+        tokens_per_second: tokens over train_seconds.
+        wait_share: share of train_seconds that the trainer waited for the stream.
+        clm, fusion: nats per token over the last tenth of the steps; fusion None without fused rows.
+        masked_share, covered_mass: weighted by tokens; None without fused rows.
+        source_weights: per source, mean share of the mixture, weighted by tokens.
+    """
+
+    steps: int
+    epochs: int
+    tokens: int
+    windows: int
+    train_seconds: float
+    tokens_per_second: float
+    wait_share: float
+    clm: float
+    fusion: float | None
+    masked_share: float | None
+    covered_mass: float | None
+    source_weights: dict[str, float]
+
+
+def summarise(metrics: Path) -> RunSummary | None:
+    """Reads a `metrics.jsonl`; None when it is absent or empty."""
+    rows = read_rows(metrics)
+    if not rows:
+        return None
+    tokens = sum(row["tokens"] for row in rows)
+    seconds = sum(row["step_seconds"] for row in rows)
+    weights: dict[str, float] = defaultdict(float)
+    for row in rows:
+        for name, weight in row["source_weights"].items():
+            weights[name] += weight * row["tokens"] / tokens
+    last = rows[-max(1, len(rows) // 10) :]
+    clm = _mean(last, "clm")
+    assert clm is not None
+    return RunSummary(
+        steps=rows[-1]["step"],
+        epochs=rows[-1]["epoch"] + 1,
+        tokens=tokens,
+        windows=sum(row["windows"] for row in rows),
+        train_seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        wait_share=sum(row["data_wait_seconds"] for row in rows) / seconds,
+        clm=clm,
+        fusion=_mean(last, "fusion"),
+        masked_share=_mean(rows, "masked_share"),
+        covered_mass=_mean(rows, "covered_mass"),
+        source_weights=dict(weights),
+    )
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Mean weighted by tokens over the rows that have a value."""
+    having = [row for row in rows if row[key] is not None]
+    tokens = sum(row["tokens"] for row in having)
+    return sum(row[key] * row["tokens"] for row in having) / tokens if tokens else None

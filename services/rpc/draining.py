@@ -1,0 +1,83 @@
+"""A replica that Serve has told to stop ends its streams, so that their clients go on at another one.
+
+Serve waits for the calls under way, sends no new ones and then kills the replica; a stream of weeks it would just cut
+off. It has no hook for the beginning of this, so that the flag of its own replica is read. Where a new Ray has moved
+that, the log says so, and streams are cut off: clients resume from their cursors in either case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import ray
+
+from services.base.errors import UnavailableError
+from services.rpc.pipeline import Pipeline
+
+logger = logging.getLogger("ray.serve")
+
+_LOOK_SECONDS = 0.2
+
+
+class Draining:
+    """The streams of one replica. Made on the event loop that serves them."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._pipelines: set[Pipeline[Any, Any]] = set()
+        self._watching = asyncio.create_task(self._watch(_flag()))
+
+    @property
+    def streams(self) -> int:
+        return len(self._pipelines)
+
+    @property
+    def in_flight(self) -> int:
+        """Items under way on all streams."""
+        return sum(pipeline.in_flight for pipeline in self._pipelines)
+
+    def begin(self) -> None:
+        """Every stream begins no more windows, and ends when those under way have been sent."""
+        self._begun = True
+        for pipeline in self._pipelines:
+            pipeline.stop()
+
+    @asynccontextmanager
+    async def holding(self, pipeline: Pipeline[Any, Any]) -> AsyncIterator[None]:
+        """Around a stream. Raises UnavailableError at its start when the replica is being stopped already, and at its
+        end when it was stopped under way."""
+        if self._begun:
+            raise UnavailableError("draining: this replica is being stopped")
+        self._pipelines.add(pipeline)
+        try:
+            yield
+        finally:
+            self._pipelines.discard(pipeline)
+        if pipeline.stopped:
+            raise UnavailableError("draining: this replica is being stopped; the stream goes on at another one")
+
+    def close(self) -> None:
+        self._watching.cancel()
+
+    async def _watch(self, told_to_stop: Callable[[], bool]) -> None:
+        while not told_to_stop():
+            await asyncio.sleep(_LOOK_SECONDS)
+        logger.info("told to stop: %d streams end after their windows under way", len(self._pipelines))
+        self.begin()
+
+
+def _flag() -> Callable[[], bool]:
+    """Whether Serve stops the replica that this process is."""
+    if not ray.is_initialized():
+        return lambda: False
+    with contextlib.suppress(AttributeError, StopIteration):
+        replica = next(iter(ray._private.worker.global_worker.actors.values()))._replica_impl
+        if isinstance(replica._shutting_down, bool):
+            return lambda: bool(replica._shutting_down)
+    logger.warning("ray %s: cannot see when a replica is told to stop; its streams will be cut off", ray.__version__)
+    return lambda: False

@@ -1,0 +1,137 @@
+"""Back-pressure: a producer computes only what its consumer has granted, and packs it into frames.
+
+Ray Serve's proxy reads a server stream as fast as the replica produces it, whatever the client does; credits are what
+keeps memory flat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from services.rpc.credits import Credits
+from services.wire.protocol import FRAME_BYTES
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LINGER_SECONDS = 0.05
+_LINGER_SHARE = 8
+"""A frame costs Serve's proxy some milliseconds, whatever is in it. It waits for an eighth of what is under way, so
+that a consumer with few credits is never kept waiting, but not longer than the seconds above."""
+
+
+class Pipeline(Generic[Item, Result]):
+    """Computes items concurrently, one credit each, and hands the results out in order, many to a frame.
+
+    Args:
+        items: what to compute, in order.
+        compute: from an item to its result; runs as a task of its own.
+        size: bytes that a result takes on the wire.
+        may_share: whether a result may travel in the same frame as the one before it.
+        heartbeat_seconds: an empty frame goes out when nothing else did for so long; never by default.
+
+    Attributes:
+        stopped: whether `stop` ended it before all items were computed.
+    """
+
+    def __init__(
+        self,
+        items: AsyncIterator[Item],
+        compute: Callable[[Item], Awaitable[Result]],
+        size: Callable[[Result], int],
+        may_share: Callable[[Result, Result], bool] = lambda before, after: True,
+        heartbeat_seconds: float | None = None,
+    ) -> None:
+        self.credits = Credits()
+        self.stopped = False
+        self._heartbeat_seconds = heartbeat_seconds
+        self._items = items
+        self._compute = compute
+        self._size = size
+        self._may_share = may_share
+        self._tasks: deque[asyncio.Future[Result]] = deque()
+        self._arrived = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Items that were begun and are in no frame yet."""
+        return len(self._tasks)
+
+    def stop(self) -> None:
+        """Begins nothing more: the frames end when what is under way has been sent."""
+        self.credits.close()
+
+    async def frames(self, reader: Awaitable[None]) -> AsyncGenerator[list[Result], None]:
+        """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
+
+        `reader` grants the credits; it returns when the client has closed its side, and its failure ends the stream.
+        """
+        starting = asyncio.ensure_future(self._start_tasks())
+        reading = asyncio.ensure_future(reader)
+        try:
+            while (more := await self._oldest_is_done(starting, reading)) is not False:
+                if more is None:
+                    yield []
+                    continue
+                enough = -(-len(self._tasks) // _LINGER_SHARE)
+                until = asyncio.get_running_loop().time() + _LINGER_SECONDS
+                frame = [self._tasks.popleft().result()]
+                frame_bytes = self._size(frame[0])
+                while frame_bytes < FRAME_BYTES:
+                    if len(frame) < enough:
+                        await self._next_is_done(until)
+                    if not self._next_fits(frame[-1]):
+                        break
+                    frame.append(self._tasks.popleft().result())
+                    frame_bytes += self._size(frame[-1])
+                yield frame
+        finally:
+            left: list[asyncio.Future[Any]] = [starting, reading, *self._tasks]
+            for future in left:
+                future.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _start_tasks(self) -> None:
+        async for item in self._items:
+            if not await self.credits.take():
+                self.stopped = True
+                return
+            self._tasks.append(asyncio.ensure_future(self._compute(item)))
+            self._arrived.set()
+
+    async def _oldest_is_done(self, starting: asyncio.Future[None], reading: asyncio.Future[None]) -> bool | None:
+        """Waits for the oldest task; False when no more will come, None when it is time for a heartbeat. Raises what
+        ended `starting` or `reading`."""
+        while not (self._tasks and self._tasks[0].done()):
+            for background in (starting, reading):
+                if background.done():
+                    background.result()
+            if not self._tasks and (starting.done() or (reading.done() and self.credits.exhausted)):
+                return False
+            self._arrived.clear()
+            arrival = asyncio.ensure_future(self._arrived.wait())
+            try:
+                running = [future for future in (starting, reading) if not future.done()]
+                oldest = [self._tasks[0]] if self._tasks else [arrival]
+                done, _ = await asyncio.wait(
+                    [*oldest, *running], timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    return None
+            finally:
+                arrival.cancel()
+        return True
+
+    async def _next_is_done(self, until: float) -> None:
+        """Waits for the oldest task, but only until that time of the event loop."""
+        left = until - asyncio.get_running_loop().time()
+        if left > 0 and not self._tasks[0].done():
+            await asyncio.wait([self._tasks[0]], timeout=left)
+
+    def _next_fits(self, before: Result) -> bool:
+        if not (self._tasks and self._tasks[0].done()) or self._tasks[0].exception() is not None:
+            return False
+        return self._may_share(before, self._tasks[0].result())

@@ -1,0 +1,60 @@
+"""What an engine does: exact next-token log-probabilities along a prompt.
+
+Shape legend: T rows (prompt tokens after the first), K candidates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion_core.blocks import Float32, Int32
+from services.base.errors import UnavailableError
+
+
+class EngineDiedError(UnavailableError):
+    """The engine's process is gone: the call may be tried again, another replica will answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of the tokens of a prompt, each from the tokens before it.
+
+    Attributes:
+        gold_T: float32, of the token that stands there.
+        topk_ids_TK: int32, the K likeliest by falling log-probability.
+        topk_logprobs_TK: float32, theirs.
+    """
+
+    gold_T: Float32
+    topk_ids_TK: Int32
+    topk_logprobs_TK: Float32
+
+
+class Engine(ABC):
+    """A loaded model. Created on the event loop that it serves.
+
+    Attributes:
+        name_and_version: such as "vllm 0.32.0".
+        dtype: the type that the model computes in.
+        path: how log-probabilities leave the engine: "tap" or "flat" for vllm, "arrays" for engines in this process.
+        determinism: what may differ when a text is scored again, in a sentence.
+    """
+
+    name_and_version: str
+    dtype: str
+    path: str
+    determinism: str
+
+    @abstractmethod
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        """Scores a prompt of T + 1 tokens: T rows, the first token is context. Cancelling the call frees the engine."""
+
+    @abstractmethod
+    async def check_health(self) -> None:
+        """Raises when the engine can no longer answer."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the engine and its processes."""

@@ -1,0 +1,88 @@
+"""Engine `synthetic`: distributions made up from the context, at a set pace; for load tests and for trying a pipeline.
+
+Row t is a function of the two tokens before it and of the seed: it picks one of a fixed number of distributions, drawn
+once when the engine is loaded. The realised token's log-probability is looked up in the whole of that distribution, so
+rows are what a (very dull) language model would answer, and the chain rule holds.
+
+Shape legend: T rows, K candidates, R distributions in the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fusion_core.blocks import Float32, Int32
+from services.source.config import SyntheticConfig
+from services.source.engines.base import Engine, PromptScores
+
+_TABLE_ROWS = 4096
+_CATCH_UP_SECONDS = 0.05
+"""How far the engine may run ahead of its pace after a late wake-up, so that the pace holds on average."""
+
+
+class SyntheticEngine(Engine):
+    """One text after the other, `tokens_per_second` fast; every answer comes `delay_seconds` later."""
+
+    dtype = "float32"
+    determinism = "the same text scores the same, bit for bit"
+    path = "arrays"
+
+    def __init__(self, config: SyntheticConfig, vocabulary_size: int, top_k: int) -> None:
+        self._config = config
+        self._turn = asyncio.Lock()
+        self._free_at = 0.0
+        rng = np.random.default_rng(config.seed)
+        self._ids_RK, self._logprobs_RK, self._outside_R = _table(rng, vocabulary_size, top_k)
+        self.name_and_version = f"synthetic 1 (seed {config.seed})"
+
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        config = self._config
+        if config.tokens_per_second is not None:
+            async with self._turn:
+                now = time.monotonic()
+                self._free_at = max(self._free_at, now - _CATCH_UP_SECONDS) + len(prompt_ids) / config.tokens_per_second
+                await asyncio.sleep(self._free_at - now)
+        if config.delay_seconds:
+            await asyncio.sleep(config.delay_seconds)
+        return self._scores(np.asarray(prompt_ids, dtype=np.int32), top_k)
+
+    def _scores(self, ids_T1: Int32, top_k: int) -> PromptScores:
+        context_T = ids_T1[:-1].astype(np.uint32) * np.uint32(2_654_435_761)
+        context_T[1:] += ids_T1[:-2].astype(np.uint32) * np.uint32(2_246_822_519)
+        rows_T = ((context_T >> np.uint32(16)) % np.uint32(_TABLE_ROWS)).astype(np.intp)
+        ids_TK, logprobs_TK = self._ids_RK.take(rows_T, axis=0), self._logprobs_RK.take(rows_T, axis=0)
+        hits_TK = ids_TK == ids_T1[1:, None]
+        place_T = hits_TK.argmax(axis=1)
+        each = np.arange(len(rows_T))
+        gold_T = np.where(hits_TK[each, place_T], logprobs_TK[each, place_T], self._outside_R[rows_T])
+        return PromptScores(gold_T=gold_T, topk_ids_TK=ids_TK[:, :top_k], topk_logprobs_TK=logprobs_TK[:, :top_k])
+
+    async def check_health(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def _table(rng: np.random.Generator, vocabulary_size: int, top_k: int) -> tuple[Int32, Float32, Float32]:
+    """Candidates, their log-probabilities, and the log-probability of each token that is no candidate, per row."""
+    # A candidate from each of K growing ranges of ids: all different, and mostly low ids, which are the frequent ones.
+    edges: npt.NDArray[np.int64] = np.geomspace(1, vocabulary_size + 1, top_k + 1).astype(np.int64) - 1
+    edges = np.maximum(edges, np.arange(top_k + 1))
+    drawn_RK = rng.integers(edges[:-1], edges[1:], (_TABLE_ROWS, top_k))
+    ids_RK: Int32 = rng.permuted(drawn_RK, axis=1).astype(np.int32)
+    steepness_R1 = rng.uniform(0.8, 2.5, (_TABLE_ROWS, 1))
+    weights_RK = np.arange(1, top_k + 1, dtype=np.float64) ** -steepness_R1
+    weights_RK /= weights_RK.sum(axis=1, keepdims=True)
+    # No token outside the candidates may be likelier than the last of them.
+    num_outside = vocabulary_size - top_k
+    at_most_R = weights_RK[:, -1] * num_outside / (1 + weights_RK[:, -1] * num_outside)
+    tail_R = np.minimum(rng.uniform(0.01, 0.3, _TABLE_ROWS), at_most_R)
+    with np.errstate(divide="ignore"):
+        outside_R = np.log(tail_R / max(1, num_outside)).astype(np.float32)
+    return ids_RK, np.log(weights_RK * (1 - tail_R)[:, None]).astype(np.float32), outside_R

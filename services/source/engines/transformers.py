@@ -1,0 +1,77 @@
+"""Engine `transformers`: the same answers from a plain forward pass, without the start-up time of a serving engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.models.pretrained import load_causal_lm
+from services.source.config import SourceConfig
+from services.source.engines.base import Engine, PromptScores
+
+_ROWS_AT_ONCE = 256
+"""Rows turned into float32 log-probabilities at one time, beside the model's own logits."""
+
+
+class TransformersEngine(Engine):
+    """A model on one device, one prompt at a time on a thread of its own."""
+
+    path = "arrays"
+    determinism = "the same text scores the same on the same machine: every text runs alone"
+
+    def __init__(self, model: Any, version: str, dtype: str) -> None:
+        self._model = model
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
+        self.name_and_version = f"transformers {version}"
+        self.dtype = dtype
+
+    @classmethod
+    async def load(cls, config: SourceConfig, folder: Path) -> TransformersEngine:
+        import torch
+        import transformers
+
+        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device: {device} is asked for, but torch sees no CUDA device; use auto or cpu")
+        if config.torch_threads:
+            torch.set_num_threads(config.torch_threads)
+        dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+        model: Any = load_causal_lm(
+            folder,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            key=f"sources.{config.name}.trust_remote_code",
+        )
+        model = model.to(device).eval()
+        return cls(model, transformers.__version__, str(model.dtype).removeprefix("torch."))
+
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, list(prompt_ids), top_k)
+
+    def _score(self, prompt_ids: list[int], top_k: int) -> PromptScores:
+        import torch
+
+        with torch.inference_mode():
+            ids_T1 = torch.tensor(prompt_ids, device=self._model.device)
+            # The model's own logits, so that caps and scales that belong to it are in.
+            logits_TV = self._model(input_ids=ids_T1[None, :-1], use_cache=False).logits[0]
+            columns: list[tuple[Any, Any, Any]] = []
+            for start in range(0, logits_TV.shape[0], _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                logprobs_TV = torch.log_softmax(logits_TV[rows].float(), dim=-1)
+                gold_T1 = logprobs_TV.gather(1, ids_T1[1:][rows, None])
+                top = logprobs_TV.topk(top_k, dim=1)
+                columns.append((gold_T1[:, 0], top.indices, top.values))
+            gold_T, ids_TK, logprobs_TK = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
+        return PromptScores(gold_T=gold_T, topk_ids_TK=ids_TK.astype(np.int32), topk_logprobs_TK=logprobs_TK)
+
+    async def check_health(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,162 @@
+"""Engine `vllm`: prompt log-probabilities from a vLLM engine that runs in processes of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.source.config import SourceConfig
+from services.source.engines.base import Engine, EngineDiedError, PromptScores
+from services.source.engines.memory import rows_at_once
+from services.source.engines.vllm_tap import MARK, RawPromptLogprobs, open_tap
+
+logger = logging.getLogger("ray.serve")
+
+_OWN_ARGUMENTS = {
+    "max_model_len",
+    "model",
+    "tokenizer",
+    "dtype",
+    "max_logprobs",
+    "skip_tokenizer_init",
+    "enable_prefix_caching",
+}
+_CHANGING_ARGUMENTS = ("quantization", "kv_cache_dtype", "hf_overrides")
+"""Engine arguments that change what a model says: they belong to the engine's name, and so to what is stored of it."""
+_PROBE_TOP_K = 2
+
+
+class VllmEngine(Engine):
+    """vLLM's asynchronous engine. Text becomes tokens outside it, so that bytes and ids are known to agree."""
+
+    def __init__(self, engine: Any, name_and_version: str, dtype: str) -> None:
+        self._engine = engine
+        self.name_and_version = name_and_version
+        self.dtype = dtype
+        self.path = "flat"
+        batch_invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
+        self.determinism = (
+            "the same text scores the same on the same machine, whatever it shares a batch with"
+            if batch_invariant
+            else "the same text scores the same but for rounding, which depends on the batch that it shares"
+        )
+
+    @classmethod
+    async def load(cls, config: SourceConfig, folder: Path) -> VllmEngine:
+        if clash := _OWN_ARGUMENTS & config.engine_args.keys():
+            raise ValueError(f"engine_args: {', '.join(sorted(clash))} is set from the source's own keys; leave it out")
+        import vllm
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        problem = open_tap()
+        arguments: dict[str, Any] = {
+            "max_num_batched_tokens": rows_at_once(config, folder),
+            "load_format": "safetensors",  # vLLM would fall back on pickled weights
+            "disable_log_stats": True,
+            **({"distributed_executor_backend": "ray"} if config.places_workers else {}),
+            **config.engine_args,
+        }
+        try:
+            engine_args = AsyncEngineArgs(
+                model=str(folder),
+                dtype=config.dtype,
+                max_model_len=config.max_tokens + 2,  # BOS in front, and the one token that generate insists on
+                max_logprobs=max(config.largest_top_k, _PROBE_TOP_K),
+                skip_tokenizer_init=True,
+                trust_remote_code=config.trust_remote_code,
+                enable_prefix_caching=False,  # prompt scoring skips the cache anyway
+                **arguments,
+            )
+        except TypeError as error:
+            raise ValueError(f"engine_args: {error}") from error
+        async_llm = AsyncLLM.from_engine_args(engine_args)
+        changing = ", ".join(f"{key}={arguments[key]}" for key in _CHANGING_ARGUMENTS if arguments.get(key) is not None)
+        name = f"vllm {vllm.__version__}" + (f" ({changing})" if changing else "")
+        engine = cls(async_llm, name, str(async_llm.model_config.dtype).removeprefix("torch."))
+        try:
+            problem = problem or await engine._probe(config)
+        except BaseException:
+            engine.close()
+            raise
+        if problem is None:
+            engine.path = "tap"
+        else:
+            logger.warning(
+                "source %s: vLLM's arrays cannot be tapped (%s); its flat lists are used, which is slower",
+                config.name,
+                problem,
+            )
+        return engine
+
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        return await self._score(prompt_ids, top_k, tapped=self.path == "tap")
+
+    async def _score(self, prompt_ids: Sequence[int], top_k: int, *, tapped: bool) -> PromptScores:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=MARK if tapped else None,
+        )
+        try:
+            request = self._engine.generate({"prompt_token_ids": list(prompt_ids)}, parameters, uuid.uuid4().hex)
+            [output] = [output async for output in request]
+        except EngineDeadError as error:
+            raise EngineDiedError("the engine's process died; the replica is being replaced") from error
+        if tapped and not isinstance(output.prompt_logprobs, RawPromptLogprobs):
+            raise TypeError("a marked request came back without its arrays")
+        return prompt_scores(output.prompt_logprobs, len(prompt_ids) - 1, top_k)
+
+    async def _probe(self, config: SourceConfig) -> str | None:
+        """Scores one prompt through the tap and through the public door; returns how the two differ."""
+        prompt_ids = list(range(min(6, config.max_tokens + 1)))
+        public = await self._score(prompt_ids, _PROBE_TOP_K, tapped=False)
+        try:
+            tapped = await self._score(prompt_ids, _PROBE_TOP_K, tapped=True)
+        except EngineDiedError:
+            raise
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        for name in PromptScores.__slots__:
+            ours, theirs = getattr(tapped, name), getattr(public, name)
+            if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+                return f"{name}: {ours.dtype} {ours.shape} instead of {theirs.dtype} {theirs.shape}"
+            if name != "topk_ids_TK" and not np.allclose(ours, theirs, atol=0.05, equal_nan=True):
+                return f"{name}: other numbers than through the public door"
+        return None
+
+    async def check_health(self) -> None:
+        await self._engine.check_health()
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def prompt_scores(found: Any, num_rows: int, top_k: int) -> PromptScores:
+    """Scores from what a request brought along: the tap's arrays or vLLM's flat lists.
+
+    Flat lists hold nothing at position 0; every later position has the prompt's own token first, then the top_k
+    likeliest, all of them.
+    """
+    shape = (num_rows, top_k + 1)
+    if isinstance(found, RawPromptLogprobs):
+        ids, logprobs = found.columns()
+        assert ids.shape == logprobs.shape == shape, (ids.shape, logprobs.shape, shape)
+    else:
+        ids = np.asarray(found.token_ids, dtype=np.int32).reshape(shape)
+        logprobs = np.asarray(found.logprobs, dtype=np.float32).reshape(shape)
+    return PromptScores(gold_T=logprobs[:, 0].copy(), topk_ids_TK=ids[:, 1:], topk_logprobs_TK=logprobs[:, 1:])

@@ -1,0 +1,53 @@
+"""What a scored window depends on: the source's identity, and the window's key below it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Self
+
+from fusion.v1 import source_pb2
+from services.base.settings import Settings
+from services.wire.passage import Passage
+
+KEY_BYTES = 16
+
+
+class SourceIdentity(Settings):
+    """All of a source that its distributions depend on. Two sources with one identity may read each other's windows.
+
+    `engine` is the name without its version: an upgrade does not make what was scored wrong. `model` is for people.
+    """
+
+    model: str
+    revision: str
+    vocabulary: str
+    bos_token: str
+    eos_token: str
+    engine: str
+    dtype: str
+    top_k: int
+
+    @classmethod
+    def of(cls, info: source_pb2.GetSourceInfoResponse, top_k: int) -> Self:
+        return cls(
+            model=info.model,
+            revision=info.revision,
+            vocabulary=info.vocabulary,
+            bos_token=info.bos_token,
+            eos_token=info.eos_token,
+            engine=re.sub(r" \d\S*", "", info.engine, count=1),
+            dtype=info.dtype,
+            top_k=top_k,
+        )
+
+    @property
+    def digest(self) -> str:
+        """Name of the source's folder in a store."""
+        values = self.model_dump(exclude={"model"})
+        return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
+
+
+def window_key(passage: Passage) -> bytes:
+    """Content address of a window below its source."""
+    return passage.identity[:KEY_BYTES]

@@ -1,0 +1,104 @@
+"""A real fusion service without Ray: the servicer on a plain gRPC server in this process, over `plain_source`s."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from fusion.v1 import fusion_pb2_grpc
+from services.commands.prepare import prepare
+from services.fusion.client import FusionClient
+from services.fusion.config import FusionServiceConfig
+from services.fusion.servicer import FusionServicer
+from services.recipes.recipe import Recipe
+from services.source.config import SourceConfig
+from tests.fakes.plain_source import PlainSource, plain_source
+from tests.fakes.tiny_model import make_tiny_model, sentences
+
+
+@dataclass
+class PlainFusion:
+    """Where it listens, on what it runs, and the recipe that it was made from."""
+
+    address: str
+    drain: Callable[[], None]
+    sources: list[PlainSource]
+    recipe: Recipe
+
+    def client(self, **settings: Any) -> FusionClient:
+        return FusionClient(self.address, **({"patience_seconds": 30} | settings))
+
+    @property
+    def num_windows(self) -> int:
+        return next(d.num_windows for d in self.client().info().datasets if d.split == "train")
+
+
+@contextmanager
+def plain_fusion(folder: Path, *, min_sources: int = 1, num_sources: int = 2, **service: Any) -> Iterator[PlainFusion]:
+    """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section."""
+    documents = folder / "documents"
+    documents.mkdir(exist_ok=True)
+    for number in range(12):
+        (documents / f"{number}.txt").write_text(sentences(600, seed=number), encoding="utf-8")
+    with ExitStack() as stack:
+        sources, entries = [], []
+        for number in range(num_sources):
+            model = folder / f"model-{number}"
+            if not model.exists():
+                make_tiny_model(model, vocabulary_size=400 + 50 * number, seed=number)
+            name = f"source-{number}"
+            config = SourceConfig(name=name, model=str(model), engine="synthetic", top_k=8)
+            sources.append(stack.enter_context(plain_source(config)))
+            entries.append({"name": name, "model": str(model), "top_k": 8, "address": sources[-1].address})
+        small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
+        recipe = Recipe.model_validate(
+            {
+                "name": "plain",
+                "output_dir": str(folder / "runs"),
+                "corpus": {"name": "words", "files": [f"{documents}/*.txt"], "window_bytes": 128},
+                "sources": entries,
+                "target": {"config": small, "tokenizer": {"train": {"vocabulary_size": 300}}},
+                "fusion": {"k_out": 8, "min_sources": min_sources},
+                "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
+            }
+        )
+        prepare(recipe, save=False)
+        address, drain = stack.enter_context(_serving(recipe.fusion_service()))
+        yield PlainFusion(address, drain, sources, recipe)
+
+
+@contextmanager
+def _serving(config: FusionServiceConfig) -> Iterator[tuple[str, Callable[[], None]]]:
+    ready, loop, end, address = threading.Event(), asyncio.new_event_loop(), asyncio.Event(), ""
+    servicer = FusionServicer.__new__(FusionServicer)
+
+    async def serve() -> None:
+        nonlocal address
+        await servicer.__init__(config)  # type: ignore[misc]
+        server = grpc.aio.server()
+        fusion_pb2_grpc.add_FusionServiceServicer_to_server(servicer, server)
+        health = type("Health", (health_pb2_grpc.HealthServicer,), {"Check": servicer.Check})
+        health_pb2_grpc.add_HealthServicer_to_server(health(), server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        ready.set()
+        await end.wait()
+        await server.stop(None)
+        servicer._fuser.flush()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(120)
+    try:
+        yield address, lambda: loop.call_soon_threadsafe(servicer._draining.begin)
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(30)

@@ -1,0 +1,53 @@
+"""One attempt at a training run without Ray, against the fake stream."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from services.distill.config import DistillConfig
+from services.distill.job import DistillJob
+from services.distill.plan import make_plan
+from services.distill.trainer import Report, Trainer
+from services.distill.workers.world import World
+from services.jobs.storage import newest_complete
+from tests.fakes.fusion_stream import FakeFusion
+
+SETTINGS = {
+    "lambda": 0.3, "epochs": 2, "batch_windows": 4, "learning_rate": 3e-3, "checkpoint_every_steps": 3, "seed": 5,
+}  # fmt: skip
+
+
+def job_in(folder: Path, target_folder: Path, **changes: object) -> DistillJob:
+    config = DistillConfig.model_validate(SETTINGS | changes)
+    return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config)
+
+
+def keeping(job: DistillJob) -> Report:
+    """Keeps checkpoints below the run's folder, whole or not at all."""
+
+    def keep(_metrics: dict, folder: Path | None, step: int) -> None:
+        if folder is not None:
+            making = job.run_folder / f".making-{step}"
+            shutil.copytree(folder, making, dirs_exist_ok=True)
+            shutil.rmtree(job.files.checkpoints / f"step-{step}", ignore_errors=True)
+            job.files.checkpoints.mkdir(exist_ok=True)
+            making.rename(job.files.checkpoints / f"step-{step}")
+
+    return keep
+
+
+def train(job: DistillJob, fusion: FakeFusion) -> None:
+    """One attempt: goes on from the newest checkpoint, keeps its own."""
+    newest = newest_complete(job.checkpoints)
+    with newest.local() if newest else nullcontext() as restore_from:
+        trainer = Trainer(job, make_plan(job, fusion), fusion, World(), restore_from=restore_from, report=keeping(job))
+    trainer.run()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())

