@@ -11,11 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
-Int32 = npt.NDArray[np.int32]
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
+from fusion_core.arrays import Bool, Float32, Int32
 
 PADDING_ID = -1
 _MASS_TOLERANCE = 1e-3

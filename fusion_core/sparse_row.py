@@ -7,13 +7,9 @@ vocabulary's size would miss it at every entry. Stamps make clearing between row
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Float32, Int32, Int64
 from fusion_core.compiled import compiled
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
 
 _NUM_BUCKETS = 128
 _EXPONENT_OF_ONE = 127

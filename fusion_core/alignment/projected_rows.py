@@ -11,9 +11,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Int32 = npt.NDArray[np.int32]
-Float32 = npt.NDArray[np.float32]
-Bool = npt.NDArray[np.bool_]
+from fusion_core.arrays import Bool, Float32, Int32
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 

@@ -6,15 +6,10 @@ Shape legend: S sources, T target tokens, M entries of all sources side by side,
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Float32, Float64, Int32, Int64
 from fusion_core.compiled import compiled
 from fusion_core.sparse_row import num_slots, order_of_largest, place_of
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 @compiled

@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Bool, Float64, Int64
 from fusion_core.fusion.config import FusionConfig
-
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
-Int64 = npt.NDArray[np.int64]
 
 
 def nats_per_byte(gold_ST: Float64, mask_ST: Bool, num_bytes_T: Int64, span_of_T: Int64) -> Float64:

@@ -5,15 +5,8 @@ Shape legend: T tokens of one text, V ids, B bytes of all ids together, N bytes 
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
+from fusion_core.arrays import Bool, Int32, Int64, UInt8
 from fusion_core.compiled import compiled
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
-Bool = npt.NDArray[np.bool_]
 
 
 @compiled

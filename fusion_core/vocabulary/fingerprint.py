@@ -6,14 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
-Bool = npt.NDArray[np.bool_]
-
 
 def _fingerprint(
     description: dict[str, Any], token_bytes: list[bytes], roles: dict[str, int | None], special_ids: frozenset[int]

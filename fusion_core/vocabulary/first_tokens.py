@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from fusion_core.arrays import Int32
 from fusion_core.vocabulary import backend
 from fusion_core.vocabulary.token_bytes import CHARACTER_OF_BYTE
 
 if TYPE_CHECKING:
     from fusion_core.vocabulary.vocabulary import Vocabulary
-
-Int32 = npt.NDArray[np.int32]
 
 
 class FirstTokens:

@@ -8,13 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Int32, Int64, UInt8
 from fusion_core.compiled import compiled
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
 
 
 def sort_by_bytes(token_bytes: Sequence[bytes]) -> tuple[Int32, Int32]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from fusion_core.arrays import Int32, Int64, UInt8
 from fusion_core.vocabulary import backend
 from fusion_core.vocabulary.byte_ends import ends_when_lossless, ends_with_losses
 from fusion_core.vocabulary.encoding import Encoding
@@ -22,11 +22,6 @@ from fusion_core.vocabulary.fingerprint import _fingerprint
 from fusion_core.vocabulary.first_tokens import FirstTokens
 from fusion_core.vocabulary.prefixes import prefix_ranges, sort_by_bytes
 from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level, unknown_id
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
-Bool = npt.NDArray[np.bool_]
 
 
 class Vocabulary:

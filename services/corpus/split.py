@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import UInt64
 from services.corpus.document import Document
 from services.corpus.windows import WHITESPACE
 
@@ -75,7 +75,7 @@ def split_documents(
     return SplitDocuments(train, held_out, len(unique), len(written) - len(unique), dropped)
 
 
-def _run_hashes(text: bytes, run_bytes: int) -> npt.NDArray[np.uint64]:
+def _run_hashes(text: bytes, run_bytes: int) -> UInt64:
     """Hashes of all runs of `run_bytes` bytes that begin with a word; equal runs have equal hashes."""
     # Polynomial hashes modulo 2^64: a run's hash is a difference of prefix sums, shifted back to its start.
     if len(text) < run_bytes:
@@ -88,7 +88,7 @@ def _run_hashes(text: bytes, run_bytes: int) -> npt.NDArray[np.uint64]:
         hashes = (sums[run_bytes:] - sums[:-run_bytes]) * inverses[: len(sums) - run_bytes]
     space = WHITESPACE[array]
     begins = ~space & np.concatenate(([True], space[:-1]))
-    result: npt.NDArray[np.uint64] = hashes[begins[: len(hashes)]]
+    result: UInt64 = hashes[begins[: len(hashes)]]
     return result
 
 

@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
-
-Bool = npt.NDArray[np.bool_]
-Int64 = npt.NDArray[np.int64]
 
 WHITESPACE = np.zeros(256, dtype=np.bool_)
 """By byte value."""

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fusion_core.arrays import Float64, Int32
 from services.evaluation.nats_per_byte import Scores
 
 ALL = "all"
 _DRAWS = 2000
 _PERCENTILES = (2.5, 97.5)
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def _hits(
     hits_MW: dict[str, list[int]] = {model: [] for model in models}
     positions_W = []
     for window in windows:
-        shared: npt.NDArray[np.int32] | None = None
+        shared: Int32 | None = None
         for scores in models.values():
             starts_T = np.unique(scores.token_starts_W[window])
             shared = starts_T if shared is None else np.intersect1d(shared, starts_T, assume_unique=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from fusion_core.arrays import Bool, Float64, Int32, Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.models.pretrained import load_causal_lm
 from services.models.weights import quiet
@@ -37,12 +37,12 @@ class Scores:
             normalisation): the model then scored another text, and its nats are no bound for this one.
     """
 
-    nats_W: npt.NDArray[np.float64]
-    bytes_W: npt.NDArray[np.int64]
-    tokens_W: npt.NDArray[np.int64]
-    token_starts_W: tuple[npt.NDArray[np.int32], ...]
-    hits_W: tuple[npt.NDArray[np.bool_], ...]
-    lossless_W: npt.NDArray[np.bool_]
+    nats_W: Float64
+    bytes_W: Int64
+    tokens_W: Int64
+    token_starts_W: tuple[Int32, ...]
+    hits_W: tuple[Bool, ...]
+    lossless_W: Bool
 
     @property
     def mean(self) -> float:
@@ -139,7 +139,7 @@ def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int
 
 def _score(
     model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
-) -> list[tuple[float, npt.NDArray[np.bool_]]]:
+) -> list[tuple[float, Bool]]:
     """-log probability per window, and which tokens were the likeliest. Right padding needs no mask: causal attention
     does not look ahead."""
     length = max(encoding.num_tokens for encoding in encodings)
@@ -158,5 +158,5 @@ def _score(
     return scores
 
 
-def _starts(encoding: Encoding) -> npt.NDArray[np.int32]:
+def _starts(encoding: Encoding) -> Int32:
     return np.concatenate([np.zeros(1, dtype=np.int32), encoding.byte_ends_T[:-1]])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_core.blocks import Float32
+from fusion_core.arrays import Float32
 from services.base.home import fusion_home
 
 logger = logging.getLogger("ray.serve")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_core.blocks import PADDING_ID, Block, Int32
+from fusion_core.arrays import Int32
+from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.base.errors import InvalidArgumentError, UnavailableError
 from services.source.admission import Admission

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+
+from fusion_core.arrays import Int64, UInt64
 
 _RECENT = 1 << 16
 _ROW_BITS = 32
 
-Part = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
+Part = tuple[UInt64, Int64]
 """Prefixes in rising order, and the place of each."""
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fusion_core.blocks import PADDING_ID, Block, Bool, Float32, Int32
+from fusion_core.arrays import Bool, Float32, Float64, Int32, UInt16
+from fusion_core.blocks import PADDING_ID, Block
 
 STEP_NATS = 1 / 16
 _NOTHING = 2**16 - 1
@@ -138,7 +139,7 @@ def _sorted(block: Block) -> tuple[Int32, Int32, Bool]:
     return ids_TK, steps_TK, there_TK
 
 
-def _tail_beside_gold(block: Block) -> npt.NDArray[np.float64]:
+def _tail_beside_gold(block: Block) -> Float64:
     """Mass outside the candidates, without the realised token's; raises ValueError where that is impossible."""
     gold_T, tail_T = np.exp(block.gold_T.astype(np.float64)), np.exp(block.tail_T.astype(np.float64))
     realised_TK = (block.topk_ids_TK == block.token_ids_T[:, None]) & (block.topk_logprobs_TK > -np.inf)
@@ -152,7 +153,7 @@ def _tail_beside_gold(block: Block) -> npt.NDArray[np.float64]:
     return beside_T
 
 
-def _padded(count_T: Int32, k: int, ids_N: Int32, rises_N: npt.NDArray[np.uint16]) -> tuple[Int32, Int32, Bool]:
+def _padded(count_T: Int32, k: int, ids_N: Int32, rises_N: UInt16) -> tuple[Int32, Int32, Bool]:
     """The inverse of what `_sorted` gives."""
     there_TK = np.arange(k) < count_T[:, None]
     if there_TK.all():
@@ -170,7 +171,7 @@ def _logprobs(
     there_TK: Bool,
     token_ids_T: Int32,
     gold_T: Float32,
-    tail_steps_T: npt.NDArray[np.uint16],
+    tail_steps_T: UInt16,
 ) -> tuple[Float32, Float32]:
     """Log-probabilities of the candidates and of the tail: the realised token's exact, the rest rescaled beside it."""
     logprobs_TK = np.where(there_TK, steps_TK * np.float32(-STEP_NATS), np.float32(-np.inf)).astype(np.float32)
@@ -200,7 +201,7 @@ def _falling(ids_TK: Int32, logprobs_TK: Float32) -> tuple[Int32, Float32]:
     return ids_TK, logprobs_TK
 
 
-def _steps_of_mass(mass_T: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
+def _steps_of_mass(mass_T: Float64) -> UInt16:
     with np.errstate(divide="ignore"):
         nats_T = -np.log(np.clip(mass_T, 0.0, 1.0))
     steps_T = np.rint(np.minimum(nats_T, _LAST_STEP * STEP_NATS) / STEP_NATS)

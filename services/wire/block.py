@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusion.v1 import block_pb2
+from fusion_core.arrays import Bool, Float32, Int32
 from fusion_core.blocks import PADDING_ID, Block, SourceShare
 from services.base.errors import InvalidArgumentError
 
@@ -109,7 +110,7 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
     return block
 
 
-def _narrow(logprobs_TK: npt.NDArray[np.float32], dtype: np.dtype[np.floating]) -> bytes:
+def _narrow(logprobs_TK: Float32, dtype: np.dtype[np.floating]) -> bytes:
     with np.errstate(over="ignore"):  # below -65504 float16 has no number left, and -inf is the honest answer
         return logprobs_TK.astype(dtype).tobytes()
 
@@ -120,7 +121,7 @@ def _narrowest(block: Block) -> int:
     return next(id_dtype for id_dtype, num_bytes in _ID_BYTES.items() if largest < 256**num_bytes - 1)
 
 
-def _pack_ids(ids: npt.NDArray[np.int32], id_dtype: int) -> bytes:
+def _pack_ids(ids: Int32, id_dtype: int) -> bytes:
     """The low bytes of every id: those of -1 (padding) are all ones."""
     if id_dtype == block_pb2.ID_DTYPE_UINT16:
         return ids.astype("<u2").tobytes()
@@ -133,7 +134,7 @@ def _pack_ids(ids: npt.NDArray[np.int32], id_dtype: int) -> bytes:
     return packed.tobytes()
 
 
-def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> npt.NDArray[np.int32]:
+def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> Int32:
     num_bytes = _ID_BYTES[id_dtype]
     _column(data, name, np.dtype((_UINT8, num_bytes)), length)
     # Every id is read as four bytes, whatever follows it, and cut to its own.
@@ -144,7 +145,7 @@ def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> npt.NDArr
     return ids
 
 
-def _mask(data: bytes, num_tokens: int) -> npt.NDArray[np.bool_]:
+def _mask(data: bytes, num_tokens: int) -> Bool:
     if not data:
         return np.ones(num_tokens, dtype=np.bool_)
     return _column(data, "mask", _UINT8, num_tokens).astype(np.bool_)

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from fusion_core.blocks import Float32
+from fusion_core.arrays import Float32
 
 _EXCESS_MASS = 1e-2
 _SAME_NATS = 1e-2

@@ -8,12 +8,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Int32, Int64
 from fusion_core.vocabulary import Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 UNKNOWN = -2
 """In the table: not looked up yet. -1: there is no such target token."""

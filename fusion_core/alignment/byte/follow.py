@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from fusion_core.alignment.byte.hypotheses import (
     LOWEST_PROBABILITY,
@@ -33,13 +32,9 @@ from fusion_core.alignment.byte.hypotheses import (
     look_up,
     num_unknown,
 )
+from fusion_core.arrays import Float32, Float64, Int32, Int64
 from fusion_core.compiled import compiled
 from fusion_core.sparse_row import num_slots, place_of
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 NEGLIGIBLE = 1e-10
 """Hypotheses below this share of the mass are not followed."""

@@ -10,17 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fusion_core.alignment.byte.first_token_table import UNKNOWN
+from fusion_core.arrays import Bool, Float32, Float64, Int32, Int64, UInt8
 from fusion_core.compiled import compiled
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 
 LOWEST_PROBABILITY = 1e-200
 """Stands in for a realised source token of probability zero, so that what goes on beside it keeps a finite mass."""

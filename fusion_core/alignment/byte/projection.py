@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fusion_core.alignment.byte.end_row import end_row
@@ -22,10 +21,9 @@ from fusion_core.alignment.byte.first_token_table import FirstTokenTable
 from fusion_core.alignment.byte.hypotheses import SourceRows
 from fusion_core.alignment.byte.window import Window
 from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.arrays import Float32
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
-
-Float32 = npt.NDArray[np.float32]
 
 
 class ByteConfig(BaseModel):

@@ -7,7 +7,6 @@ row, M entries of a target row.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from fusion_core.alignment.byte.first_token_table import FirstTokenTable
 from fusion_core.alignment.byte.follow import follow
@@ -15,12 +14,8 @@ from fusion_core.alignment.byte.hypotheses import Boundaries, Hypotheses, Mapped
 from fusion_core.alignment.byte.tokens_match import tokens_match
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.alignment.realised import carry_realised
+from fusion_core.arrays import Bool, Float64, Int32
 from fusion_core.vocabulary import Encoding
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 
 _LOWEST_LOGPROB = -1e4
 """Stands in for a realised token of probability zero, so that differences of sums stay numbers."""

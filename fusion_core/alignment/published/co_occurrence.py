@@ -13,12 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from fusion_core.alignment.published.pieces import Int32, Int64
+from fusion_core.arrays import Float64, Int32, Int64
 from fusion_core.compiled import compiled
-
-Float64 = npt.NDArray[np.float64]
 
 _DISTINCT = 1e-12
 """Cosines closer than this (relative) are equal: exact ties must not be decided by rounding."""

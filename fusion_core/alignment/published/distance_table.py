@@ -9,14 +9,11 @@ Shape legend: X patterns, Y texts, A symbols of the common alphabet, B batches, 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from fusion_core.alignment.published.edit_distance import candidate_distances
-from fusion_core.alignment.published.pieces import Int32, Int64, Pieces
+from fusion_core.alignment.published.pieces import Pieces
+from fusion_core.arrays import Int32, Int64, UInt16, UInt32
 from fusion_core.compiled import compiled
-
-UInt16 = npt.NDArray[np.uint16]
-UInt32 = npt.NDArray[np.uint32]
 
 _LANES = 64
 _WORD_BITS = 32

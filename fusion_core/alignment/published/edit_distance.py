@@ -13,13 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fusion_core.alignment.published.pieces import Int32, Int64, Pieces, UInt8
+from fusion_core.alignment.published.pieces import Pieces
+from fusion_core.arrays import Int32, Int64, UInt8, UInt16, UInt64
 from fusion_core.compiled import compiled
-
-UInt16 = npt.NDArray[np.uint16]
-UInt64 = npt.NDArray[np.uint64]
 
 _WORD_BITS = 64
 _BLOCK = 64
@@ -46,7 +43,7 @@ class _Bags(NamedTuple):
     starts_F: Int64
     texts_of_F: Int64  # texts with feature f: texts_of_F[starts_F[f]:starts_F[f + 1]]
     row_F: Int64  # the row of a frequent feature, -1 for a rare one
-    rows_RY: npt.NDArray[np.uint8]
+    rows_RY: UInt8
     lengths_Y: UInt8
 
 

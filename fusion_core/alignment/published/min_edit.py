@@ -15,21 +15,17 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.alignment.published.paired_rows import check_same_text, finish_rows
 from fusion_core.alignment.published.token_pairs import UNPAIRED, TokenPairs
 from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
+from fusion_core.arrays import Float32, Float64, Int32
 from fusion_core.blocks import Block
 from fusion_core.compiled import compiled
 from fusion_core.sparse_row import num_slots, place_of
 from fusion_core.vocabulary import Encoding, Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 class MinEditConfig(BaseModel):

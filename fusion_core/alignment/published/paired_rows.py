@@ -6,16 +6,12 @@ Shape legend: S source tokens, T target tokens, M entries per row.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.alignment.realised import carry_realised
+from fusion_core.arrays import Float32, Float64, Int32
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 _ABSENT_LOGPROB = -1e4
 

@@ -10,13 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Int32, Int64, UInt8
 from fusion_core.compiled import compiled
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt8 = npt.NDArray[np.uint8]
 
 _SPACE = 0x20
 _ESCAPE = 0xDC00

@@ -17,13 +17,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Float64, Int64, UInt16
 from fusion_core.compiled import compiled
-
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-UInt16 = npt.NDArray[np.uint16]
 
 _DISTINCT = 1e-9
 """Entries closer than this (relative) are equal, and the first counts as the largest."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from fusion_core.alignment.published.distance_table import UInt16, distance_table
-from fusion_core.alignment.published.pieces import Int32, Int64, UInt8, common_alphabet, decode_pieces
+from fusion_core.alignment.published.distance_table import distance_table
+from fusion_core.alignment.published.pieces import common_alphabet, decode_pieces
 from fusion_core.alignment.published.vocabulary_map import VocabularyMap
+from fusion_core.arrays import Bool, Int32, Int64, UInt8, UInt16
 from fusion_core.blocks import Block
 from fusion_core.compiled import compiled
 from fusion_core.vocabulary import Encoding, Vocabulary
@@ -157,9 +157,7 @@ def _trace(moves_ST: UInt8) -> Int32:
 
 
 @compiled
-def _cover_equal_bytes(
-    text_B: UInt8, source_ends_S: Int32, target_ends_T: Int32, source_of_T: Int32
-) -> npt.NDArray[np.bool_]:
+def _cover_equal_bytes(text_B: UInt8, source_ends_S: Int32, target_ends_T: Int32, source_of_T: Int32) -> Bool:
     equal_T = np.zeros(source_of_T.shape[0], np.bool_)
     for t in range(source_of_T.shape[0]):
         s = source_of_T[t]

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from fusion_core.alignment.projected_rows import ProjectedRows
@@ -27,15 +26,10 @@ from fusion_core.alignment.published.pieces import common_alphabet, decode_piece
 from fusion_core.alignment.published.sinkhorn import largest_entries
 from fusion_core.alignment.published.token_pairs import UNPAIRED, TokenPairs
 from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
+from fusion_core.arrays import Bool, Float32, Float64, Int32, Int64
 from fusion_core.blocks import Block
 from fusion_core.compiled import compiled
 from fusion_core.vocabulary import Encoding, Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-
 
 _COST_OF_ENDING = 16
 """Between EOS, which has no bytes, and any other candidate: as different as two long words."""
@@ -143,9 +137,7 @@ class TransportProjection:
         return ids_TM, probs_TM, tail_T
 
 
-def _marginals(
-    block: Block, rows_P: Int32 | Int64, comparable_V: npt.NDArray[np.bool_], top_k: int
-) -> tuple[Int32, Float64, Float64]:
+def _marginals(block: Block, rows_P: Int32 | Int64, comparable_V: Bool, top_k: int) -> tuple[Int32, Float64, Float64]:
     """(ids_PK, probs_PK, mass_P): the rows' first candidates, their probabilities scaled to sum 1, and their sum.
 
     Candidates that cannot be compared (control tokens, padded output layers) are left out: id -1, probability 0.

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion_core.alignment.published.co_occurrence import CoOccurrence, most_similar
 from fusion_core.alignment.published.edit_distance import NearestPieces
-from fusion_core.alignment.published.pieces import Int32, Int64, Pieces, common_alphabet, decode_pieces
+from fusion_core.alignment.published.pieces import Pieces, common_alphabet, decode_pieces
+from fusion_core.arrays import Int32, Int64
 from fusion_core.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion_core.blocks import Float32, Int32
+from fusion_core.arrays import Float32, Int32
 from services.base.errors import UnavailableError
 
 

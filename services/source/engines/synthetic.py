@@ -14,9 +14,8 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from fusion_core.blocks import Float32, Int32
+from fusion_core.arrays import Float32, Int32, Int64
 from services.source.config import SyntheticConfig
 from services.source.engines.base import Engine, PromptScores
 
@@ -72,7 +71,7 @@ class SyntheticEngine(Engine):
 def _table(rng: np.random.Generator, vocabulary_size: int, top_k: int) -> tuple[Int32, Float32, Float32]:
     """Candidates, their log-probabilities, and the log-probability of each token that is no candidate, per row."""
     # A candidate from each of K growing ranges of ids: all different, and mostly low ids, which are the frequent ones.
-    edges: npt.NDArray[np.int64] = np.geomspace(1, vocabulary_size + 1, top_k + 1).astype(np.int64) - 1
+    edges: Int64 = np.geomspace(1, vocabulary_size + 1, top_k + 1).astype(np.int64) - 1
     edges = np.maximum(edges, np.arange(top_k + 1))
     drawn_RK = rng.integers(edges[:-1], edges[1:], (_TABLE_ROWS, top_k))
     ids_RK: Int32 = rng.permuted(drawn_RK, axis=1).astype(np.int32)

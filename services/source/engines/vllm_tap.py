@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_core.blocks import Float32, Int32
+from fusion_core.arrays import Float32, Int32
 
 MARK = {"raw_prompt_logprobs": True}
 """Goes into the `extra_args` of a request whose arrays are wanted."""

@@ -21,13 +21,9 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from fusion_core.arrays import Bool, Float64, Int32
 from fusion_core.vocabulary import Vocabulary
-
-Float64 = npt.NDArray[np.float64]
-Int32 = npt.NDArray[np.int32]
-Bool = npt.NDArray[np.bool_]
 
 NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], Float64]
 """Takes N prefixes of source ids, returns [N, V] probabilities of the next id after each of them."""
