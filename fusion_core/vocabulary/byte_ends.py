@@ -11,7 +11,7 @@ from fusion_core.compiled import compiled
 
 @compiled
 def ends_when_lossless(
-    blob_B: UInt8, offsets_V1: Int64, token_ids_T: Int32, text_N: UInt8, num_virtual: int, ends_T: Int32
+    bytes_B: UInt8, offsets_V1: Int64, token_ids_T: Int32, text_N: UInt8, num_virtual: int, ends_T: Int32
 ) -> bool:
     """Fills `ends_T` and returns True when the tokens' bytes are exactly `num_virtual` spaces and then the text."""
     position = -num_virtual
@@ -21,7 +21,7 @@ def ends_when_lossless(
             return False
         for at in range(offsets_V1[token], offsets_V1[token + 1]):
             expected = 32 if position < 0 else (text_N[position] if position < text_N.shape[0] else -1)
-            if blob_B[at] != expected:
+            if bytes_B[at] != expected:
                 return False
             position += 1
         ends_T[t] = max(position, 0)
@@ -30,7 +30,7 @@ def ends_when_lossless(
 
 @compiled
 def ends_with_losses(
-    blob_B: UInt8,
+    bytes_B: UInt8,
     offsets_V1: Int64,
     token_ids_T: Int32,
     spans_T2: Int64,
@@ -56,7 +56,7 @@ def ends_with_losses(
         same = length > 0 and end <= span_end and (position >= span_start or end == span_end)
         if same:
             for at in range(length):
-                if blob_B[start + at] != text_N[position + at]:
+                if bytes_B[start + at] != text_N[position + at]:
                     same = False
                     break
         only_prefix = skip > 0 and length == 0

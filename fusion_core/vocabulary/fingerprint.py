@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 
-def _fingerprint(
+def vocabulary_fingerprint(
     description: dict[str, Any], token_bytes: list[bytes], roles: dict[str, int | None], special_ids: frozenset[int]
 ) -> str:
     """Hash of the id-to-bytes table, the pieces and merges, the way a text is prepared, and the special roles."""

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from fusion_core.arrays import Int32
 from fusion_core.vocabulary import backend
+from fusion_core.vocabulary.byte_table import ByteTable
 from fusion_core.vocabulary.token_bytes import CHARACTER_OF_BYTE
-
-if TYPE_CHECKING:
-    from fusion_core.vocabulary.vocabulary import Vocabulary
 
 
 class FirstTokens:
     """Tokenises remainders and keeps the first tokens of each. `middle` splits what does not start a text."""
 
-    def __init__(self, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool) -> None:
+    def __init__(
+        self, byte_table: ByteTable, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool
+    ) -> None:
+        self._byte_table = byte_table
         middle = backend.middle_description(description)
         same = all(middle[key] == description.get(key) for key in ("normalizer", "pre_tokenizer"))
         self.middle = text_backend if same else backend.build(middle)
         self._raw = backend.build(backend.raw_description(description)) if byte_level else None
 
-    def of(self, remainders: Sequence[bytes], count: int, vocabulary: Vocabulary) -> Int32:
+    def of(self, remainders: Sequence[bytes], count: int) -> Int32:
         """See `Vocabulary.leading_tokens`."""
         valid = [_valid_part(remainder) for remainder in remainders]
         encoded = self.middle.encode_batch_fast(valid, add_special_tokens=False)
@@ -40,8 +41,8 @@ class FirstTokens:
             for place in range(count):
                 if at == len(remainder):
                     break
-                token = ids[place] if place < len(ids) else self._of_bytes(remainder[at:], vocabulary)
-                token_bytes = vocabulary.token_bytes(token)
+                token = ids[place] if place < len(ids) else self._of_bytes(remainder[at:])
+                token_bytes = self._byte_table.token_bytes(token)
                 # A tokenizer that rewrites the text may answer with other bytes: then there is no such token.
                 if not token_bytes or not remainder.startswith(token_bytes, at):
                     break
@@ -49,22 +50,13 @@ class FirstTokens:
                 at += len(token_bytes)
         return leading_RN
 
-    def _of_bytes(self, remainder: bytes, vocabulary: Vocabulary) -> int:
+    def _of_bytes(self, remainder: bytes) -> int:
         """The first token of bytes that are not UTF-8: by the merges, else the longest token that starts them."""
-        if self._raw is not None:
-            mapped = "".join(CHARACTER_OF_BYTE[byte] for byte in remainder)
-            ids = self._raw.encode(mapped, add_special_tokens=False).ids
-            return ids[0] if ids else -1
-        low, high = 0, vocabulary.size
-        longest = -1
-        for length in range(1, len(remainder) + 1):
-            low, high = vocabulary.prefix_range(remainder[:length])
-            if low == high:
-                break
-            shortest = int(vocabulary.sorted_ids_V[low])  # in byte order, a token equal to the prefix comes first
-            if len(vocabulary.token_bytes(shortest)) == length:
-                longest = shortest
-        return longest
+        if self._raw is None:
+            return self._byte_table.longest_prefix(remainder)
+        mapped = "".join(CHARACTER_OF_BYTE[byte] for byte in remainder)
+        ids = self._raw.encode(mapped, add_special_tokens=False).ids
+        return ids[0] if ids else -1
 
 
 def _valid_part(remainder: bytes) -> str:

@@ -22,7 +22,7 @@ def sort_by_bytes(token_bytes: Sequence[bytes]) -> tuple[Int32, Int32]:
 
 
 @compiled
-def prefix_ranges(blob_B: UInt8, offsets_V1: Int64, sorted_ids_V: Int32, longest: int) -> tuple[Int32, Int32]:
+def prefix_ranges(bytes_B: UInt8, offsets_V1: Int64, sorted_ids_V: Int32, longest: int) -> tuple[Int32, Int32]:
     """(low_B, high_B): ranks low..high-1 start with token x's first n bytes, stored at offsets_V1[x] + n - 1.
 
     One pass over the sorted ids in each direction: a prefix of n bytes is shared with the neighbour exactly when the
@@ -34,10 +34,10 @@ def prefix_ranges(blob_B: UInt8, offsets_V1: Int64, sorted_ids_V: Int32, longest
         left, right = sorted_ids_V[rank - 1], sorted_ids_V[rank]
         limit = min(offsets_V1[left + 1] - offsets_V1[left], offsets_V1[right + 1] - offsets_V1[right])
         n = 0
-        while n < limit and blob_B[offsets_V1[left] + n] == blob_B[offsets_V1[right] + n]:
+        while n < limit and bytes_B[offsets_V1[left] + n] == bytes_B[offsets_V1[right] + n]:
             n += 1
         shared_V[rank] = n
-    low_B, high_B = np.empty(blob_B.shape[0], dtype=np.int32), np.empty(blob_B.shape[0], dtype=np.int32)
+    low_B, high_B = np.empty(bytes_B.shape[0], dtype=np.int32), np.empty(bytes_B.shape[0], dtype=np.int32)
     bound = np.zeros(longest + 1, dtype=np.int32)
     for rank in range(num_ids):
         token = sorted_ids_V[rank]

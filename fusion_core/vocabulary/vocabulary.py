@@ -6,7 +6,6 @@ Shape legend: V ids, B bytes of all ids together, T tokens of one text.
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fusion_core.arrays import Int32, Int64, UInt8
+from fusion_core.arrays import Int32
 from fusion_core.vocabulary import backend
 from fusion_core.vocabulary.byte_ends import ends_when_lossless, ends_with_losses
+from fusion_core.vocabulary.byte_table import ByteTable
 from fusion_core.vocabulary.encoding import Encoding
-from fusion_core.vocabulary.fingerprint import _fingerprint
+from fusion_core.vocabulary.fingerprint import vocabulary_fingerprint
 from fusion_core.vocabulary.first_tokens import FirstTokens
-from fusion_core.vocabulary.prefixes import prefix_ranges, sort_by_bytes
 from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level, unknown_id
 
 
@@ -29,11 +28,7 @@ class Vocabulary:
 
     Attributes:
         size: ids are 0..size-1, added tokens included.
-        blob_B, offsets_V1: the bytes of id i are blob_B[offsets_V1[i]:offsets_V1[i + 1]]; special ids and holes in
-            the numbering have none.
-        sorted_ids_V, rank_V: ids in order of their bytes (ties by id), and the place of every id in that order.
-        prefix_low_B, prefix_high_B: ranks low..high-1 are the ids that start with the first n bytes of id i, stored
-            at offsets_V1[i] + n - 1.
+        byte_table: the bytes of every id, and the ids in order of their bytes; control tokens have no bytes.
         bos_id, eos_id, pad_id: the roles, None where the tokenizer has no such token.
         special_ids: all ids that are control tokens, the unknown token included.
         special_tokens: ids of the control tokens by their names, such as "<bos>".
@@ -54,20 +49,16 @@ class Vocabulary:
             if added["id"] in self.special_ids
         }
         token_bytes = bytes_by_id(description, self.special_ids)
-        self.size = len(token_bytes)
-        self.blob_B: UInt8 = np.frombuffer(b"".join(token_bytes), dtype=np.uint8)
-        lengths_V = np.fromiter(map(len, token_bytes), dtype=np.int64, count=self.size)
-        self.offsets_V1: Int64 = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_V)])
-        self.sorted_ids_V, self.rank_V = sort_by_bytes(token_bytes)
-        self.prefix_low_B, self.prefix_high_B = prefix_ranges(
-            self.blob_B, self.offsets_V1, self.sorted_ids_V, int(lengths_V.max(initial=0))
-        )
+        self.byte_table = ByteTable(token_bytes)
+        self.size = self.byte_table.size
         self._dummy_prefix = backend.dummy_prefix(description)
         self.has_dummy_prefix = self._dummy_prefix is not backend.DummyPrefix.NONE
-        self.fingerprint = _fingerprint(description, token_bytes, roles, self.special_ids)
+        self.fingerprint = vocabulary_fingerprint(description, token_bytes, roles, self.special_ids)
         described = backend.text_description(description, self.special_ids)
         self._backend: Tokenizer = backend.build(described)
-        self._first_tokens = FirstTokens(described, self._backend, byte_level=is_byte_level(description))
+        self._first_tokens = FirstTokens(
+            self.byte_table, described, self._backend, byte_level=is_byte_level(description)
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, eos_token: str | None = None) -> Vocabulary:
@@ -117,22 +108,8 @@ class Vocabulary:
         return cls(description, roles, special_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one id; empty for special ids, holes and ids beyond the table (padded output layers)."""
-        if not 0 <= token_id < self.size:
-            return b""
-        return self.blob_B[self.offsets_V1[token_id] : self.offsets_V1[token_id + 1]].tobytes()
-
-    def prefix_range(self, prefix: bytes) -> tuple[int, int]:
-        """(low, high): exactly sorted_ids_V[low:high] start with `prefix`; all ids for the empty prefix."""
-        if not prefix:
-            return 0, self.size
-
-        def head(rank: int) -> bytes:
-            return self.token_bytes(int(self.sorted_ids_V[rank]))[: len(prefix)]
-
-        low = bisect_left(range(self.size), prefix, key=head)
-        high = bisect_left(range(self.size), 1, lo=low, key=lambda rank: int(head(rank) > prefix))
-        return low, high
+        """The bytes of one id; none for control tokens, holes and ids beyond the table (padded output layers)."""
+        return self.byte_table.token_bytes(token_id)
 
     def encode(self, text: bytes) -> Encoding:
         """The tokens of one text; see `encode_batch`."""
@@ -168,7 +145,7 @@ class Vocabulary:
 
     def leading_tokens(self, remainders: Sequence[bytes], count: int) -> Int32:
         """int32 [R, count]: the first tokens of each remainder as in `first_tokens`, -1 behind the last one."""
-        return self._first_tokens.of(remainders, count, self)
+        return self._first_tokens.of(remainders, count)
 
     def num_virtual_bytes(self, token_ids_T: Int32, byte_ends_T: Int32) -> int:
         """1 when the first token of a text holds a dummy prefix that is not in the text, else 0."""
@@ -182,8 +159,9 @@ class Vocabulary:
         token_ids_T = np.array(ids, dtype=np.int32)
         text_N = np.frombuffer(text, dtype=np.uint8)
         ends_T = np.empty_like(token_ids_T)
+        table = self.byte_table
         for num_virtual in (0, 1) if prefixed and ids else (0,):
-            if ends_when_lossless(self.blob_B, self.offsets_V1, token_ids_T, text_N, num_virtual, ends_T):
+            if ends_when_lossless(table.bytes_B, table.offsets_V1, token_ids_T, text_N, num_virtual, ends_T):
                 return Encoding(token_ids_T, ends_T, np.ones(len(ids), dtype=np.bool_))
         return None
 
@@ -203,8 +181,8 @@ class Vocabulary:
         num_virtual = int(prefixed and len(token_ids_T) > 0 and self.token_bytes(int(token_ids_T[0])).startswith(b" "))
         ends_T, lossless_T = np.empty_like(token_ids_T), np.empty(len(token_ids_T), dtype=np.bool_)
         ends_with_losses(
-            self.blob_B,
-            self.offsets_V1,
+            self.byte_table.bytes_B,
+            self.byte_table.offsets_V1,
             token_ids_T,
             spans_T2,
             byte_of_character_C1,

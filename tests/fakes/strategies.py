@@ -43,8 +43,8 @@ def full_rows(vocabulary: Vocabulary, encoding: Encoding, seed: int, width: int 
     rows[realised] += rng.random(encoding.num_tokens) * rows.sum(axis=1)
     # Tokens that share a beginning with the realised one matter most where token boundaries differ.
     for t, token in enumerate(encoding.token_ids_T):
-        low, high = vocabulary.prefix_range(vocabulary.token_bytes(int(token))[:1])
-        rows[t, vocabulary.sorted_ids_V[low:high]] *= 20
+        low, high = vocabulary.byte_table.prefix_range(vocabulary.token_bytes(int(token))[:1])
+        rows[t, vocabulary.byte_table.sorted_ids_V[low:high]] *= 20
     return rows / rows.sum(axis=1, keepdims=True)
 
 

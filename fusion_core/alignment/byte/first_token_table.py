@@ -28,8 +28,8 @@ class FirstTokenTable:
 
     def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
         self.source, self.target = source, target
-        values = np.full(2 * source.size + len(source.blob_B), UNKNOWN, dtype=np.int32)
-        without_bytes_V = source.offsets_V1[1:] == source.offsets_V1[:-1]
+        values = np.full(2 * source.size + len(source.byte_table.bytes_B), UNKNOWN, dtype=np.int32)
+        without_bytes_V = source.byte_table.offsets_V1[1:] == source.byte_table.offsets_V1[:-1]
         values[: source.size][without_bytes_V] = -1
         values[source.size : 2 * source.size][without_bytes_V] = -1
         if source.fingerprint == target.fingerprint:
@@ -83,11 +83,11 @@ class FirstTokenTable:
         first = self.values[keys]
         keys, first = keys[first >= 0], first[first >= 0]
         whole = keys < 2 * size
-        position = np.where(whole, source.offsets_V1[keys % size], keys - 2 * size)
-        token = np.where(whole, keys % size, np.searchsorted(source.offsets_V1, position, side="right") - 1)
-        length = target.offsets_V1[first + 1] - target.offsets_V1[first]
+        position = np.where(whole, source.byte_table.offsets_V1[keys % size], keys - 2 * size)
+        token = np.where(whole, keys % size, np.searchsorted(source.byte_table.offsets_V1, position, side="right") - 1)
+        length = target.byte_table.offsets_V1[first + 1] - target.byte_table.offsets_V1[first]
         position = position + length - (whole & (keys >= size))  # the dummy prefix is not the token's own
-        left: Int64 = 2 * size + position[position < source.offsets_V1[token + 1]]
+        left: Int64 = 2 * size + position[position < source.byte_table.offsets_V1[token + 1]]
         return left
 
     def _remainder(self, key: int) -> bytes:
@@ -97,5 +97,5 @@ class FirstTokenTable:
         if key < 2 * size:
             return b" " + self.source.token_bytes(key - size)
         position = key - 2 * size
-        token = int(np.searchsorted(self.source.offsets_V1, position, side="right")) - 1
-        return self.source.blob_B[position : self.source.offsets_V1[token + 1]].tobytes()
+        token = int(np.searchsorted(self.source.byte_table.offsets_V1, position, side="right")) - 1
+        return self.source.byte_table.bytes_B[position : self.source.byte_table.offsets_V1[token + 1]].tobytes()

@@ -22,7 +22,7 @@ LOWEST_PROBABILITY = 1e-200
 class SourceTables(NamedTuple):
     """What is known of the source's ids, and where each one's target tokenisation goes on (`FirstTokenTable`)."""
 
-    blob_B: UInt8
+    bytes_B: UInt8
     offsets_V1: Int64
     prefix_low_B: Int32
     prefix_high_B: Int32
@@ -155,14 +155,14 @@ def known_ids(
 
 
 @compiled
-def starts_with_text(blob_B: UInt8, offsets_V1: Int64, token: int, text_N: UInt8, begin: int, end: int) -> bool:
+def starts_with_text(bytes_B: UInt8, offsets_V1: Int64, token: int, text_N: UInt8, begin: int, end: int) -> bool:
     """Whether the token's bytes start with text[begin:end]."""
     if not 0 <= token < offsets_V1.shape[0] - 1:
         return False
     first = offsets_V1[token]
     same, n = offsets_V1[token + 1] - first >= end - begin, 0
     while same and n < end - begin:
-        same = blob_B[first + n] == text_N[begin + n]
+        same = bytes_B[first + n] == text_N[begin + n]
         n += 1
     return bool(same)
 
@@ -215,7 +215,7 @@ def add_reaching(
     first, found = num, 0.0
     for n in range(first, last):
         x, mass = ids_L[n], path * masses_L[n]
-        if not starts_with_text(tables.blob_B, tables.offsets_V1, x, window.text_N, start, end):
+        if not starts_with_text(tables.bytes_B, tables.offsets_V1, x, window.text_N, start, end):
             continue
         if n == first and window.source_starts_S1[row + 1] == end:
             found += mass

@@ -51,7 +51,9 @@ class Window:
         text_N = np.frombuffer(b" " * shift + text, dtype=np.uint8)
         starts_S1 = np.zeros(len(ids_S) + 1, dtype=np.int64)
         starts_S1[1:] = ends_S + shift
-        match_S = tokens_match(table.source.blob_B, table.source.offsets_V1, ids_S, starts_S1, text_N)
+        match_S = tokens_match(
+            table.source.byte_table.bytes_B, table.source.byte_table.offsets_V1, ids_S, starts_S1, text_N
+        )
         readable_S = source.lossless_T & match_S
 
         ends_T = target.byte_ends_T.astype(np.int64) + shift
@@ -103,11 +105,11 @@ class Window:
             table.resolve_whole_tokens()
         num_first_U = table.num_first_U if table.num_first_U is not None else np.empty(0, dtype=np.int32)
         tables = SourceTables(
-            source.blob_B,
-            source.offsets_V1,
-            source.prefix_low_B,
-            source.prefix_high_B,
-            source.rank_V,
+            source.byte_table.bytes_B,
+            source.byte_table.offsets_V1,
+            source.byte_table.prefix_low_B,
+            source.byte_table.prefix_high_B,
+            source.byte_table.rank_V,
             table.values,
             num_first_U,
         )

@@ -48,7 +48,9 @@ class TokenPairs:
         self._map_V = vocabulary_map.target_ids_V
         self._soft = match == "soft"
         self._window_tokens = window_tokens
-        pieces = [decode_pieces(v.blob_B, v.offsets_V1, without_spaces=True) for v in (source, target)]
+        pieces = [
+            decode_pieces(v.byte_table.bytes_B, v.byte_table.offsets_V1, without_spaces=True) for v in (source, target)
+        ]
         (self._source, self._target), self._alphabet_size = common_alphabet(*pieces)
 
     def path(self, source_ids_S: Int32, target_ids_T: Int32) -> Int32:

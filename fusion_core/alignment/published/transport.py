@@ -79,7 +79,7 @@ class TransportProjection:
         self.config = config or TransportConfig()
         self.vocabulary_map = vocabulary_map or VocabularyMap.load_or_build(source, target, self.config.vocabulary_map)
         self.pairs = TokenPairs(source, target, self.vocabulary_map, self.config.match, self.config.window_tokens)
-        pieces = [decode_pieces(v.blob_B, v.offsets_V1) for v in (source, target)]
+        pieces = [decode_pieces(v.byte_table.bytes_B, v.byte_table.offsets_V1) for v in (source, target)]
         (self._source_pieces, self._target_pieces), self._alphabet_size = common_alphabet(*pieces)
         # Ids that can be told apart by their bytes, and EOS where both sides have one.
         self._source_comparable_V, self._target_comparable_V = (piece.lengths > 0 for piece in pieces)

@@ -222,8 +222,8 @@ class ReferenceEnumerator:
         """The continuations of a node by one token; outcomes that end the text go to the tally at once."""
         source = self.source
         must = before[len(node.text) :] if node.tokens or not behind else behind
-        low, high = source.prefix_range(must)
-        ids = source.sorted_ids_V[low:high]
+        low, high = source.byte_table.prefix_range(must)
+        ids = source.byte_table.sorted_ids_V[low:high]
         total = float(probs_V.sum())
         if behind and not node.tokens:
             total = float(probs_V[ids].sum())  # everything else is excluded by what is asked
@@ -234,7 +234,7 @@ class ReferenceEnumerator:
         elif before:
             ids = np.concatenate([ids, self._tokens_within(must)])
         masses = node.mass * probs_V[ids] / total
-        open_ = (source.offsets_V1[ids + 1] > source.offsets_V1[ids]) & (masses > 0.0)
+        open_ = (source.byte_table.offsets_V1[ids + 1] > source.byte_table.offsets_V1[ids]) & (masses > 0.0)
         seen = open_ & (masses >= ignore_share * masses[open_].sum())
         if node.on_path and len(node.tokens) < len(path):
             seen |= open_ & (ids == path[len(node.tokens)])
@@ -275,7 +275,7 @@ class ReferenceEnumerator:
     def _end(self, node: _Node, masses_V: Float64, given: tuple[int, ...], tally: _Tally) -> None:
         """Books the outcomes that end the text: control tokens, and ids beyond the table (a padded output layer)."""
         source = self.source
-        without = np.flatnonzero(np.diff(source.offsets_V1) == 0)
+        without = np.flatnonzero(np.diff(source.byte_table.offsets_V1) == 0)
         masses = np.append(masses_V[without], masses_V[source.size :].sum())
         outcomes = np.full(len(masses), -1, dtype=np.int32)
         outcomes[:-1][without == source.eos_id] = self._at_end_of_text(node.text, given)
@@ -293,10 +293,10 @@ class ReferenceEnumerator:
         """Source ids whose bytes are a proper, non-empty beginning of the text."""
         found: list[int] = []
         for length in range(1, len(text)):
-            low, high = self.source.prefix_range(text[:length])
+            low, high = self.source.byte_table.prefix_range(text[:length])
             for rank in range(low, high):  # in byte order, tokens equal to the prefix come first
-                token = int(self.source.sorted_ids_V[rank])
-                if self.source.offsets_V1[token + 1] - self.source.offsets_V1[token] != length:
+                token = int(self.source.byte_table.sorted_ids_V[rank])
+                if self.source.byte_table.offsets_V1[token + 1] - self.source.byte_table.offsets_V1[token] != length:
                     break
                 found.append(token)
         return np.array(found, dtype=np.int32)
@@ -353,9 +353,9 @@ def _scaled(tally: _Tally, asked: str) -> FirstTokenReference:
 def _byte_pairs_within_tokens(vocabulary: Vocabulary) -> Bool:
     """[256, 256] table: whether any token holds the two bytes next to each other."""
     joined = np.zeros((256, 256), dtype=np.bool_)
-    blob_B = vocabulary.blob_B
-    inside = np.ones(max(0, len(blob_B) - 1), dtype=np.bool_)
-    ends = vocabulary.offsets_V1[1:-1]
-    inside[ends[(ends > 0) & (ends < len(blob_B))] - 1] = False
-    joined[blob_B[:-1][inside], blob_B[1:][inside]] = True
+    bytes_B = vocabulary.byte_table.bytes_B
+    inside = np.ones(max(0, len(bytes_B) - 1), dtype=np.bool_)
+    ends = vocabulary.byte_table.offsets_V1[1:-1]
+    inside[ends[(ends > 0) & (ends < len(bytes_B))] - 1] = False
+    joined[bytes_B[:-1][inside], bytes_B[1:][inside]] = True
     return joined

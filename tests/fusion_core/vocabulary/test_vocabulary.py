@@ -81,13 +81,13 @@ def test_control_tokens_cannot_be_written(family: str) -> None:
 @given(families, st.binary(max_size=4) | texts(max_pieces=1).map(lambda text: text[:7]))
 def test_prefix_range_holds_exactly_the_tokens_that_start_so(family: str, prefix: bytes) -> None:
     subject = vocabulary(family)
-    low, high = subject.prefix_range(prefix)
+    low, high = subject.byte_table.prefix_range(prefix)
     expected = {i for i in range(subject.size) if subject.token_bytes(i).startswith(prefix)}
-    assert set(subject.sorted_ids_V[low:high].tolist()) == expected
+    assert set(subject.byte_table.sorted_ids_V[low:high].tolist()) == expected
     for token in sorted(expected)[:3]:
         if prefix:
-            at = subject.offsets_V1[token] + len(prefix) - 1
-            assert (subject.prefix_low_B[at], subject.prefix_high_B[at]) == (low, high)
+            at = subject.byte_table.offsets_V1[token] + len(prefix) - 1
+            assert (subject.byte_table.prefix_low_B[at], subject.byte_table.prefix_high_B[at]) == (low, high)
 
 
 @settings(max_examples=200, deadline=None)
@@ -172,7 +172,7 @@ def test_roles_holes_and_duplicates() -> None:
     assert all(subject.token_bytes(i) == b"" for i in (0, 1, 2, 3, subject.size, 10**6, -1))
     assert subject.token_bytes(subject.size - 1) == b"farout"
     assert subject.token_bytes(subject.size - 2) == b""  # a hole in the numbering
-    assert subject.prefix_range(b"\n")[1] - subject.prefix_range(b"\n")[0] >= 2  # "\n" and <0x0A>
+    assert subject.byte_table.prefix_range(b"\n")[1] - subject.byte_table.prefix_range(b"\n")[0] >= 2  # "\n" and <0x0A>
 
 
 def test_wordpiece_and_word_marks_are_refused() -> None:
