@@ -30,6 +30,7 @@ from services.rpc.deadline import remaining_seconds
 from services.source.client import ScoreStream
 from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place
+from services.store.identity import SourceIdentity
 from services.store.store import BlockStore
 from services.wire.passage import Passage
 
@@ -80,6 +81,10 @@ class Fuser:
     async def statuses(self, splits: Mapping[str, str]) -> list[fusion_pb2.SourceStatus]:
         """How every source answers just now, and which of the splits (fingerprints by name) are in the store."""
         return list(await asyncio.gather(*(source.status(splits) for source in self._sources.values())))
+
+    def identities(self) -> dict[str, SourceIdentity]:
+        """Who serves each source, or whose stored windows stand for it, as far as that is known."""
+        return {name: known for name, source in self._sources.items() if (known := source.known) is not None}
 
     async def problem(self, splits: Mapping[str, str]) -> str | None:
         """Why the service cannot fuse now: too few sources answer or were captured. None when it can."""

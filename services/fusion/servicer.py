@@ -16,6 +16,7 @@ from services.corpus.ledger import Corpus
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser, QuorumLostError
 from services.fusion.order import Step, StreamPlan
+from services.fusion.result_settings import result_settings
 from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining
 from services.rpc.health import health_response
@@ -66,10 +67,11 @@ class FusionServicer:
     async def GetFusionInfo(self, request: fusion_pb2.GetFusionInfoRequest) -> fusion_pb2.GetFusionInfoResponse:
         config = self._config
         self._report_flow()
+        statuses = await self._fuser.statuses(self._splits)
         return fusion_pb2.GetFusionInfoResponse(
             vocabulary=self._fuser.target.fingerprint,
             vocabulary_size=self._fuser.target.size,
-            sources=await self._fuser.statuses(self._splits),
+            sources=statuses,
             alignment=config.fusion.alignment.method,
             strategy=config.fusion.strategy,
             max_k=config.fusion.k_out,
@@ -90,6 +92,7 @@ class FusionServicer:
             protocol_version=PROTOCOL_VERSION,
             below_quorum=config.service.below_quorum,
             counts=self._fuser.metrics.counts,
+            settings=result_settings(config, self._fuser.identities()),
         )
 
     @unary

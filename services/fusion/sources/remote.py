@@ -100,6 +100,8 @@ class Source:
             store = self._stored()
         except (UnavailableError, OSError):
             return []
+        if self._seen is None:
+            self._substitute = store.identity
         return [name for name, fingerprint in splits.items() if store.captured(fingerprint)]
 
     @asynccontextmanager
@@ -195,6 +197,11 @@ class Source:
         )
         self._check(block, _TRIAL)
 
+    @property
+    def known(self) -> SourceIdentity | None:
+        """Who served last, or whose stored windows stand for the source; None before either is known."""
+        return self._seen or self._substitute
+
     async def identity(self) -> SourceIdentity:
         """Who serves now; raises ServiceError."""
         return SourceIdentity.of(await self._checked_info(), self.endpoint.top_k)
@@ -207,7 +214,7 @@ class Source:
         except (FailedPreconditionError, UnauthenticatedError):
             raise
         except ServiceError as error:
-            if (known := self._seen or self._substitute) is None:
+            if (known := self.known) is None:
                 try:
                     known = (await asyncio.to_thread(self._stored)).identity
                 except (UnavailableError, OSError) as why:

@@ -1,0 +1,39 @@
+"""The settings of a running service that decide what its fused rows hold, for `GetFusionInfo` and run identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from services.fusion.config import FusionServiceConfig
+from services.store.identity import SourceIdentity
+
+
+def result_settings(config: FusionServiceConfig, identities: Mapping[str, SourceIdentity]) -> dict[str, str]:
+    """Return every deciding setting as dotted recipe key and JSON value.
+
+    Args:
+        config: of the running service.
+        identities: who serves each source, or whose stored windows stand for it; what tells its model from another one
+            is missing for a source that is not among them.
+    """
+    sources = {}
+    for endpoint in config.sources:
+        known = identities.get(endpoint.name)
+        served = known.model_dump(mode="json", exclude={"model", "top_k"}) if known else {}
+        sources[endpoint.name] = {"model": endpoint.model, "top_k": endpoint.top_k} | served
+    settings: dict[str, Any] = {
+        "fusion": config.fusion.model_dump(mode="json"),
+        "service": {"below_quorum": config.service.below_quorum},
+        "sources": sources,
+    }
+    return {key: json.dumps(value, sort_keys=True) for key, value in _leaves(settings, "")}
+
+
+def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
