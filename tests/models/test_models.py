@@ -17,7 +17,7 @@ import huggingface_hub.constants
 import pytest
 
 from services.base.home import FetchError
-from services.models import catalogue as models
+from services.models import fetch as fetching
 from services.models.catalogue import MODELS, Model, Part, model_folder, resolve_model
 from services.models.fetch import fetch, problems
 from services.models.packages import Package
@@ -65,14 +65,14 @@ def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces download and conversion by a stub; returns the list of calls it gets."""
     calls: list[str] = []
 
-    def from_packages(model: Model, folder: Path, working: Path, progress: models.Progress) -> dict[str, Any]:
+    def from_packages(model: Model, folder: Path, working: Path, progress: fetching.Progress) -> dict[str, Any]:
         calls.append(model.name)
         time.sleep(0.3)
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         return {"packages": []}
 
-    monkeypatch.setattr(models, "_from_packages", from_packages)
+    monkeypatch.setattr(fetching, "_from_packages", from_packages)
     return calls
 
 

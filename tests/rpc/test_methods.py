@@ -109,7 +109,7 @@ def test_an_unexpected_error_is_logged_by_its_place_and_in_full_only_where_asked
             call(fails(), Context())
         assert "RuntimeError" in caplog.text
         assert "ValueError" in caplog.text
-        assert "test_rpc.py" in caplog.text
+        assert "test_methods.py" in caplog.text
         assert (text in caplog.text) == full
 
 
