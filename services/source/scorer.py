@@ -21,7 +21,7 @@ from services.source.engines.load import load_engine
 from services.source.engines.memory import tokens_in_flight
 from services.source.metrics import SourceMetrics
 from services.wire.passage import Passage
-from services.wire.plausible import implausible
+from services.wire.plausible import implausible_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,9 @@ class Scorer:
         self.metrics.engine_seconds.inc(time.perf_counter() - entered)
         self.metrics.texts_scored.inc()
         self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
-        if (found := implausible(scores.gold_T, scores.topk_logprobs_TK, self.vocabulary.size)) is not None:
+        token_ids_T = np.asarray(prompt[1:], dtype=np.int32)
+        columns = (token_ids_T, scores.gold_T, scores.topk_ids_TK, scores.topk_logprobs_TK)
+        if (found := implausible_rows(*columns, vocabulary_size=self.vocabulary.size)) is not None:
             self._break(found)
         if self.problem is not None:
             raise UnavailableError(self.problem)

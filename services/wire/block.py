@@ -85,6 +85,10 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
     if message.id_dtype not in _ID_BYTES:
         raise InvalidArgumentError(f"id_dtype: {message.id_dtype} is not known; this client is older than the service")
     num_tokens, k = message.num_tokens, message.k
+    try:
+        message.text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"text: not UTF-8 at byte {error.start}") from error
     block = Block(
         text_bytes=message.text,
         token_ids_T=_unpack_ids(message.token_ids, "token_ids", message.id_dtype, num_tokens),
@@ -148,7 +152,10 @@ def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> Int32:
 def _mask(data: bytes, num_tokens: int) -> Bool:
     if not data:
         return np.ones(num_tokens, dtype=np.bool_)
-    return _column(data, "mask", _UINT8, num_tokens).astype(np.bool_)
+    mask_T = _column(data, "mask", _UINT8, num_tokens)
+    if mask_T.max(initial=0) > 1:
+        raise InvalidArgumentError("mask: values must be 0 or 1")
+    return mask_T.astype(np.bool_)
 
 
 def _column(data: bytes, name: str, dtype: np.dtype[Scalar], length: int) -> npt.NDArray[Scalar]:

@@ -1,4 +1,7 @@
-"""What no working model answers: sources look before a block goes out, the fusion service at what arrives.
+"""Tell a working model's rows from a broken one's: sources look before a block goes out, its readers when it arrives.
+
+The decoder of blocks checks what can be known from the message alone: lengths, encodings, byte ends, UTF-8, that a row
+and its tail sum to one. Here is what needs the vocabulary and the request.
 
 Shape legend: T rows, K candidates.
 """
@@ -9,25 +12,91 @@ import math
 
 import numpy as np
 
-from fusion_core.arrays import Float32
+from fusion_core.arrays import Float32, Int32
+from fusion_core.blocks import PADDING_ID, Block
 
 _EXCESS_MASS = 1e-2
 _SAME_NATS = 1e-2
-"""Above what float16 rounds on the wire."""
+"""Difference in nats that counts as none; float16 rounds log-probabilities above -16 by less on the wire."""
+_HALF_PRECISION = 2.0**-10
+"""Relative rounding of log-probabilities below that."""
+_LOWEST = np.float32(-65_504)
+"""Least number of float16: below it candidates are -inf on the wire."""
 _NEAR_UNIFORM_NATS = 0.7
 """The lm_head may be padded beyond the tokenizer's ids, so 1/V is known to a factor of two only."""
 
 
-def implausible(gold_T: Float32, logprobs_TK: Float32, vocabulary_size: int) -> str | None:
-    """What no working model answers: NaN, infinities, more than all mass, or 1/V for everything. None when sound."""
-    best_T = logprobs_TK.max(axis=1)  # NaN where there is one, and NaN fails every comparison
-    if not (gold_T > -np.inf).all() or not (best_T > -np.inf).all():
+def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
+    """Return why a source's block cannot be a working model's answer; None when it can.
+
+    Args:
+        block: as decoded, in the source's own vocabulary.
+        vocabulary_size: number of ids in that vocabulary.
+        k: number of candidates that was asked for.
+    """
+    if block.k != k:
+        return f"the rows have {block.k} candidates instead of {k}"
+    if block.num_tokens == 0:
+        return None
+    largest = max(int(block.topk_ids_TK.max()), int(block.token_ids_T.max()))
+    if largest >= vocabulary_size:
+        return f"token id {largest} is beyond the vocabulary of {vocabulary_size}"
+    return implausible_rows(
+        block.token_ids_T, block.gold_T, block.topk_ids_TK, block.topk_logprobs_TK, vocabulary_size=vocabulary_size
+    )
+
+
+def implausible_rows(
+    token_ids_T: Int32, gold_T: Float32, topk_ids_TK: Int32, topk_logprobs_TK: Float32, *, vocabulary_size: int
+) -> str | None:
+    """Return why no working model answers with these rows; None when one may. Ids may be of a padded lm_head.
+
+    Refused are NaN and infinities, rows with more than all mass, candidates that are not in falling order or come
+    twice, a realised token that contradicts the candidates, and rows that give every token the same probability.
+    """
+    mass_T = np.exp(topk_logprobs_TK).sum(axis=1)  # NaN where there is one, and NaN fails every comparison
+    if not (mass_T > 0).all() or not (gold_T > -np.inf).all() or not math.isfinite(most := float(mass_T.max())):
         return "the model answers with NaN or infinite log-probabilities"
-    most = float(np.exp(logprobs_TK).sum(axis=1).max())
-    if not most <= 1 + _EXCESS_MASS or not gold_T.max() <= _EXCESS_MASS:
+    if most > 1 + _EXCESS_MASS or gold_T.max() > _EXCESS_MASS:
         return f"the model's probabilities sum to {most:.3f}, more than one"
-    if best_T.max() < -math.log(vocabulary_size) + _NEAR_UNIFORM_NATS:
-        spread_T = best_T - np.minimum(logprobs_TK.min(axis=1), gold_T)
+    if (problem := _disorder(topk_ids_TK, topk_logprobs_TK)) is not None:
+        return problem
+    if _contradicts(token_ids_T, gold_T, topk_ids_TK, topk_logprobs_TK):
+        return "the realised tokens' log-probabilities contradict the candidates'"
+    if topk_logprobs_TK.max() < -math.log(vocabulary_size) + _NEAR_UNIFORM_NATS:
+        spread_T = topk_logprobs_TK.max(axis=1) - np.minimum(topk_logprobs_TK.min(axis=1), gold_T)
         if spread_T.max() < _SAME_NATS:
             return "the model gives every token the same probability, 1/V: its weights are lost"
     return None
+
+
+def _disorder(ids_TK: Int32, logprobs_TK: Float32) -> str | None:
+    """Return what is wrong with the order of the candidates. Padding may stand anywhere, and has no mass."""
+    ordered = bool((logprobs_TK[:, 1:] <= logprobs_TK[:, :-1]).all())
+    sorted_TK = np.sort(ids_TK, axis=1)
+    twice = sorted_TK[:, 1:] == sorted_TK[:, :-1]
+    if sorted_TK[:, 0].min() == PADDING_ID:
+        padded_TK = ids_TK == PADDING_ID
+        if (logprobs_TK[padded_TK] > -np.inf).any():
+            return "padding among the candidates has probability"
+        twice &= sorted_TK[:, 1:] != PADDING_ID
+        lowest_TK = np.minimum.accumulate(np.where(padded_TK, np.float32(np.inf), logprobs_TK), axis=1)
+        ordered = bool((padded_TK | (logprobs_TK <= lowest_TK)).all())
+    if not ordered:
+        return "the candidates are not in order of falling probability"
+    return "a row has the same candidate twice" if twice.any() else None
+
+
+def _contradicts(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32) -> bool:
+    """Whether a realised token among the candidates has another log-probability there, or one outside a larger one."""
+    last_T = logprobs_TK[:, -1]
+    if not np.isfinite(last_T).all():
+        last_T = logprobs_TK.min(axis=1, where=logprobs_TK > -np.inf, initial=np.inf)
+    hits_TK = ids_TK == token_ids_T[:, None]
+    place_T = hits_TK.argmax(axis=1)
+    each = np.arange(len(token_ids_T))
+    is_candidate_T = hits_TK[each, place_T]
+    there_T = np.maximum(np.where(is_candidate_T, logprobs_TK[each, place_T], last_T), _LOWEST)
+    gold_T = np.maximum(gold_T, _LOWEST)
+    slack_T = _SAME_NATS - _HALF_PRECISION * gold_T
+    return not ((gold_T <= there_T + slack_T) & (~is_candidate_T | (there_T <= gold_T + slack_T))).all()

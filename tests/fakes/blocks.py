@@ -50,7 +50,8 @@ def scored_block(
     token_ids_T = np.where(rng.uniform(size=num_tokens) < 0.5, likely_T, rng.integers(0, vocabulary_size, num_tokens))
     logprobs_TK = np.take_along_axis(logprobs_TV, order_TV[:, :k], axis=1)
     if padded:
-        gone_TK = rng.uniform(size=ids_TK.shape) < 0.3
+        gone_TK = (rng.uniform(size=ids_TK.shape) < 0.3) & (ids_TK != token_ids_T[:, None])
+        gone_TK[:, 0] = False
         ids_TK[gone_TK], logprobs_TK[gone_TK] = PADDING_ID, -np.inf
     with np.errstate(divide="ignore"):
         tail_T = np.log(np.clip(1.0 - np.exp(logprobs_TK).sum(axis=1), 0.0, 1.0))

@@ -108,6 +108,20 @@ def test_nan_is_refused() -> None:
         decode_block(message)
 
 
+@pytest.mark.parametrize(
+    ("column", "data", "reason"),
+    [
+        ("text", b"ab\xffdefghijklmno", "text: not UTF-8 at byte 2"),
+        ("mask", b"\1\1\2\0\1", "mask: values must be 0 or 1"),
+    ],
+)
+def test_what_no_encoder_writes_is_refused(column: str, data: bytes, reason: str) -> None:
+    message = encode_block(random_block())
+    setattr(message, column, data)
+    with pytest.raises(InvalidArgumentError, match=reason):
+        decode_block(message)
+
+
 def test_unknown_dtype_is_refused() -> None:
     message = encode_block(random_block())
     message.dtype = 77  # type: ignore[assignment]

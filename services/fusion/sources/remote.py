@@ -280,7 +280,7 @@ class Source:
             raise UnavailableError(f"source {self.name}: answered for another text")
         if block.vocabulary != self.vocabulary.fingerprint:
             raise UnavailableError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
-        if found := implausible(block.gold_T, block.topk_logprobs_TK, self.vocabulary.size):
+        if found := implausible(block, vocabulary_size=self.vocabulary.size, k=self.endpoint.top_k):
             raise UnavailableError(f"source {self.name}: {found}")
 
     async def close(self) -> None:
