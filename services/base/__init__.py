@@ -1,1 +1,1 @@
-"""Plumbing shared by the services: configuration, channels, errors, the wire codec, corpus and models on disk."""
+"""Parts that every service uses: settings, errors, files and folders, back-off, metrics, versions."""

@@ -1,63 +1,81 @@
-"""Files below a folder or URL, through pyarrow's file systems: written whole or not at all."""
+"""Files below a folder or URL, through pyarrow's and fsspec's file systems: written whole or not at all."""
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 from pyarrow import fs
 
-_PARTIAL = ".partial"
+from services.base.atomic import PARTIAL_SUFFIX, partial_name, sweep_partial, write_whole
+from services.base.credentials import without_credentials
+
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oci", "oss", "r2"}
+"""Protocols under which a file appears when its upload is complete, and folders are only parts of names."""
+
+
+def open_location(location: str | Path, setting: str) -> tuple[Any, str]:
+    """Return the pyarrow file system of a folder or URL, and the path there without a slash at its end.
+
+    URLs that pyarrow does not know go to fsspec. Raises ValueError naming `setting` when neither can open it.
+    """
+    text = str(location)
+    if "://" not in text:
+        return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    try:
+        try:
+            files, folder = fs.FileSystem.from_uri(text)
+        except pa.ArrowInvalid:
+            files, folder = _open_fsspec(text)
+    except (ValueError, ImportError, OSError, pa.ArrowException) as error:
+        problem = f"{without_credentials(text)}: {without_credentials(str(error))}"
+        raise ValueError(f"{setting}: cannot open {problem}") from error
+    return files, folder.rstrip("/")
 
 
 class Files:
     """Everything below `root`: a local folder, or a URL such as s3://bucket/folder or memory://folder.
 
-    URLs that pyarrow does not know go to fsspec. Paths are relative to the root, with `/`. Raises ValueError when the
-    root cannot be written.
+    Paths are relative to the root, with `/`. Raises ValueError naming `setting` when the root cannot be written.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, setting: str = "service.store") -> None:
         self.root = root
-        self._files, self._folder = _open(root)
-        self._renames = isinstance(self._files, fs.LocalFileSystem)
+        self._files, self._folder = open_location(root, setting)
+        self._local = isinstance(self._files, fs.LocalFileSystem)
+        self._has_folders = root.partition("://")[0] not in _OBJECT_STORES
         try:
-            self._files.create_dir(self._folder, recursive=True)
             self.write(".writable", b"")
             self.delete(".writable")
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"service.store: cannot write to {root}: {error}") from error
+            problem = f"{without_credentials(root)}: {without_credentials(str(error))}"
+            raise ValueError(f"{setting}: cannot write to {problem}") from error
 
     def place(self, path: str) -> str:
-        """How people call the file."""
-        return f"{self.root.rstrip('/')}/{path}"
+        """Return the full path or URL of a file, for messages."""
+        return without_credentials(f"{self.root.rstrip('/')}/{path}")
 
     def write(self, path: str, data: bytes) -> None:
-        """The file appears with all its bytes at once; raises OSError when there is no room."""
+        """Write a file that appears with all its bytes at once; OSError when there is no room."""
         full = f"{self._folder}/{path}"
-        self._files.create_dir(full.rpartition("/")[0], recursive=True)
-        # An object appears when its upload is complete; only a local file could be seen half written.
-        target = (
-            f"{full}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}{_PARTIAL}" if self._renames else full
-        )
-        try:
-            with self._files.open_output_stream(target) as stream:
-                stream.write(data)
-            if self._renames:
-                with Path(target).open("rb") as written:
-                    os.fsync(written.fileno())
-                Path(target).replace(full)
-        except BaseException:
-            if self._renames:
-                Path(target).unlink(missing_ok=True)
-            raise
+        if self._local:
+            write_whole(Path(full), data)
+        elif not self._has_folders:
+            self._upload(full, data)
+        else:
+            folder, _, name = full.rpartition("/")
+            self._files.create_dir(folder, recursive=True)
+            partial = f"{folder}/{partial_name(name)}"
+            try:
+                self._upload(partial, data)
+                self._files.move(partial, full)
+            except BaseException:
+                self._delete(partial)
+                raise
 
     def read(self, path: str) -> bytes | None:
-        """The file's bytes; None when there is no such file."""
+        """Return a file's bytes; None when there is no such file."""
         try:
             with self._files.open_input_stream(f"{self._folder}/{path}") as stream:
                 data: bytes = stream.read()
@@ -66,33 +84,36 @@ class Files:
             return None
 
     def open(self, path: str) -> Any:
-        """The file for random access; raises FileNotFoundError."""
+        """Open a file for random access; FileNotFoundError when there is none."""
         return self._files.open_input_file(f"{self._folder}/{path}")
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Names and sizes in bytes of the files right in a folder; none when there is no such folder."""
+        """Return names and sizes in bytes of the files right in a folder; none when there is no such folder."""
         infos = self._infos(folder)
         return {info.base_name: info.size for info in infos if info.type == fs.FileType.File and _whole(info)}
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders right in a folder, sorted."""
+        """Return the names of the folders right in a folder, sorted."""
         return sorted(info.base_name for info in self._infos(folder) if info.type == fs.FileType.Directory)
 
     def delete(self, path: str) -> None:
-        """Nothing happens when there is no such file."""
-        try:
-            self._files.delete_file(f"{self._folder}/{path}")
-        except FileNotFoundError:
-            return
+        """Delete a file, if it is there."""
+        self._delete(f"{self._folder}/{path}")
 
     def sweep(self, folder: str) -> None:
-        """Deletes what writers on this machine that are no more have left half written."""
-        if not self._renames:
+        """Delete what killed writers have left half written below a folder, as `sweep_partial` does."""
+        if self._local:
+            sweep_partial(Path(f"{self._folder}/{folder}"), recursive=True)
+
+    def _upload(self, full: str, data: bytes) -> None:
+        with self._files.open_output_stream(full) as stream:
+            stream.write(data)
+
+    def _delete(self, full: str) -> None:
+        try:
+            self._files.delete_file(full)
+        except FileNotFoundError:
             return
-        for path in Path(f"{self._folder}/{folder}").glob(f"*.{socket.gethostname()}.*{_PARTIAL}"):
-            pid = path.name.split(".")[-3]
-            if not (pid.isdigit() and psutil.pid_exists(int(pid))):
-                path.unlink(missing_ok=True)
 
     def _infos(self, folder: str) -> list[Any]:
         selector = fs.FileSelector(f"{self._folder}/{folder}".rstrip("/"), allow_not_found=True)
@@ -101,26 +122,14 @@ class Files:
 
 
 def _whole(info: Any) -> bool:
-    return not info.base_name.endswith(_PARTIAL)
+    return not info.base_name.endswith(PARTIAL_SUFFIX)
 
 
-def _open(root: str) -> tuple[Any, str]:
-    if "://" not in root:
-        return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-    try:
-        files, folder = fs.FileSystem.from_uri(root)
-    except pa.ArrowInvalid:
-        files, folder = _open_fsspec(root)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"service.store: cannot open {root}: {error}") from error
-    return files, folder.rstrip("/")
-
-
-def _open_fsspec(root: str) -> tuple[Any, str]:
+def _open_fsspec(url: str) -> tuple[Any, str]:
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
-    try:
-        files, folder = fsspec.core.url_to_fs(root)
-    except (ValueError, ImportError, OSError) as error:
-        raise ValueError(f"service.store: cannot open {root}: {error}") from error
+    files, folder = fsspec.core.url_to_fs(url)
+    if isinstance(files, LocalFileSystem):
+        return fs.LocalFileSystem(), folder
     return fs.PyFileSystem(fs.FSSpecHandler(files)), folder

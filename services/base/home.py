@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from services.base.atomic import drop_partial
+
 
 class FetchError(Exception):
     """Something could not be fetched: no room, no registry, wrong checksum. The message is one line for the user."""
@@ -22,7 +24,10 @@ def fusion_home() -> Path:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`.lock: one process at a time makes `path`, the others wait and find it made."""
+    """Hold the lock file `.NAME.lock` beside `path`: one process at a time makes `path`, the others find it made.
+
+    What a killed maker has left half made is deleted first. Raises FetchError when the disk is full or not writable.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.parent / f".{path.name}.lock")
@@ -30,6 +35,7 @@ def exclusive(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FetchError(f"cannot write below {path.parent}: {error.strerror or error}") from error
     try:
+        drop_partial(path)
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from services.base.credentials import without_credentials
+
 
 class Settings(BaseModel):
     """A section of a recipe. Errors name the key and what is allowed; see `explain`."""
@@ -12,11 +14,11 @@ class Settings(BaseModel):
 
 
 def explain(error: ValidationError) -> str:
-    """One line per mistake: dotted key, what is wrong, what was given."""
+    """Return one line per mistake: dotted key, what is wrong, what was given."""
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "(recipe)"
         message = "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         given = "" if item["type"] in {"missing", "extra_forbidden"} else f" (given: {item['input']!r:.120})"
-        lines.append(f"{key}: {message}{given}")
+        lines.append(without_credentials(f"{key}: {message}{given}"))
     return "\n".join(lines)

