@@ -19,7 +19,8 @@ def main() -> None:
     from services.deploy.local_ray import enable_ray_authentication
     from services.models.catalogue import resolve_model
     from services.models.fetch import fetch
-    from tests.bench.parts.source_measurements import MEASUREMENTS, MODEL, WITH_BARE_ENGINE, BareEngine, Case
+    from tests.bench.parts.source_measurements import MEASUREMENTS, WITH_BARE_ENGINE
+    from tests.bench.parts.source_services import MODEL, BareEngine, Case
 
     parser = arguments(__doc__ or "")
     parts = [measure.__name__.removeprefix("measure_") for measure in (*WITH_BARE_ENGINE, *MEASUREMENTS)]

@@ -21,7 +21,8 @@ def main() -> None:
 
     enable_ray_authentication()
     from services.models.fetch import fetch
-    from tests.bench.parts.stream_measurements import MEASUREMENTS, MODELS, Bench
+    from tests.bench.parts.stream_measurements import MEASUREMENTS
+    from tests.bench.parts.stream_services import MODELS, Bench
 
     parser = arguments(__doc__ or "")
     parts = [measure.__name__.removeprefix("measure_") for measure in MEASUREMENTS]

@@ -22,8 +22,8 @@ from services.evaluation.report.find_runs import find_runs
 from services.fusion.config import ServiceConfig
 from services.recipes.load import load_recipe, shipped_recipes
 from services.recipes.recipe import RecipeError
+from tests.fakes.files.small_disk import small_disk
 from tests.fakes.live import Live
-from tests.fakes.small_disk import small_disk
 from tests.fakes.tiny_model import sentences
 
 pytestmark = pytest.mark.timeout(900)

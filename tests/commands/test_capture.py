@@ -23,9 +23,9 @@ from services.recipes.load import load_recipe
 from services.source.config import SourceConfig
 from services.store.capture_plan import Place
 from services.store.store import BlockStore
-from tests.fakes.capture_process import begin
+from tests.commands.capture_process import begin
+from tests.fakes.files.small_disk import small_disk
 from tests.fakes.plain_source import PlainSource, plain_source
-from tests.fakes.small_disk import small_disk
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 PER_SHARD = 4
@@ -96,7 +96,7 @@ def undisturbed(written: Callable[..., str]) -> str:
 def processes() -> Any:
     """Processes that start in a moment: a server that has imported everything forks them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes.capture_process"])
+    context.set_forkserver_preload(["tests.commands.capture_process"])
     return context
 
 

@@ -23,7 +23,7 @@ from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
 from services.corpus.prepare import prepare_corpus
 from services.corpus.split import sharing
 from services.models.packages import members
-from tests.fakes.wheels import only_index, write_wheel
+from tests.fakes.files.wheels import only_index, write_wheel
 
 texts = st.text(st.sampled_from("ab é漢🙂\n\t"), max_size=400) | st.text(max_size=100)
 

@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.models import gguf as gguf_conversion
-from tests.fakes import tiny_gguf
+from tests.fakes.files import tiny_gguf
 
 texts = st.lists(
     st.sampled_from(

@@ -21,8 +21,8 @@ from services.models import fetch as fetching
 from services.models.catalogue import MODELS, Model, Part, model_folder, resolve_model
 from services.models.fetch import fetch, problems
 from services.models.packages import Package
-from tests.fakes import tiny_gguf
-from tests.fakes.wheels import only_index, write_wheel
+from tests.fakes.files import tiny_gguf
+from tests.fakes.files.wheels import only_index, write_wheel
 
 NAME = "tiny"
 

@@ -21,10 +21,13 @@ import pytest
 import yaml
 
 from services.deploy.local_ray import free_port
+from services.fusion.client import FusionClient
 from tests.security.certificates import Authority, Pair
+from tests.security.deployment import TOKEN
 
 _COMPONENT = Path(__file__).parents[2] / "k8s" / "components" / "gateway"
 NAME = "gateway.example"
+TEXT = b"The first of these is that they have been in the time of all."
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,20 @@ class Gateway:
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
+
+
+def use(monkeypatch: pytest.MonkeyPatch, trusted: Authority, pair: Pair | None) -> None:
+    """Give the clients of this process an authority to trust and a certificate, or none."""
+    monkeypatch.setenv("FUSION_TLS_CA", str(trusted.cert))
+    for name, file in (("FUSION_TLS_CERT", pair and pair.cert), ("FUSION_TLS_KEY", pair and pair.key)):
+        if file:
+            monkeypatch.setenv(name, str(file))
+        else:
+            monkeypatch.delenv(name, raising=False)
+
+
+def client(door: Gateway, token: str = TOKEN) -> FusionClient:
+    return FusionClient(door.address, token=token, timeout_seconds=60, patience_seconds=1)
 
 
 def envoy() -> Path:

@@ -1,4 +1,4 @@
-"""TLS and client certificates at the gateway that ships, on a real Envoy in front of a real service."""
+"""Calls and streams through the gateway that ships: a real Envoy in front of a real service."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +18,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc, source_pb2, source_pb2_grpc
-from services.base.errors import UnauthenticatedError, UnavailableError
+from services.base.errors import UnauthenticatedError
 from services.corpus.ledger import Corpus
-from services.fusion.client import FusionClient, StreamRequest
+from services.fusion.client import StreamRequest
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_aio_channel, open_channel
 from services.wire.protocol import MAX_MESSAGE_BYTES
 from tests.fuzz.raw import opened_call
-from tests.security.certificates import Authority, Pair
+from tests.security.certificates import Pair
 from tests.security.deployment import BLOCKS, TOKEN, Guarded
-from tests.security.gateway import Gateway, envoy, gateway, image_version, put_secret
+from tests.security.firehose import Firehose
+from tests.security.gateway import TEXT, Gateway, client, envoy, gateway, image_version, use
 
 pytestmark = pytest.mark.timeout(900)
 Code = grpc.StatusCode
 METADATA = call_metadata("fusion", TOKEN)
-TEXT = b"The first of these is that they have been in the time of all."
-
-
-@pytest.fixture(scope="module")
-def door(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(tmp_path_factory.mktemp("gateway"), guarded.address) as running:
-        yield running
-
-
-@pytest.fixture
-def certified(door: Gateway, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """The environment of a client with a good certificate."""
-    pair = door.authority.client("trainer")
-    use(monkeypatch, door.authority, pair)
-    return pair
-
-
-def use(monkeypatch: pytest.MonkeyPatch, trusted: Authority, pair: Pair | None) -> None:
-    monkeypatch.setenv("FUSION_TLS_CA", str(trusted.cert))
-    for name, file in (("FUSION_TLS_CERT", pair and pair.cert), ("FUSION_TLS_KEY", pair and pair.key)):
-        if file:
-            monkeypatch.setenv(name, str(file))
-        else:
-            monkeypatch.delenv(name, raising=False)
-
-
-def client(door: Gateway, token: str = TOKEN) -> FusionClient:
-    return FusionClient(door.address, token=token, timeout_seconds=60, patience_seconds=1)
 
 
 def test_the_envoy_that_is_tested_is_the_one_that_ships() -> None:
@@ -97,34 +68,6 @@ def test_frames_come_one_by_one_as_they_are_granted(door: Gateway) -> None:
             assert (len(frame.blocks), frame.cursor.received) == (1, received)
         outbox.put(None)
         assert list(frames) == []
-
-
-class Firehose(fusion_pb2_grpc.FusionServiceServicer, health_pb2_grpc.HealthServicer):
-    """Sends frames of 1 MiB as fast as they are taken, whatever was granted."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.sent = 0
-
-    def StreamFused(self, request_iterator: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
-        frame = fusion_pb2.StreamFusedResponse(blocks=[block_pb2.TokenBlock(text=bytes(2**20))])
-        for _ in range(400):
-            self.sent += 1
-            yield frame
-
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-
-
-@pytest.fixture
-def firehose() -> Iterator[Firehose]:
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-    servicer = Firehose(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    fusion_pb2_grpc.add_FusionServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    server.start()
-    yield servicer
-    server.stop(None)
 
 
 def test_a_client_that_does_not_read_holds_up_the_service_and_fills_no_memory(
@@ -204,63 +147,6 @@ def test_channels_of_the_event_loop_use_the_same_certificates(door: Gateway) -> 
     assert asyncio.run(check()).status == health_pb2.HealthCheckResponse.SERVING
 
 
-BAD_CLIENTS = {
-    "no certificate": "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-    "expired": "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-    "of another authority": "TLSV1_ALERT_UNKNOWN_CA",
-}
-
-
-@pytest.mark.parametrize("kind", BAD_CLIENTS)
-def test_a_client_without_a_good_certificate_is_refused(
-    kind: str, door: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """gRPC knows UNAVAILABLE for a connection that cannot be made; the alert says why."""
-    pair = {
-        "no certificate": None,
-        "expired": door.authority.client("late", expired=True),
-        "of another authority": Authority(tmp_path / "other", "other").client("stranger"),
-    }[kind]
-    use(monkeypatch, door.authority, pair)
-    with pytest.raises(UnavailableError):
-        client(door).info()
-    assert tls_alert(door, pair) == BAD_CLIENTS[kind]
-    use(monkeypatch, door.authority, door.authority.client("good"))
-    assert len(client(door).fuse([TEXT])) == 1
-
-
-def tls_alert(door: Gateway, pair: Pair | None) -> str:
-    """The reason that the gateway gives for ending the connection."""
-    context = ssl.create_default_context(cafile=str(door.authority.cert))
-    context.set_alpn_protocols(["h2"])
-    if pair:
-        context.load_cert_chain(pair.cert, pair.key)
-    with (
-        socket.create_connection(("127.0.0.1", door.port), timeout=30) as plain,
-        pytest.raises(ssl.SSLError) as caught,
-        context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
-    ):
-        while secure.recv(1024):
-            pass
-    return str(caught.value.reason)
-
-
-def test_a_plain_client_and_a_client_of_another_server_are_refused(
-    door: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UnavailableError):
-        FusionClient(f"127.0.0.1:{door.port}", token=TOKEN, timeout_seconds=30).info()
-    use(monkeypatch, Authority(tmp_path / "other", "other"), door.authority.client("trusting"))
-    with pytest.raises(UnavailableError):  # the gateway's certificate is of no authority that this client trusts
-        client(door).info()
-    use(monkeypatch, door.authority, door.authority.client("trusting"))
-    monkeypatch.setenv("FUSION_TLS_SERVER_NAME", "another.example")
-    with pytest.raises(UnavailableError):
-        client(door).info()
-    monkeypatch.setenv("FUSION_TLS_SERVER_NAME", "gateway.example")
-    assert client(door).info().strategy == "avg_ce"
-
-
 @pytest.mark.usefixtures("certified")
 def test_the_token_is_wanted_behind_a_good_certificate(door: Gateway) -> None:
     with pytest.raises(UnauthenticatedError):
@@ -297,49 +183,3 @@ def test_messages_beyond_the_limits_are_refused_and_a_good_client_goes_on(door: 
     good.join()
     assert len(results) == 3
     assert len(guarded.client().fuse([TEXT])) == 1
-
-
-def test_renewed_certificates_are_taken_up_without_a_restart(
-    firehose: Firehose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the kubelet does it: the folder is a link to the files, and the link is changed at once."""
-    with gateway(tmp_path, firehose.address) as running:
-        old = running.authority.client("trainer")
-        use(monkeypatch, running.authority, old)
-        assert healthy(running)
-        before = served(running)
-        other = Authority(tmp_path / "next", "next authority")
-        put_secret(tmp_path / "tls", other, other.server("gateway.example"))
-        use(monkeypatch, other, other.client("trainer"))
-        deadline = time.monotonic() + 60
-        while not healthy(running):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        use(monkeypatch, other, old)
-        assert not healthy(running)
-        use(monkeypatch, other, other.client("trainer"))
-        assert healthy(running)
-        assert served(running) != before
-
-
-def healthy(door: Gateway) -> bool:
-    with open_channel(door.address) as channel:
-        try:
-            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
-        except grpc.RpcError as error:
-            assert error.code() == Code.UNAVAILABLE
-            return False
-    return True
-
-
-def served(door: Gateway) -> bytes:
-    """The certificate that the gateway shows."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with (
-        socket.create_connection(("127.0.0.1", door.port), timeout=30) as plain,
-        context.wrap_socket(plain) as secure,
-    ):
-        shown = secure.getpeercert(binary_form=True)
-        assert shown
-        return shown

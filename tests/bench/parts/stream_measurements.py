@@ -1,4 +1,4 @@
-"""What stream.py measures."""
+"""The measurements of stream.py: fan-out, ceiling, and a consumer that stalls."""
 
 from __future__ import annotations
 
@@ -10,36 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import grpc
 import psutil
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
-from fusion_core.vocabulary import Vocabulary
-from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
-from services.deploy.local_ray import free_port
-from services.deploy.serve_config import serve_config
-from services.fusion.client import FusedWindow, FusionClient, StreamRequest
-from services.recipes.recipe import Recipe
+from services.fusion.client import FusedWindow, FusionClient
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_channel
 from tests.bench.parts.report import Report
-from tests.fakes.local_serve import local_serve
+from tests.bench.parts.stream_services import TOP_K, WINDOW_BYTES, Bench, Served, everything
 
-MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
-TOP_K = 64
 PACE = 20_000
 """Tokens per second of a paced source."""
-WINDOW_BYTES = 8192
-"""About 2,048 tokens, which FuseLLM took."""
 CREDITS = 32
 """Windows that the client keeps under way."""
-_EVER = 2**31
-_DOCUMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -50,92 +37,9 @@ class Rate:
     tokens: float
 
 
-@dataclass
-class Served:
-    """Services that are up on a cluster of their own."""
-
-    recipe: Recipe
-    address: str
-    ray: psutil.Process
-
-    @property
-    def processes(self) -> dict[str, psutil.Process]:
-        """The proxy and each application's one replica, by name."""
-        found = {}
-        for process in self.ray.children(recursive=True):
-            title = " ".join(process.cmdline())
-            if "ProxyActor" in title:
-                found["proxy"] = process
-            elif "ServeReplica:" in title:
-                found[title.partition("ServeReplica:")[2].partition(":")[0]] = process
-        return found
-
-
-class Bench:
-    """Where everything is written, and how long is measured."""
-
-    def __init__(self, folder: Path, models: Mapping[str, Path], quick: bool) -> None:
-        self.folder, self.quick = folder, quick
-        self._models = models
-        documents = folder / "documents"
-        documents.mkdir()
-        for number in range(_DOCUMENTS):  # long ones, so that few windows are cut short by a document's end
-            text = "\n".join(list(topics.values())[number::_DOCUMENTS])
-            (documents / f"{number}.txt").write_text(text, encoding="utf-8")
-
-    @property
-    def seconds(self) -> float:
-        return 6.0 if self.quick else 30.0
-
-    @contextmanager
-    def served(
-        self, num_sources: int, tokens_per_second: float | None, window_bytes: int = WINDOW_BYTES
-    ) -> Iterator[Served]:
-        """So many sources and one replica of the fusion service."""
-        recipe = self._recipe(num_sources, tokens_per_second, window_bytes)
-        prepare(recipe)
-        with local_serve(serve_config(recipe)) as ray:
-            yield Served(recipe, recipe.fusion_address, ray)
-
-    def _recipe(self, num_sources: int, tokens_per_second: float | None, window_bytes: int) -> Recipe:
-        sources = [
-            {
-                "name": f"source{number}",
-                "model": str(self._models[MODELS[number % len(MODELS)]]),
-                "engine": "synthetic",
-                "top_k": TOP_K,
-                "synthetic": {"tokens_per_second": tokens_per_second, "seed": number},
-            }
-            for number in range(num_sources)
-        ]
-        values = {
-            "name": "stream",
-            "output_dir": str(self.folder / f"runs-{num_sources}-{window_bytes}"),
-            "corpus": {
-                "name": "python-docs",
-                "files": [f"{self.folder}/documents/*.txt"],
-                "window_bytes": window_bytes,
-                "held_out_share": 0.02,
-                "shared_run_bytes": None,
-            },
-            "sources": sources,
-            "target": {
-                "config": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},
-                "tokenizer": {"train": {"vocabulary_size": 4096}},
-            },
-            "fusion": {"strategy": "avg_ce", "k_out": TOP_K, "min_sources": num_sources},
-            "service": {
-                "grpc_port": free_port(),
-                "http_port": free_port(),
-                "store": None,
-            },
-        }
-        return Recipe.model_validate(values)
-
-
 def fused_rate(served: Served, seconds: float) -> Rate:
     """What the client receives and decodes, once the stream is running."""
-    windows = FusionClient(served.address).stream(_everything(served), prefetch_windows=CREDITS)
+    windows = FusionClient(served.address).stream(everything(served), prefetch_windows=CREDITS)
     try:
         for _ in itertools.islice(windows, 2 * CREDITS):
             pass
@@ -249,7 +153,7 @@ class _Granted:
     def __init__(self, served: Served, credits: int) -> None:
         self._channel = open_channel(served.address)
         self._outbox: queue.SimpleQueue[fusion_pb2.StreamFusedRequest | None] = queue.SimpleQueue()
-        opening = _everything(served).to_proto()
+        opening = everything(served).to_proto()
         self._outbox.put(fusion_pb2.StreamFusedRequest(open=opening))
         self._outbox.put(fusion_pb2.StreamFusedRequest(credit=block_pb2.Credit(blocks=credits)))
         stub = fusion_pb2_grpc.FusionServiceStub(self._channel)
@@ -300,11 +204,6 @@ def _cpu_seconds(served: Served) -> Iterator[dict[str, float]]:
 
 def _resident(served: Served) -> dict[str, int]:
     return {name: process.memory_info().rss for name, process in served.processes.items()}
-
-
-def _everything(served: Served) -> StreamRequest:
-    target = Vocabulary.from_pretrained(served.recipe.target_folder).fingerprint
-    return StreamRequest("python-docs", "train", seed=0, num_epochs=_EVER, expected_vocabulary=target)
 
 
 def _cells(rate: Rate) -> dict[str, float]:

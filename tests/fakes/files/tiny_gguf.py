@@ -51,9 +51,38 @@ def encode_smollm(text: str) -> list[int]:
 def write_smollm(path: Path, *, train: bool) -> LlamaForCausalLM:
     """A one-layer Llama with a tokenizer of SmolLM2's kind; returns the model. Trained, it knows the probe by heart."""
     pieces = smollm_pieces()
+    model = _tiny_llama(len(pieces))
+    if train:
+        _learn_the_probe(model)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny smollm")
+    writer.add_block_count(1)
+    writer.add_context_length(256)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(pieces)
+    writer.add_token_types([CONTROL] * 3 + [NORMAL] * (len(pieces) - 3))
+    writer.add_token_merges(SMOLLM_MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    _add_weights(writer, model)
+    _finish(writer)
+    return model
+
+
+def _tiny_llama(vocabulary_size: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(pieces),
+        vocab_size=vocabulary_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -65,49 +94,35 @@ def write_smollm(path: Path, *, train: bool) -> LlamaForCausalLM:
         bos_token_id=1,
         eos_token_id=2,
     )
-    model = LlamaForCausalLM(config)
-    if train:
-        ids = torch.tensor([[1, *encode_smollm(PROBE)]])
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-        for _ in range(30):
-            loss = model(input_ids=ids, labels=ids).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    return LlamaForCausalLM(config)
 
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny smollm")
-    writer.add_block_count(1)
-    writer.add_context_length(256)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(pieces)
-    writer.add_token_types([CONTROL] * 3 + [NORMAL] * (len(pieces) - 3))
-    writer.add_token_merges(SMOLLM_MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_pad_token_id(2)
-    writer.add_add_bos_token(False)
-    names = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "post_attention_layernorm": "ffn_norm",
-        "input_layernorm": "attn_norm",
-    }
+
+def _learn_the_probe(model: LlamaForCausalLM) -> None:
+    ids = torch.tensor([[1, *encode_smollm(PROBE)]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(30):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+_LLAMA_CPP_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+}
+
+
+def _add_weights(writer: gguf.GGUFWriter, model: LlamaForCausalLM) -> None:
     for name, parameter in model.named_parameters():
         array = parameter.detach().numpy()
         if "q_proj" in name or "k_proj" in name:
@@ -115,11 +130,9 @@ def write_smollm(path: Path, *, train: bool) -> LlamaForCausalLM:
             # llama.cpp rotates neighbouring pairs, transformers the two halves of a head
             array = array.reshape(heads, 2, array.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(array.shape)
         short = name.replace("model.layers.0.", "blk.0.")
-        for ours, theirs in names.items():
+        for ours, theirs in _LLAMA_CPP_NAMES.items():
             short = short.replace(ours, theirs)
         writer.add_tensor(short, np.ascontiguousarray(array))
-    _finish(writer)
-    return model
 
 
 GEMMA_CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
