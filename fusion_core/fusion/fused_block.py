@@ -5,16 +5,20 @@ Shape legend: S sources that answered, T target tokens, M entries of all sources
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 
 from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.arrays import Bool, Float32, Float64, Int32
 from fusion_core.blocks import Block, SourceShare
 from fusion_core.fusion.config import FusionConfig
-from fusion_core.fusion.mixture import mix_rows
-from fusion_core.fusion.weights import nats_per_byte, source_weights
+from fusion_core.fusion.mixture import Mixture, mix
+from fusion_core.fusion.weights import weigh
 from fusion_core.vocabulary import Encoding
+
+Array = TypeVar("Array", Float32, Float64)
 
 
 class TooFewSources(ValueError):  # noqa: N818 - it says what is the matter, as StopIteration does
@@ -27,8 +31,11 @@ def fuse(
     sources: Mapping[str, ProjectedRows | None],
     config: FusionConfig,
     vocabulary: str,
+    *,
+    k_out: int | None = None,
+    min_sources: int | None = None,
 ) -> Block:
-    """The fused distribution of every target token of one window.
+    """Return the fused distribution of every target token of one window.
 
     Args:
         text: the window, UTF-8.
@@ -37,83 +44,89 @@ def fuse(
             may be one of them.
         config: how the sources are weighed.
         vocabulary: fingerprint of the target's vocabulary.
+        k_out: candidates kept per row; the configuration's when not set.
+        min_sources: sources that must have answered; the configuration's when not set.
 
     Returns:
-        A block of `config.k_out` candidates per row. A row is a mixture of the sources that could give it, with their
+        A block of `k_out` candidates per row. A row is a mixture of the sources that could give it, with their
         weights normalised; it is masked when none of weight above zero could. `shares` lists every source, those that
         did not answer as not present.
 
     Raises:
-        TooFewSources: fewer than `config.min_sources` answered.
+        TooFewSources: fewer than `min_sources` answered.
         ValueError: a source's rows are not those of `target`, or strategy `fixed` lacks a weight.
     """
     present = {name: rows for name, rows in sources.items() if rows is not None}
-    if len(present) < config.min_sources:
-        absent = [name for name in sources if name not in present]
-        raise TooFewSources(
-            f"min_sources: {len(present)} of {len(sources)} sources answered, at least {config.min_sources} are needed"
-            + (f" (missing: {', '.join(absent)})" if absent else "")
-        )
-    num_tokens = target.num_tokens
+    _check_quorum(sources, present, config.min_sources if min_sources is None else min_sources)
     for name, rows in present.items():
-        if rows.num_tokens != num_tokens:
-            raise ValueError(f"source {name!r}: {rows.num_tokens} rows for {num_tokens} target tokens")
+        if rows.num_tokens != target.num_tokens:
+            raise ValueError(f"source {name!r}: {rows.num_tokens} rows for {target.num_tokens} target tokens")
     gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
-    mask_ST = np.stack([rows.mask_T for rows in present.values()])
-    # The end row has no bytes: it counts in no loss per byte, and is weighed like the token before it.
-    num_text = num_tokens - target.ends_document
-    num_bytes_T = np.diff(target.byte_ends_T[:num_text], prepend=np.int32(0)).astype(np.int64)
-    whole_T = np.zeros(num_tokens, dtype=np.int64)
-    in_order_T = np.minimum(np.arange(num_tokens, dtype=np.int64), max(0, num_text - 1))
-    span_of_T = whole_T if config.scope == "window" else in_order_T // config.span_tokens
-    text_gold_ST, text_mask_ST = gold_ST[:, :num_text], mask_ST[:, :num_text]
-    loss_S = nats_per_byte(text_gold_ST, text_mask_ST, num_bytes_T, whole_T[:num_text])[:, 0]
-    loss_SP = nats_per_byte(text_gold_ST, text_mask_ST, num_bytes_T, span_of_T[:num_text])
-    asked_ST = source_weights(config, list(present), loss_SP, loss_S)[:, span_of_T]
-
-    available_ST = asked_ST * mask_ST
-    sum_T = available_ST.sum(axis=0)
-    mask_T = sum_T > 0
-    weight_ST = available_ST / np.where(mask_T, sum_T, 1.0)
-    widths = [rows.ids_TM.shape[1] for rows in present.values()]
-    topk_ids_TK = np.full((num_tokens, config.k_out), -1, dtype=np.int32)
-    topk_probs_TK = np.zeros((num_tokens, config.k_out), dtype=np.float32)
-    tail_T, covered_T = np.zeros(num_tokens), np.zeros(num_tokens)
-    mix_rows(
-        np.concatenate([rows.ids_TM for rows in present.values()], axis=1),
-        np.concatenate([rows.probs_TM for rows in present.values()], axis=1),
-        np.concatenate([[0], np.cumsum(widths)]).astype(np.int64),
-        np.stack([rows.tail_T for rows in present.values()]),
-        weight_ST,
-        target.token_ids_T,
-        topk_ids_TK,
-        topk_probs_TK,
-        tail_T,
-        covered_T,
-    )
+    usable_ST = np.stack([rows.mask_T for rows in present.values()])
+    asked_ST, loss_S = weigh(config, list(present), gold_ST, usable_ST, target)
+    weight_ST, mask_T = _over_usable(asked_ST, usable_ST)
+    mixture = mix(list(present.values()), weight_ST, target.token_ids_T, config.k_out if k_out is None else k_out)
     # A masked row's gold keeps the sum over the window equal to the weighted sources' own loss.
-    gold_weight_ST = np.where(mask_T, weight_ST, asked_ST)
-    with np.errstate(divide="ignore"):
-        gold_T = np.logaddexp.reduce(np.log(gold_weight_ST) + gold_ST, axis=0)
-        topk_logprobs_TK = np.log(topk_probs_TK)
-        log_tail_T = np.log(np.maximum(tail_T, 0.0)).astype(np.float32)
-    gold_T = np.minimum(gold_T, 0.0).astype(np.float32)
-    # float32 probabilities vanish below e^-103, log-probabilities do not.
-    realised_TK = topk_ids_TK == target.token_ids_T[:, None]
-    topk_logprobs_TK = np.where(realised_TK, gold_T[:, None], topk_logprobs_TK)
-    mean_weight_S = weight_ST[:, mask_T].mean(axis=1) if mask_T.any() else np.zeros(len(present))
-    measured = dict(zip(present, zip(mean_weight_S.tolist(), loss_S.tolist(), strict=True), strict=True))
+    gold_T = _log_mixture(gold_ST, np.where(mask_T, weight_ST, asked_ST))
     return Block(
         text_bytes=text,
         token_ids_T=target.token_ids_T,
         byte_ends_T=target.byte_ends_T,
-        topk_ids_TK=topk_ids_TK,
-        topk_logprobs_TK=topk_logprobs_TK,
-        tail_T=log_tail_T,
+        topk_ids_TK=mixture.ids_TK,
+        topk_logprobs_TK=_candidate_logprobs(mixture, target.token_ids_T, gold_T),
+        tail_T=_log(mixture.tail_T).astype(np.float32),
         gold_T=gold_T,
         vocabulary=vocabulary,
         mask_T=mask_T,
-        shares=tuple(SourceShare(name, name in measured, *measured.get(name, (0.0, float("nan")))) for name in sources),
-        covered_mass=float(covered_T[mask_T].mean()) if mask_T.any() else float("nan"),
+        shares=_shares(list(sources), list(present), weight_ST[:, mask_T], loss_S),
+        covered_mass=float(mixture.covered_T[mask_T].mean()) if mask_T.any() else float("nan"),
         ends_document=target.ends_document,
     )
+
+
+def _check_quorum(
+    sources: Mapping[str, ProjectedRows | None], present: Mapping[str, ProjectedRows], min_sources: int
+) -> None:
+    if len(present) >= max(1, min_sources):
+        return
+    absent = [name for name in sources if name not in present]
+    raise TooFewSources(
+        f"min_sources: {len(present)} of {len(sources)} sources answered, at least {min_sources} are needed"
+        + (f" (missing: {', '.join(absent)})" if absent else "")
+    )
+
+
+def _over_usable(asked_ST: Float64, usable_ST: Bool) -> tuple[Float64, Bool]:
+    """The weights normalised over the sources that have each row, and which rows any source of weight above 0 has."""
+    available_ST = asked_ST * usable_ST
+    sum_T = available_ST.sum(axis=0)
+    mask_T: Bool = sum_T > 0
+    return available_ST / np.where(mask_T, sum_T, 1.0), mask_T
+
+
+def _log_mixture(logprobs_ST: Float64, weight_ST: Float64) -> Float32:
+    """The logarithm of the weighted mean of probabilities, at most 0."""
+    mixed_T: Float64 = np.logaddexp.reduce(_log(weight_ST) + logprobs_ST, axis=0)
+    return np.minimum(mixed_T, 0.0).astype(np.float32)
+
+
+def _candidate_logprobs(mixture: Mixture, token_ids_T: Int32, gold_T: Float32) -> Float32:
+    """Log-probabilities of the candidates. The realised token's comes from `gold_T`: float32 probabilities vanish
+    below e^-103, log-probabilities do not."""
+    realised_TK = mixture.ids_TK == token_ids_T[:, None]
+    logprobs_TK: Float32 = np.where(realised_TK, gold_T[:, None], _log(mixture.probs_TK))
+    return logprobs_TK
+
+
+def _shares(
+    names: Sequence[str], present: Sequence[str], weight_ST: Float64, loss_S: Float64
+) -> tuple[SourceShare, ...]:
+    """Every source's part in the window; `weight_ST` has the rows that are not masked."""
+    weight_S = weight_ST.mean(axis=1) if weight_ST.shape[1] else np.zeros(len(present))
+    measured = dict(zip(present, zip(weight_S.tolist(), loss_S.tolist(), strict=True), strict=True))
+    return tuple(SourceShare(name, name in measured, *measured.get(name, (0.0, float("nan")))) for name in names)
+
+
+def _log(values: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return cast(Array, np.log(np.maximum(values, 0)))

@@ -194,7 +194,8 @@ class Fuser:
         rows = self._alignment.project(blocks, encoding)
         # A caller that names fewer sources than the quorum asks for just those.
         quorum = min(self._config.fusion.min_sources, len(blocks))
-        config = self._config.fusion.model_copy(update={"k_out": k, "min_sources": quorum})
-        block = fuse(passage.text, encoding, rows, config, self.target.fingerprint)
+        block = fuse(
+            passage.text, encoding, rows, self._config.fusion, self.target.fingerprint, k_out=k, min_sources=quorum
+        )
         self.metrics.fused(block)
         return block
