@@ -1,4 +1,4 @@
-"""What a recipe says about the target model and how it is trained. Defaults are those of the FuseLLM paper."""
+"""Configuration of training, section `distill` of a recipe. Defaults are those of the FuseLLM paper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.distill.target.config import LoraConfig, Text
 
 
 class DistillConfig(Settings):
-    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, AdamW, linear warm-up, cosine or constant.
+    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, by AdamW.
 
     Both terms are means over the tokens of a step's global batch. Batches do not cross the end of an epoch; the last
     one of an epoch may be short, and its gradient is scaled by its share of `batch_windows`.
@@ -121,14 +121,5 @@ class DistillConfig(Settings):
 
     @property
     def threads(self) -> int:
+        """Torch's threads in a worker."""
         return self.torch_threads or max(1, math.floor(self.cpus_per_worker))
-
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of a step, counted from 0. A function of the step alone: nothing to store, nothing to drift."""
-        warmup = math.ceil(self.warmup_share * total_steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        if self.schedule == "constant":
-            return self.learning_rate
-        progress = (step - warmup) / max(1, total_steps - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

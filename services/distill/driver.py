@@ -26,7 +26,7 @@ from services.jobs.storage import StoredCheckpoint, check_writable, mend_snapsho
 
 logger = logging.getLogger(__name__)
 
-_HOPELESS = (
+_FATAL_ERRORS = (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
@@ -34,17 +34,18 @@ _HOPELESS = (
     ValueError,
     ArithmeticError,
 )
+"""Errors that another attempt of the same workers would only meet again."""
 
 OpenClient = Callable[[DistillJob], FusionStream]
 
 
 def open_client(job: DistillJob) -> FusionStream:
-    """The stream over gRPC."""
+    """Return the client that streams over gRPC."""
     return FusionClient(job.fusion_address, application=job.application, token=job.token)
 
 
 def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = open_client) -> None:
-    """Trains until the end, going on from the newest checkpoint of the run; the model is in `job.files.model` then.
+    """Train until the end, going on from the newest checkpoint of the run; the model is in `job.files.model` then.
 
     Args:
         job: the run.
@@ -73,7 +74,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
     placeable = _check_resources(resources, config.worker_range[0], cluster)
     if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
-        # Who loses the only node loses the watcher with it: one process and one alarming line in the log less.
+        # With a single node there is nothing to preempt: skip Ray's watcher and its warning.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if start_over:
         # Not before everything has been looked at: a run that is refused forgets no checkpoint.
@@ -96,21 +97,21 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    hopeless: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
-    if hopeless is not None:
-        raise hopeless
+    fatal: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
+    if fatal is not None:
+        raise fatal
 
 
 def work(
     job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: StoredCheckpoint | None
 ) -> Exception | None:
-    """What every worker does. Returns the error that another attempt would only meet again."""
+    """Run one worker; return the error that another attempt would only meet again, None after the last step."""
     import ray.train
     import ray.train.torch
     import torch
 
-    from services.distill.trainer import Trainer
     from services.distill.workers.parallel import parallelise
+    from services.distill.workers.worker import DistillWorker
     from services.distill.workers.world import World
     from services.jobs.observer import observer
 
@@ -126,7 +127,7 @@ def work(
     if world.size > 1:
         world = replace(world, parallel=partial(parallelise, kind=job.config.parallel, device=device))
 
-    def report(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
+    def keep_checkpoint(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
@@ -139,11 +140,17 @@ def work(
             elif fallback is not None:
                 restore_from = stack.enter_context(fallback.local())
             observe = observer(job.run_name, job.files.events) if world.rank == 0 else None
-            trainer = Trainer(
-                job, plan, open_client(job), world, restore_from=restore_from, report=report, observe=observe
+            worker = DistillWorker(
+                job,
+                plan,
+                open_client(job),
+                world,
+                restore_from=restore_from,
+                keep_checkpoint=keep_checkpoint,
+                observe=observe,
             )
-        trainer.run()
-    except _HOPELESS as error:
+        worker.run()
+    except _FATAL_ERRORS as error:
         if world.size > 1:
             raise  # the others wait for this worker: only its end tells them
         return error
@@ -151,7 +158,7 @@ def work(
 
 
 def _quieten_reports() -> None:
-    """Ray Train logs every report in full, on every worker."""
+    """Drop the line that Ray Train logs for every report, on every worker."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not str(record.msg).startswith("Reporting training result"))
 
@@ -164,8 +171,11 @@ def _use_gpu(device: str, cluster: dict[str, float]) -> bool:
 
 
 def _check_resources(per_worker: dict[str, float], num_workers: int, cluster: dict[str, float]) -> bool:
-    """Whether all workers fit now. A job that can never be placed would wait for ever, so one worker must fit; for more
-    an autoscaling cluster may still grow."""
+    """Return whether all workers fit now; raise UnavailableError unless one of them does.
+
+    A job that can never be placed would wait for ever, so one worker must fit; for more of them an autoscaling cluster
+    may still grow.
+    """
     placeable = True
     for name, amount in per_worker.items():
         there = cluster.get(name, 0)

@@ -23,9 +23,9 @@ def blocks(target):
 def test_rows_follow_the_windows_and_inputs_are_one_behind(blocks):
     batch = collate(pack(blocks, None), bos=0, vocabulary_size=300)
     assert batch.num_tokens == sum(block.num_tokens for block in blocks)
-    assert batch.num_fused == sum(int(block.mask_T.sum()) for block in blocks)
     assert batch.inputs_BL[:, 0].tolist() == [0] * 6
     assert batch.rows is not None
+    assert int(batch.rows.mask_N.sum()) == sum(int(block.mask_T.sum()) for block in blocks)
     start = 0
     for row, block in enumerate(blocks):
         rows = slice(start, start + block.num_tokens)

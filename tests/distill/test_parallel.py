@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from services.base.errors import FailedPreconditionError
 from services.distill.job import DistillJob
 from services.distill.plan import make_plan
-from services.distill.trainer import Trainer
 from services.distill.workers.parallel import parallelise
+from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.jobs.step_log import read_rows
 from services.jobs.storage import newest_complete
@@ -35,9 +35,11 @@ def attempt(job: DistillJob, target_folder: Path, rank: int, *, break_after: int
     newest = newest_complete(job.checkpoints)
     dist.barrier()
     restore_from = None if newest is None else job.files.checkpoints / newest.name
-    trainer = Trainer(job, make_plan(job, fusion), fusion, world, restore_from=restore_from, report=keeping(job))
+    worker = DistillWorker(
+        job, make_plan(job, fusion), fusion, world, restore_from=restore_from, keep_checkpoint=keeping(job)
+    )
     try:
-        trainer.run()
+        worker.run()
     except FailedPreconditionError:
         assert break_after is not None
     dist.barrier()

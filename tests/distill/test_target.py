@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fusion_core.vocabulary import Vocabulary
 from services.base.settings import explain
 from services.distill.config import DistillConfig
+from services.distill.learning_rate import learning_rate
 from services.distill.target.config import TargetConfig
 from services.distill.target.prepare import prepare_target
 from tests.fakes.fusion_stream import corpus
@@ -202,10 +203,10 @@ def test_mistakes_name_the_key_and_what_is_allowed(model, values, message):
 
 def test_the_schedule_warms_up_and_falls_to_nothing():
     config = DistillConfig(learning_rate=1.0, warmup_share=0.1)
-    rates = [config.learning_rate_at(step, 100) for step in range(100)]
+    rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert max(rates) == 1.0
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] < 1e-3
     constant = DistillConfig(learning_rate=1.0, warmup_share=0.0, schedule="constant")
-    assert {constant.learning_rate_at(step, 100) for step in range(100)} == {1.0}
+    assert {learning_rate(constant, step, 100) for step in range(100)} == {1.0}

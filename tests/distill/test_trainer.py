@@ -20,7 +20,7 @@ from services.base.errors import FailedPreconditionError, NotFoundError, Unavail
 from services.distill.checkpoint import load_state
 from services.distill.job import DistillJob
 from services.distill.plan import claim_run, make_plan
-from services.distill.trainer import Trainer
+from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.evaluation.controls import Training, training_of
 from services.evaluation.nats_per_byte import nats_per_byte
@@ -239,7 +239,7 @@ def test_a_stream_that_lost_windows_is_noticed(tmp_path, target):
     plan = make_plan(job, fusion)
     fusion.splits["train"] = corpus(17)
     with pytest.raises(FailedPreconditionError, match="17 windows came until the end of epoch 0, not 18"):
-        Trainer(job, plan, fusion, World()).run()
+        DistillWorker(job, plan, fusion, World()).run()
 
 
 def test_other_settings_are_not_resumed(tmp_path, target, undisturbed):

@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.base.errors import FailedPreconditionError
 from services.distill.data.batch import collate, pack
-from services.distill.data.feed import share_of
+from services.distill.data.feed import num_received
 from services.distill.plan import make_plan
 from services.distill.target.config import TargetConfig
 from services.distill.target.module import DistillModule
 from services.distill.target.prepare import prepare_target
-from services.distill.trainer import Trainer
+from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.fusion.order import StreamPlan
 from services.jobs.step_log import read_rows
@@ -243,7 +243,7 @@ def test_layers_that_are_not_there_or_the_lm_head_take_no_adapter(tmp_path, targ
     for modules, message in (("nothing_here", "target_modules"), (["lm_head", "q_proj"], "lm_head")):
         job = job_in(tmp_path, target, lora={"target_modules": modules})
         with pytest.raises(ValueError, match=message):
-            Trainer(job, make_plan(job, fusion), fusion, World())
+            DistillWorker(job, make_plan(job, fusion), fusion, World())
 
 
 def test_checkpoints_in_a_store_behind_a_url(tmp_path, target):
@@ -290,7 +290,7 @@ def test_a_step_has_the_same_windows_however_often_the_number_of_workers_changes
         streams = shards(size, Cursor(epoch=0, dealt=dealt, received=0, plan=plan))
         for _ in range(num_steps):
             stop = min(start + batch, num_windows)
-            shares = [share_of(rank, size, start, stop, dealt=dealt) for rank in range(size)]
+            shares = [num_received(rank, size, start, stop, shared_from=dealt) for rank in range(size)]
             got = [next(stream).index for stream, share in zip(streams, shares, strict=True) for _ in range(share)]
             assert sorted(got) == sorted(order[start:stop])
             assert max(shares) - min(shares) <= 1

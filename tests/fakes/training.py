@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from services.distill.checkpoint import KeepCheckpoint
 from services.distill.config import DistillConfig
 from services.distill.job import DistillJob
 from services.distill.plan import make_plan
-from services.distill.trainer import Report, Trainer
+from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.jobs.storage import newest_complete
 from tests.fakes.fusion_stream import FakeFusion
@@ -27,7 +28,7 @@ def job_in(folder: Path, target_folder: Path, **changes: object) -> DistillJob:
     return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config)
 
 
-def keeping(job: DistillJob) -> Report:
+def keeping(job: DistillJob) -> KeepCheckpoint:
     """Keeps checkpoints below the run's folder, whole or not at all."""
 
     def keep(_metrics: dict, folder: Path | None, step: int) -> None:
@@ -45,8 +46,10 @@ def train(job: DistillJob, fusion: FakeFusion) -> None:
     """One attempt: goes on from the newest checkpoint, keeps its own."""
     newest = newest_complete(job.checkpoints)
     with newest.local() if newest else nullcontext() as restore_from:
-        trainer = Trainer(job, make_plan(job, fusion), fusion, World(), restore_from=restore_from, report=keeping(job))
-    trainer.run()
+        worker = DistillWorker(
+            job, make_plan(job, fusion), fusion, World(), restore_from=restore_from, keep_checkpoint=keeping(job)
+        )
+    worker.run()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -39,14 +39,11 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
+        """N."""
         return int(self.token_ids_N.shape[0])
 
-    @property
-    def num_fused(self) -> int:
-        """Rows that the fusion loss counts."""
-        return 0 if self.rows is None else int(self.rows.mask_N.sum())
-
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
         if device.type == "cpu":
             return self
         rows = self.rows and SparseRows(
@@ -73,15 +70,15 @@ def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Block]]:
     if row_tokens is None:
         return [[block] for block in blocks]
     rows: list[list[Block]] = []
-    room: list[int] = []
+    room: list[int] = []  # tokens that still fit
     for block in sorted(blocks, key=lambda block: -block.num_tokens):
-        place = next((row for row, left in enumerate(room) if left >= block.num_tokens), None)
-        if place is None:
-            place = len(rows)
+        row = next((row for row, left in enumerate(room) if left >= block.num_tokens), None)
+        if row is None:
+            row = len(rows)
             rows.append([])
             room.append(row_tokens)
-        rows[place].append(block)
-        room[place] -= block.num_tokens
+        rows[row].append(block)
+        room[row] -= block.num_tokens
     return rows
 
 

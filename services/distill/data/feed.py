@@ -1,4 +1,4 @@
-"""Batches of windows from the fused stream, epoch by epoch, with the time that the trainer waited for them."""
+"""The windows of every step from the fused stream, and the time that the trainer waited for them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from services.base.errors import FailedPreconditionError
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.wire.cursor import Cursor
 
-_LOOK_UP_SECONDS = 0.2
+_CLOSE_CHECK_SECONDS = 0.2
+"""How often a reader that waits for room looks whether the feed was closed."""
 
 
 class FusionStream(Protocol):
-    """What training needs of `services.fusion.client.FusionClient`."""
+    """The part of `services.fusion.client.FusionClient` that training uses."""
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse: ...
 
@@ -28,8 +29,8 @@ class FusionStream(Protocol):
 
 
 @dataclass(slots=True)
-class Batch:
-    """A share of a step: the windows to train on, and those that the service left out for want of sources."""
+class StepWindows:
+    """A worker's share of a step: windows to train on, and those that the service left out for want of sources."""
 
     windows: list[FusedWindow] = field(default_factory=list)
     skipped: list[SkippedWindow] = field(default_factory=list)
@@ -39,9 +40,9 @@ class Batch:
 
 
 class WindowFeed:
-    """Deals the windows of one rank in batches that never cross the end of an epoch.
+    """Hands out the windows of one rank in batches that never cross the end of an epoch.
 
-    So the same number of steps makes up an epoch whatever the number of workers, and a step consumes the same windows.
+    So an epoch has the same number of steps whatever the number of workers, and a step consumes the same windows.
     A thread receives and decodes ahead, up to `prefetch_windows`, while the trainer computes.
 
     Attributes:
@@ -60,12 +61,12 @@ class WindowFeed:
         self._ahead = _ReadAhead(client.stream(request, prefetch_windows=prefetch_windows), prefetch_windows)
         self._kept: FusedWindow | SkippedWindow | None = None
 
-    def take(self, epoch: int, num_windows: int | None = None) -> Batch:
-        """The next windows of `epoch`: `num_windows`, a batch by default, or as many as are left for this rank."""
+    def take(self, epoch: int, num_windows: int | None = None) -> StepWindows:
+        """Return the next windows of `epoch`: `num_windows` (default a batch), or all that are left for this rank."""
         num_windows = self._batch_windows if num_windows is None else num_windows
-        batch = Batch()
+        taken = StepWindows()
         started = time.perf_counter()
-        while len(batch) < num_windows:
+        while len(taken) < num_windows:
             window = self._kept or self._ahead.get()
             self._kept = None
             if window is None:
@@ -74,13 +75,13 @@ class WindowFeed:
                 self._kept = window
                 break
             if isinstance(window, SkippedWindow):
-                batch.skipped.append(window)
+                taken.skipped.append(window)
             else:
                 self._check(window)
-                batch.windows.append(window)
+                taken.windows.append(window)
             self.cursor = window.cursor
         self.wait_seconds += time.perf_counter() - started
-        return batch
+        return taken
 
     def close(self) -> None:
         """Ends the stream."""
@@ -94,18 +95,21 @@ class WindowFeed:
             )
 
 
-def share_of(rank: int, world_size: int, start: int, stop: int, *, dealt: int) -> int:
-    """How many of the windows `start` to `stop` of an epoch's order the stream gives to `rank`, where the windows from
-    `dealt` on are dealt to `world_size` ranks in turn. So a step's windows are the same for any number of workers."""
+def num_received(rank: int, world_size: int, start: int, stop: int, *, shared_from: int) -> int:
+    """Return the number of windows from `start` to `stop` of an epoch's order that the stream sends to `rank`.
+
+    The stream deals the windows from `shared_from` on to `world_size` ranks in turn, so that a step has the same
+    windows for any number of workers.
+    """
 
     def received(windows: int) -> int:
-        return max(0, -(-(windows - dealt - rank) // world_size))
+        return max(0, -(-(windows - shared_from - rank) // world_size))
 
     return received(stop) - received(start)
 
 
 class _ReadAhead:
-    """Reads an iterator in a thread, at most `depth` windows ahead. What it raises is raised by `get`, in its place."""
+    """Reads an iterator in a thread, at most `depth` windows ahead; an error of the iterator is raised by `get`."""
 
     def __init__(self, stream: Iterator[FusedWindow | SkippedWindow], depth: int) -> None:
         self._queue: queue.Queue[FusedWindow | SkippedWindow | BaseException | None] = queue.Queue(depth)
@@ -115,7 +119,7 @@ class _ReadAhead:
         threading.Thread(target=self._read, args=(stream,), name="window-feed", daemon=True).start()
 
     def get(self) -> FusedWindow | SkippedWindow | None:
-        """The next window; None behind the last one."""
+        """Return the next window; None behind the last one."""
         if self._ended:
             return None
         item = self._queue.get()
@@ -143,7 +147,7 @@ class _ReadAhead:
     def _put(self, item: FusedWindow | SkippedWindow | BaseException | None) -> bool:
         while not self._closed.is_set():
             try:
-                self._queue.put(item, timeout=_LOOK_UP_SECONDS)
+                self._queue.put(item, timeout=_CLOSE_CHECK_SECONDS)
             except queue.Full:
                 continue
             return True

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from services.distill.job import DistillJob
+from services.distill.config import DistillConfig
 from services.distill.target.lora import add_lora, save_adapter, save_merged
+from services.jobs.run_folder import RunFolder
 from services.models.weights import check_head, load_model, save_model
 
 
@@ -22,40 +23,50 @@ class TrainedTarget:
         head_rows: rows of the lm_head, padding included.
     """
 
-    def __init__(self, job: DistillJob, device: torch.device, *, restore_from: Path | None) -> None:
-        """Loads the target, or what a checkpoint has made of it."""
-        config = job.config
-        self._job = job
-        self._adapted: Any = None
+    def __init__(
+        self,
+        target_folder: Path,
+        config: DistillConfig,
+        device: torch.device,
+        *,
+        restore_from: Path | None,
+    ) -> None:
+        """Load the target from its folder, or what the checkpoint in `restore_from` has made of it."""
+        self._target_folder = target_folder
+        self._peft_model: Any = None
         if config.lora is None:
-            self.model = load_model(restore_from or job.target_folder)
+            self.model = load_model(restore_from or target_folder)
         else:
-            self.model = load_model(job.target_folder)
-            self._adapted = add_lora(self.model, config.lora, seed=config.seed, adapter=restore_from)
+            self.model = load_model(target_folder)
+            self._peft_model = add_lora(self.model, config.lora, seed=config.seed, adapter=restore_from)
             check_head(self.model)
         self.model.to(device).train()
         self.head_rows = int(self.model.get_output_embeddings().weight.shape[0])
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether only LoRA adapters are trained."""
+        return self._peft_model is not None
+
     def save(self, folder: Path, weights: dict[str, Any] | None) -> None:
-        """Writes what a checkpoint holds of the model: with LoRA the adapter, else all of it."""
-        if self._adapted is None:
-            save_model(self.model, self._job.target_folder, folder, weights)
+        """Write what a checkpoint holds of the model: with LoRA the adapter, else all of it."""
+        if self._peft_model is None:
+            save_model(self.model, self._target_folder, folder, weights)
         else:
             assert weights is not None
-            save_adapter(self._adapted, folder, weights)
+            save_adapter(self._peft_model, folder, weights)
 
-    def save_final(self, weights: dict[str, Any] | None) -> None:
-        """Writes the model's folder, and with LoRA the adapter's; each appears complete or not at all."""
-        files = self._job.files
+    def save_final(self, files: RunFolder, weights: dict[str, Any] | None) -> None:
+        """Write the model into the run's folder, and with LoRA the adapter; each appears complete or not at all."""
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=files.path) as temporary:
             made = Path(temporary)
-            if self._adapted is None:
+            if self._peft_model is None:
                 self.save(made / "model", weights)
             else:
                 self.save(made / "adapter", weights)
-                save_merged(self._job.target_folder, made / "adapter", made / "model")
+                save_merged(self._target_folder, made / "adapter", made / "model")
                 _replace(made / "adapter", files.adapter)
             _replace(made / "model", files.model)
 

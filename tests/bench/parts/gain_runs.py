@@ -24,7 +24,7 @@ from services.distill.job import DistillJob
 from services.distill.plan import make_plan
 from services.distill.target.config import TargetConfig
 from services.distill.target.prepare import prepare_target
-from services.distill.trainer import Trainer
+from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
 from services.jobs.step_log import read_rows
@@ -162,7 +162,7 @@ class Runs:
     def _train(self, job: DistillJob, blocks: Sequence[Block]) -> dict[str, Any]:
         job = replace(job, eval_split=VALIDATION)
         fusion = BlocksInMemory(self._vocabulary, {TRAIN: blocks, VALIDATION: self._validation})
-        position = Trainer(job, make_plan(job, fusion), fusion, World()).run()
+        position = DistillWorker(job, make_plan(job, fusion), fusion, World()).run()
         rows = read_rows(job.files.metrics)
         return {
             "model": str(job.files.model),

@@ -1,0 +1,76 @@
+"""The accounts of a run: which windows its steps have taken, in terms that do not depend on the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.base.errors import FailedPreconditionError
+from services.distill.data.feed import num_received
+from services.distill.workers.world import World
+from services.wire.cursor import Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: steps taken.
+        windows: windows consumed by all workers since the start.
+        tokens: tokens of these windows.
+        cursor: position in the stream, the same for every rank and for any number of ranks: windows are counted as
+            dealt, none as received since. None before the first step.
+        identity: hash of the settings of the run that the position belongs to, see `RunPlan`.
+    """
+
+    step: int
+    windows: int
+    tokens: int
+    cursor: Cursor | None
+    identity: str
+
+
+class Accounts:
+    """Counts the windows of a run, step by step.
+
+    Attributes:
+        position: where the run stands after the last step.
+    """
+
+    def __init__(self, start: Position, world: World, *, epoch_windows: int, batch_windows: int) -> None:
+        self.position = start
+        self._world, self._epoch_windows, self._batch_windows = world, epoch_windows, batch_windows
+        # From this window of the epoch on the stream deals to the workers that there are now.
+        self._shared_from = start.cursor.dealt if start.cursor else 0
+
+    def share(self, epoch: int) -> int:
+        """Return the number of windows of the next step that the stream deals to this worker."""
+        start = self.position.windows - epoch * self._epoch_windows
+        stop = min(start + self._batch_windows, self._epoch_windows)
+        return num_received(self._world.rank, self._world.size, start, stop, shared_from=self._shared_from)
+
+    def advance(self, row: Mapping[str, Any], cursor: Cursor | None, *, end_of_epoch: bool) -> dict[str, Any]:
+        """Move the position behind a step; return the step's metrics with the totals of the run.
+
+        `cursor` is where this rank's stream stands. Raises FailedPreconditionError when an epoch ends with another
+        number of windows than the data set has.
+        """
+        tokens = self.position.tokens + row["tokens"]
+        windows = self.position.windows + row["windows"] + row["skipped"]
+        expected = (row["epoch"] + 1) * self._epoch_windows
+        if end_of_epoch and windows != expected:
+            raise FailedPreconditionError(
+                f"split: {windows} windows came until the end of epoch {row['epoch']}, not {expected}; "
+                "the data set has changed"
+            )
+        if cursor is not None:
+            epoch = row["epoch"] + end_of_epoch
+            dealt = windows - epoch * self._epoch_windows
+            cursor = Cursor(epoch=epoch, dealt=dealt, received=0, plan=cursor.plan)
+        if end_of_epoch:
+            self._shared_from = 0
+        cursor = cursor or self.position.cursor
+        self.position = replace(self.position, step=row["step"], windows=windows, tokens=tokens, cursor=cursor)
+        return {**row, "total_tokens": tokens, "total_windows": windows}

@@ -1,0 +1,74 @@
+"""The gradient of a step, lambda * CLM + (1 - lambda) * fusion over the blocks that all workers hold together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusion_core.blocks import Block
+from fusion_core.losses import Losses, source_reward
+from services.distill.config import DistillConfig
+from services.distill.data.batch import collate, pack
+from services.distill.step_meter import StepLosses, StepTotals
+from services.distill.target.module import DistillModule
+from services.distill.workers.parallel import gradients_kept_back
+from services.distill.workers.world import World
+
+
+class FusionObjective:
+    """CLM and fusion loss of blocks, by as many forward passes as the micro-batches need."""
+
+    def __init__(
+        self, module: DistillModule, parallel: nn.Module, config: DistillConfig, world: World, *, bos: int, steps: int
+    ) -> None:
+        """Take the bare module and the one that the workers run together; `steps` is the length of the run."""
+        self._module, self._parallel, self._config, self._world = module, parallel, config, world
+        self._bos, self._steps = bos, steps
+
+    def backward(self, blocks: Sequence[Block], step: int, totals: StepTotals) -> StepLosses:
+        """Add the gradient of the global batch to the weights'; all workers take the same number of passes.
+
+        Args:
+            blocks: this worker's share of the step.
+            step: counted from 0.
+            totals: what all workers hold together; at least one token.
+        """
+        config, device = self._config, self._world.device
+        lambda_ = config.lambda_at(step, self._steps)
+        losses = StepLosses(coefficients={"lambda": lambda_})
+        # Gradients are averaged over the workers. The short batch at the end of an epoch counts by its windows.
+        scale = self._world.size * totals.windows / config.batch_windows
+        most = -(-config.batch_windows // self._world.size)
+        size = config.micro_batch_windows or most
+        starts = range(0, most, size)
+        for start in starts:
+            rows = pack(blocks[start : start + size], config.pack_tokens)
+            batch = collate(
+                rows, self._bos, vocabulary_size=self._module.vocabulary_size, tokens_only=config.tokens_only
+            ).to(device)
+            lambda_N = _lambdas(rows, lambda_, reward_weighting=config.reward_weighting).to(device)
+            clm_N = lambda_N * (scale / totals.tokens)
+            fusion_N = None if config.tokens_only else (1 - lambda_N) * (scale / max(1.0, totals.fused))
+            with gradients_kept_back(self._parallel, enabled=start != starts[-1]):
+                passed: Losses = self._parallel(batch, clm_N, fusion_N)
+                passed.total.backward()  # type: ignore[no-untyped-call]
+            losses.loss += float(passed.total.detach()) / scale
+            losses.clm += float(passed.clm_N.sum(dtype=torch.float64))
+            if passed.fusion_N is not None:
+                losses.fusion += float(passed.fusion_N.sum(dtype=torch.float64))
+        return losses
+
+
+def _lambdas(rows: Sequence[Sequence[Block]], lambda_: float, *, reward_weighting: bool) -> Tensor:
+    """Return lambda of every token, [N]: the schedule's, or the one that the window's best source has earned."""
+    parts = [torch.empty(0)]
+    for block in itertools.chain(*rows):
+        reward = 1.0
+        if reward_weighting:
+            losses = [share.nats_per_byte for share in block.shares if share.present]
+            reward = source_reward(losses, len(block.text_bytes), block.num_text_tokens)
+        parts.append(torch.full((block.num_tokens,), 1 - (1 - lambda_) * reward))
+    return torch.cat(parts)

@@ -1,0 +1,151 @@
+"""One worker of a run, put together: target, stream, objective, logs and checkpoints. Plain torch, no Ray:
+`services.distill.driver` runs it on Ray Train."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from services.base.errors import FailedPreconditionError
+from services.distill.accounting import Accounts, Position
+from services.distill.checkpoint import Checkpoints, KeepCheckpoint, load_state, restore_optimizer
+from services.distill.data.feed import FusionStream, WindowFeed
+from services.distill.heldout import heldout_nats_per_byte
+from services.distill.job import DistillJob
+from services.distill.objective import FusionObjective
+from services.distill.optimizer import TargetOptimizer
+from services.distill.plan import RunPlan
+from services.distill.target.module import DistillModule
+from services.distill.target.trained import TrainedTarget
+from services.distill.trainer import StepObserver, Trainer
+from services.distill.workers.world import World
+from services.fusion.client import StreamRequest
+from services.jobs.progress_line import ProgressPrinter
+from services.jobs.step_log import RunLogs
+from services.wire.cursor import Cursor
+
+
+def _keep_nothing(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
+    return
+
+
+class DistillWorker:
+    """Trains the target from where a run stands; `run` takes all steps that are left and saves the model."""
+
+    def __init__(
+        self,
+        job: DistillJob,
+        plan: RunPlan,
+        client: FusionStream,
+        world: World,
+        *,
+        restore_from: Path | None = None,
+        keep_checkpoint: KeepCheckpoint = _keep_nothing,
+        observe: StepObserver | None = None,
+    ) -> None:
+        """Load the target, or the checkpoint in `restore_from`.
+
+        Raises FailedPreconditionError when the checkpoint belongs to another run, ValueError when the model cannot be
+        used.
+        """
+        self._job, self._plan, self._config, self._world, self._client = job, plan, job.config, world, client
+        self._observers = [observe] if observe else []
+        start = Position(step=0, windows=0, tokens=0, cursor=None, identity=plan.identity)
+        state: dict[str, Any] | None = None
+        if restore_from is not None:
+            state, start = load_state(restore_from)
+            if start.identity != plan.identity:
+                raise FailedPreconditionError(
+                    f"checkpoint: {restore_from.name} belongs to another target, data set or training settings; "
+                    "start over (--start-over) or choose another run name"
+                )
+        self._accounts = Accounts(start, world, epoch_windows=plan.num_windows, batch_windows=job.config.batch_windows)
+        self._target = TrainedTarget(job.target_folder, job.config, world.device, restore_from=restore_from)
+        self._module = self._bare_module()
+        parallel = world.parallel(self._module)
+        self._optimizer = TargetOptimizer(parallel, job.config)
+        if state is not None:
+            restore_optimizer(parallel, self._optimizer.adamw, state)
+        self._objective = FusionObjective(
+            self._module, parallel, job.config, world, bos=plan.bos, steps=plan.total_steps(job.config)
+        )
+        self._checkpoints = Checkpoints(
+            self._target, self._module, parallel, self._optimizer.adamw, rank=world.rank, keep=keep_checkpoint
+        )
+
+    def run(self) -> Position:
+        """Return the position at the end; raises what `Trainer.run` raises."""
+        config, rank, start = self._config, self._world.rank, self._accounts.position
+        feed = WindowFeed(
+            self._client,
+            self._request(self._job.split, num_epochs=config.epochs, cursor=start.cursor),
+            batch_windows=-(-config.batch_windows // self._world.size),
+            prefetch_windows=config.prefetch_windows,
+        )
+        progress = ProgressPrinter(
+            self._job.run_name,
+            self._plan.total_steps(config),
+            done_steps=start.step,
+            done_tokens=start.tokens,
+            enabled=rank == 0,
+        )
+        trainer = Trainer(
+            config,
+            self._plan,
+            self._world,
+            self._accounts,
+            self._optimizer,
+            backward=self._objective.backward,
+            evaluate=self._evaluate,
+            save_checkpoint=lambda row: self._checkpoints.save(row, self._accounts.position),
+            observers=[*self._observers, progress.show],
+        )
+        logs = RunLogs(self._job.files, after_step=start.step, enabled=rank == 0)
+        with closing(logs), closing(feed):
+            trainer.run(feed, logs)
+        weights = self._checkpoints.weights()
+        if rank == 0:
+            self._target.save_final(self._job.files, weights)
+        return self._accounts.position
+
+    def _bare_module(self) -> DistillModule:
+        config = self._config
+        module = DistillModule(
+            self._target.model,
+            vocabulary_size=min(self._plan.vocabulary_size, self._target.head_rows),
+            loss=config.loss,
+            temperature=config.temperature,
+            beta=config.jsd_beta,
+            autocast=torch.bfloat16 if config.dtype == "bfloat16" else None,
+        )
+        if config.pack_tokens is not None:
+            module.check_packing()
+        return module
+
+    def _evaluate(self) -> float:
+        return heldout_nats_per_byte(
+            self._module,
+            self._client,
+            self._request(self._job.eval_split, num_epochs=1, cursor=None),
+            self._world,
+            bos=self._plan.bos,
+            batch_windows=max(1, self._config.batch_windows // self._world.size),
+        )
+
+    def _request(self, split: str, *, num_epochs: int, cursor: Cursor | None) -> StreamRequest:
+        return StreamRequest(
+            dataset=self._job.dataset,
+            split=split,
+            seed=self._config.seed,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            num_epochs=num_epochs,
+            cursor=cursor,
+            k=self._config.k,
+            tokens_only=self._config.tokens_only,
+            expected_vocabulary=self._plan.vocabulary,
+            sources=self._config.sources or (),
+        )
