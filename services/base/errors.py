@@ -1,4 +1,4 @@
-"""What goes wrong, and the one function that turns it into a gRPC status code."""
+"""The errors that services raise on purpose, each with the gRPC status that it travels with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ import grpc
 
 
 class ServiceError(Exception):
-    """An error whose message is meant for the caller. Subclasses say with which status it travels."""
+    """An error whose message is meant for the caller. Each subclass travels with a status of its own."""
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+
+class SettingError(ValueError):
+    """A setting that cannot be honoured; the message is `SETTING: PROBLEM`.
+
+    Attributes:
+        setting: the key, below the section of the part that raises it; a caller may put the section in front.
+        problem: what is wrong with it, and what is allowed.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting}: {problem}")
+        self.setting, self.problem = setting, problem
 
 
 class RunFailedError(ServiceError):

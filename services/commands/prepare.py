@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fusion_core.vocabulary import Vocabulary
-from services.corpus.config import CorpusConfig
+from services.base.errors import SettingError
 from services.corpus.ledger import Corpus
-from services.corpus.prepare import TrainText, WindowTokenizer, prepare_corpus
+from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.distill.target.prepare import prepare_target
 from services.models.catalogue import resolve_model
 from services.models.packages import file_sha256
@@ -43,23 +42,19 @@ def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: 
     The target comes in between: its tokenizer may be trained on the corpus, and the windows are planned for it too.
     """
 
-    def tokenizers(text: TrainText) -> list[WindowTokenizer]:
+    say(f"corpus {recipe.corpus.name}")
+    try:
+        text = read_text(recipe.corpus, recipe.corpus_folder)
         target = recipe.target
         if target.model is not None:
             target = target.model_copy(update={"model": str(resolve("target.model", target.model))})
         folder, seed = recipe.target_folder, recipe.distill.seed
-        prepare_target(target, text.texts(), folder, seed, corpus_fingerprint=text.fingerprint)
+        prepare_target(target, text.train_texts(), folder, seed, corpus_fingerprint=text.fingerprint)
         say(f"target {folder}")
         own = _tokenizer("target", folder, _max_positions(folder), reads_context=False)
-        return [*_source_tokenizers(recipe, say), own]
-
-    say(f"corpus {recipe.corpus.name}")
-    try:
-        corpus = prepare_corpus(recipe.corpus, recipe.corpus_folder, tokenizers)
-    except ValueError as error:
-        if re.split("[.:]", str(error), maxsplit=1)[0] in CorpusConfig.model_fields:
-            raise RecipeError(f"corpus.{error}") from error
-        raise
+        corpus = plan_corpus(text, [*_source_tokenizers(recipe, say), own])
+    except SettingError as error:
+        raise RecipeError(f"corpus.{error}") from error
     for split in corpus.splits:
         info = corpus.record["splits"][split]
         line = f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"

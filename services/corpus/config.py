@@ -12,17 +12,17 @@ from services.corpus.readers import Format
 
 
 class CorpusConfig(Settings):
-    """What text, and how it is split. Exactly one of `files` and `package` says where it comes from.
+    """Where the text comes from, exactly one of `files` and `package`, and how it is split and cut.
 
     files: globs of .txt, .md, .rst, .jsonl or .parquet files (others with `format`), from the working directory.
-    separator: what lies between documents in a text file; without it a file is one document.
+    separator: bytes between documents in a text file; without it a file is one document.
     text_field: key (.jsonl) or column (.parquet) that holds the text.
     window_bytes: longest window. Windows are cut where all tokenizers involved have a token boundary, and fit them all.
-    context_bytes: how much of its document before a window the sources read with it, without rows.
+    context_bytes: bytes of its document before a window that the sources read with it, without rows for them.
     held_out_share: share of the bytes whose documents are held out; `seed` draws them.
-    train_bytes, held_out_bytes: use at most so much of a split.
-    shared_run_bytes: a train document is dropped when it has so long a run of text in common with a held-out one;
-        null switches that off. Exact duplicates are dropped always.
+    train_bytes, held_out_bytes: use at most so many bytes of a split.
+    shared_run_bytes: a train document is dropped when it has a run of so many bytes in common with a held-out one;
+        null keeps such documents. Exact duplicates are dropped always.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "corpus"
@@ -44,3 +44,9 @@ class CorpusConfig(Settings):
         if (self.files is None) == (self.package is None):
             raise ValueError("give exactly one of `files` and `package`")
         return self
+
+    @property
+    def package_origin(self) -> PackageOrigin:
+        """The package, where the text comes from one."""
+        assert self.package is not None, "one origin is there: the settings were validated"
+        return self.package

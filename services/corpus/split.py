@@ -11,6 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from fusion_core.arrays import UInt64
+from services.base.errors import SettingError
 from services.corpus.document import Document
 from services.corpus.windows import WHITESPACE
 
@@ -58,9 +59,10 @@ def split_documents(
     num_held_out = 1 + sum(end < wanted for end in ends)
     held_out, train = drawn[:num_held_out], drawn[num_held_out:]
     if unique and not train:
-        raise ValueError(
-            f"held_out_share: nothing is left for training, the text has {len(unique)} document(s); "
-            "documents are never cut in two: give more files, a smaller share, or a `separator`"
+        raise SettingError(
+            "held_out_share",
+            f"nothing is left for training, the text has {len(unique)} document(s); "
+            "documents are never cut in two: give more files, a smaller share, or a `separator`",
         )
     num_train = len(train)
     if shared_run_bytes is not None:
@@ -71,7 +73,7 @@ def split_documents(
     if dropped:
         _log.warning("%d of %d train documents repeat text of held-out ones and are left out", dropped, num_train)
     if unique and not train:
-        raise ValueError(f"shared_run_bytes: every train document shares {shared_run_bytes} bytes with held-out")
+        raise SettingError("shared_run_bytes", f"every train document shares {shared_run_bytes} bytes with held-out")
     return SplitDocuments(train, held_out, len(unique), len(written) - len(unique), dropped)
 
 

@@ -18,7 +18,7 @@ from fusion.v1 import block_pb2
 from fusion_core.blocks import Block
 from services.base.files import Files
 from services.corpus.ledger import TRAIN
-from services.corpus.prepare import prepare_corpus
+from services.corpus.prepare import plan_corpus, read_text
 from services.models.fetch import fetch
 from services.recipes.load import load_recipe
 from services.source.config import SourceConfig
@@ -50,7 +50,7 @@ def real_blocks(source: str, num_windows: int) -> list[Block]:
     async def score() -> list[Block]:
         scorer = await Scorer.load(plain, fetch(config.model))
         with tempfile.TemporaryDirectory() as folder:
-            corpus = prepare_corpus(recipe.corpus, folder)
+            corpus = plan_corpus(read_text(recipe.corpus, folder))
         windows = [corpus.window(TRAIN, index) for index in range(num_windows)]
         prompts = scorer.encode([Passage(window.text) for window in windows])
         return [await scorer.score(prompt, TOP_K) for prompt in prompts]

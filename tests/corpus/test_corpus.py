@@ -20,7 +20,7 @@ from services.base.home import FetchError
 from services.base.settings import explain
 from services.corpus.config import CorpusConfig
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
-from services.corpus.prepare import prepare_corpus
+from services.corpus.prepare import plan_corpus, read_text
 from services.corpus.split import sharing
 from services.models.packages import members
 from tests.fakes.files.wheels import only_index, write_wheel
@@ -33,6 +33,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FUSION_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
+
+
+def prepare_corpus(config: CorpusConfig, folder: Path) -> Corpus:
+    """A corpus whose windows only white space decides."""
+    return plan_corpus(read_text(config, folder))
 
 
 def story(number: int, num_words: int = 60) -> str:

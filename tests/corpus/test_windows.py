@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fusion_core.vocabulary import Vocabulary
 from services.corpus.config import CorpusConfig
 from services.corpus.ledger import TRAIN, Corpus
-from services.corpus.prepare import TrainText, WindowTokenizer, prepare_corpus
+from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.corpus.windows import PlannedWindow, Reader, plan_windows
 from services.models.fetch import fetch
 from services.source.scorer import encode_passages
@@ -139,7 +139,7 @@ def wished(name: str = "byte_level", **changes: object) -> WindowTokenizer:
 
 
 def test_windows_know_their_context_and_the_end_of_their_document(stories: CorpusConfig, tmp_path: Path) -> None:
-    corpus = prepare_corpus(stories, tmp_path / "out", lambda text: [wished()])
+    corpus = plan_corpus(read_text(stories, tmp_path / "out"), [wished()])
     before: dict[str, bytes] = {}
     ended: set[str] = set()
     for index in range(corpus.num_windows(TRAIN)):
@@ -156,7 +156,7 @@ def test_windows_know_their_context_and_the_end_of_their_document(stories: Corpu
 
 def test_a_changed_tokenizer_limit_or_setting_makes_a_new_plan(stories: CorpusConfig, tmp_path: Path) -> None:
     def prepared(config: CorpusConfig, *tokenizers: WindowTokenizer) -> Corpus:
-        return prepare_corpus(config, tmp_path / "out", lambda text: tokenizers)
+        return plan_corpus(read_text(config, tmp_path / "out"), tokenizers)
 
     first = prepared(stories, wished())
     written = (tmp_path / "out" / "windows.parquet").stat().st_mtime_ns
@@ -181,7 +181,7 @@ def test_a_tokenizer_that_cannot_be_had_is_left_out_and_named(
         raise ValueError("no folder /nowhere")
 
     with caplog.at_level(logging.WARNING):
-        corpus = prepare_corpus(stories, tmp_path / "out", lambda text: [wished(), wished("a", load=fails)])
+        corpus = plan_corpus(read_text(stories, tmp_path / "out"), [wished(), wished("a", load=fails)])
     assert "without the tokenizer of a: no folder /nowhere" in caplog.text
     assert list(corpus.record["vocabularies"]) == ["byte_level"]
 
@@ -190,14 +190,11 @@ def test_the_text_for_a_tokenizer_is_the_train_split_whether_the_corpus_was_ther
     stories: CorpusConfig, tmp_path: Path
 ) -> None:
     seen: list[tuple[str, list[str]]] = []
-
-    def look(text: TrainText) -> list[WindowTokenizer]:
-        seen.append((text.fingerprint, list(text.texts())))
-        return []
-
     capped = stories.model_copy(update={"train_bytes": 1500})
     for _ in range(2):
-        prepare_corpus(capped, tmp_path / "out", look)
+        text = read_text(capped, tmp_path / "out")
+        seen.append((text.fingerprint, list(text.train_texts())))
+        plan_corpus(text)
     assert seen[0] == seen[1]
     assert sum(len(text.encode()) for text in seen[0][1]) == 1500
 
