@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.base.credentials import without_credentials
 
+MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+"""An amount of memory as Kubernetes writes it."""
+
 
 class Settings(BaseModel):
     """A section of a recipe. Errors name the key and what is allowed; see `explain`."""

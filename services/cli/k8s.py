@@ -20,10 +20,13 @@ def render(
     output: Annotated[Path | None, typer.Option(help="Folder of the overlay; default k8s/overlays/NAME.")] = None,
     base: Annotated[str, typer.Option(help="The repository's k8s folder, or a URL that kustomize reads.")] = "k8s",
     run_name: Annotated[str, typer.Option(help="Folder of the training run below the recipe's.")] = "fused",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node: larger replicas take several pods.")] = 8,
+    gpu_resource: Annotated[str, typer.Option(help="Name of the GPUs' resource.")] = "nvidia.com/gpu",
     check: Annotated[bool, typer.Option(help="Write nothing; end with 1 when the files are not current.")] = False,
 ) -> None:
     """Write the kustomize overlay of a recipe: sources, fusion service and training job."""
     from services.deploy.k8s.overlay import differences, overlay_files, write_overlay
+    from services.deploy.k8s.pods import GpuNodes
 
     with user_errors():
         checked = read_recipe(recipe, set_)
@@ -34,7 +37,8 @@ def render(
                     f"--base: there is no {base}/base/kustomization.yaml; give the repository's k8s folder"
                 )
             base = os.path.relpath(base, folder)
-        files = overlay_files(checked, base=base, run_name=run_name)
+        nodes = GpuNodes(per_node=gpus_per_node, resource=gpu_resource)
+        files = overlay_files(checked, base=base, run_name=run_name, nodes=nodes)
         if not check:
             write_overlay(files, folder)
             out.print(f"{folder}: {len(files)} files; kubectl apply -k {folder}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
-from services.base.settings import Settings
+from services.base.settings import MEMORY_PATTERN, Settings
 from services.distill.target.config import LoraConfig, Text
 
 
@@ -64,6 +64,9 @@ class DistillConfig(Settings):
     num_workers: int | tuple[int, int] = Field(1, description="a number, or [least, most] for an elastic run")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="fsdp shards weights, gradients and optimiser (FSDP2)")
     cpus_per_worker: float = Field(1.0, gt=0, description="what Ray reserves")
+    memory_per_worker: str | None = Field(
+        None, pattern=MEMORY_PATTERN, description="memory of a pod on Kubernetes, such as 48Gi; default the manifests'"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads per worker; cpus_per_worker when not set")
     max_failures: int = Field(3, ge=-1, description="restarts from the last checkpoint; -1 for no limit")
 

@@ -18,7 +18,7 @@ from services.jobs.run_record import RunRecord, claim_run_folder
 
 _MAY_CHANGE = {
     "prefetch_windows", "checkpoint_every_steps", "keep_checkpoints", "eval_every_steps", "device", "dtype",
-    "gradient_checkpointing", "num_workers", "cpus_per_worker", "torch_threads", "max_failures",
+    "gradient_checkpointing", "num_workers", "cpus_per_worker", "memory_per_worker", "torch_threads", "max_failures",
     "micro_batch_windows", "pack_tokens", "parallel", "storage",
 }  # fmt: skip
 """Settings that a resumed run may have otherwise; all others decide what is learned."""

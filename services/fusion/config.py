@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fusion_core.fusion import FusionConfig
-from services.base.settings import Settings
+from services.base.settings import MEMORY_PATTERN, Settings
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 
@@ -30,6 +30,9 @@ class ServiceConfig(Settings):
     dashboard_port: int = Field(8265, ge=1, le=65535, description="Port of Ray's dashboard and job API.")
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0)
+    memory: str | None = Field(
+        None, pattern=MEMORY_PATTERN, description="Memory of a pod on Kubernetes, such as 8Gi; default the manifests'."
+    )
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_texts: int = Field(32, ge=1, le=256, description="Texts in one Fuse request.")

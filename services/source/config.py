@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from services.base.settings import Settings
+from services.base.settings import MEMORY_PATTERN, Settings
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 
@@ -18,7 +18,15 @@ OF_A_DEPLOYMENT = (
     *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes", "per_client"),
     *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
     *("trust_remote_code", "num_replicas"),
-    *("autoscaling", "num_cpus", "num_gpus", "placement_strategy", "max_ongoing_requests", "max_queued_requests"),
+    *(
+        "autoscaling",
+        "num_cpus",
+        "num_gpus",
+        "memory",
+        "placement_strategy",
+        "max_ongoing_requests",
+        "max_queued_requests",
+    ),
 )
 """What a source says only where it is deployed, not where it is used by its address."""
 
@@ -113,6 +121,9 @@ class SourceConfig(Settings):
     autoscaling: AutoscalingConfig | None = Field(None, description="Instead of a fixed num_replicas.")
     num_cpus: float = Field(1, ge=0, description="Logical CPUs of a replica.")
     num_gpus: float = Field(0, ge=0, description="GPUs of a replica, all its tensor parallel workers together.")
+    memory: str | None = Field(
+        None, pattern=MEMORY_PATTERN, description="Memory of a pod on Kubernetes, such as 48Gi; default the manifests'."
+    )
     placement_strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
         "PACK", description="How Ray places the workers of a replica that takes several GPUs."
     )

@@ -6,10 +6,11 @@ import copy
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.k8s.check.manifests import Document, overlay
+from tests.k8s.check.manifests import REPOSITORY, Document, overlay
 from tests.k8s.check.schemas import schema_folder
 
 Build = Callable[[str], list[Document]]
@@ -40,3 +41,9 @@ def build(checkable: None) -> Build:
         return copy.deepcopy(built[name])
 
     return documents
+
+
+@pytest.fixture
+def k8s(tmp_path: Path) -> Path:
+    """A copy of the k8s folder, to render into."""
+    return Path(shutil.copytree(REPOSITORY / "k8s", tmp_path / "k8s"))

@@ -320,4 +320,4 @@ def test_defaults_are_applied_as_the_api_server_does() -> None:
 
 def test_every_part_of_the_table_is_in_some_overlay() -> None:
     drawn = {edge.part for edge in network.drawn_edges()}
-    assert drawn == {part for parts in PARTS.values() for part in parts} | {"autoscaling", "monitoring"}
+    assert drawn == {part for parts in PARTS.values() for part in parts} | {"autoscaling", "monitoring", "object-store"}

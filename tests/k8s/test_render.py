@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +13,12 @@ from services.cli.app import app
 from services.deploy.k8s.overlay import overlay_files
 from services.recipes.load import load_recipe
 from services.recipes.recipe import RecipeError
-from tests.k8s.check.manifests import REPOSITORY, kustomize
+from tests.k8s.check.manifests import kustomize
 from tests.k8s.check.run import problems
 from tests.k8s.conftest import Build
+from tests.k8s.rendering import recipe_of, render
 
 runner = CliRunner()
-
-
-def recipe_of(num_sources: int, **changes: Any) -> dict[str, Any]:
-    sources = [
-        {"name": f"model-{n}", "model": f"/data/models/model-{n}", "dtype": "bfloat16", "num_gpus": 1}
-        for n in range(num_sources)
-    ]
-    return {
-        "name": "many",
-        "corpus": {"files": ["/data/runs/text/*.jsonl"]},
-        "sources": sources,
-        "target": {"model": "/data/models/target"},
-        **changes,
-    }
-
-
-@pytest.fixture
-def k8s(tmp_path: Path) -> Path:
-    """A copy of the k8s folder, to render into."""
-    return Path(shutil.copytree(REPOSITORY / "k8s", tmp_path / "k8s"))
-
-
-def render(k8s: Path, recipe: dict[str, Any], *options: str) -> Any:
-    file = k8s.parent / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    output = k8s / "overlays" / "many"
-    return runner.invoke(app, ["k8s", "render", str(file), "--base", str(k8s), "--output", str(output), *options])
 
 
 def files_of(folder: Path) -> dict[str, str]:

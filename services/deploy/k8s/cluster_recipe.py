@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from urllib.parse import parse_qs, urlsplit
 
 from services.models.catalogue import MODELS, RECORD
 from services.recipes.recipe import Recipe, RecipeError
@@ -45,6 +46,18 @@ def model_marker(model: str) -> str:
     return str(PurePosixPath(model) / "config.json")
 
 
+def object_stores(recipe: Recipe) -> list[str]:
+    """The URLs of the recipe at which pods keep windows and checkpoints."""
+    return [url for url in (recipe.service.store, recipe.distill.storage) if url is not None and "://" in url]
+
+
+def port_of_store(url: str) -> int:
+    """Port of an object store: that of `endpoint_override` in the URL, else that of HTTPS."""
+    [endpoint] = parse_qs(urlsplit(url).query).get("endpoint_override", [""])
+    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    return parts.port or (80 if parts.scheme == "http" else 443)
+
+
 def _by_address(source: SourceConfig) -> SourceConfig:
     if source.address is not None:
         return source
@@ -64,9 +77,28 @@ def _check_paths(recipe: Recipe) -> None:
             raise RecipeError(
                 f"{key}: {folder} is not below {MODELS_FOLDER}, where pods find models, nor one of {known}"
             )
+    for key, place in (("service.store", recipe.service.store), ("distill.storage", recipe.distill.storage)):
+        _check_shared(key, place)
     for pattern in recipe.corpus.files or ():
         if not PurePosixPath(pattern).is_relative_to(RUNS_FOLDER):
             raise RecipeError(f"corpus.files: {pattern} is not below {RUNS_FOLDER}, where pods find shared files")
     for index, source in enumerate(recipe.sources):
         if len(source.name) > _LONGEST_NAME:
             raise RecipeError(f"sources[{index}].name: {source.name} is longer than {_LONGEST_NAME} characters")
+
+
+def _check_shared(key: str, place: str | None) -> None:
+    """Windows and checkpoints lie where every pod finds them, also the one that comes after."""
+    if place is None:
+        return
+    scheme, is_url, _ = place.partition("://")
+    inside = PurePosixPath(place).is_relative_to(RUNS_FOLDER)
+    # A store may be relative to the run's folder, which lies there.
+    relative = (
+        key == "service.store" and not PurePosixPath(place).is_absolute() and ".." not in PurePosixPath(place).parts
+    )
+    if scheme in {"file", "memory"} if is_url else not (inside or relative):
+        raise RecipeError(
+            f"{key}: {place} is no place that all pods share; give a folder below {RUNS_FOLDER} or the URL of an "
+            "object store, such as s3://bucket/folder"
+        )

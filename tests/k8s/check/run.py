@@ -8,6 +8,13 @@ from services.deploy.k8s.overlay import differences, overlay_files
 from services.recipes.load import load_recipe
 from tests.k8s.check import network, schemas
 from tests.k8s.check.confinement import accounts_have_no_rights, images_are_pinned, pods_are_confined
+from tests.k8s.check.durability import (
+    budgets_let_nodes_drain,
+    deadlines_cover_waits,
+    followers_get_ready,
+    object_stores_are_reached,
+    requests_follow_the_recipe,
+)
 from tests.k8s.check.manifests import REPOSITORY, Document
 from tests.k8s.check.references import addresses_exist, ports_exist, references_exist, selectors_match
 from tests.k8s.check.serving import (
@@ -48,6 +55,11 @@ RULES: tuple[Callable[[Sequence[Document]], Iterator[str]], ...] = (
     images_are_pinned,
     pods_are_confined,
     accounts_have_no_rights,
+    deadlines_cover_waits,
+    budgets_let_nodes_drain,
+    followers_get_ready,
+    requests_follow_the_recipe,
+    object_stores_are_reached,
 )
 
 

@@ -131,7 +131,8 @@ def sizes_fit(documents: Sequence[Document]) -> Iterator[str]:
 
 def _replica_problems(document: Document, group: dict[str, Any]) -> Iterator[str]:
     resources = group["template"]["spec"]["containers"][0]["resources"]
-    gpus, most_pods = int(resources.get("limits", {}).get("nvidia.com/gpu", 0)), group["maxReplicas"]
+    most_pods = group["maxReplicas"]
+    gpus = sum(int(amount) for name, amount in resources.get("limits", {}).items() if "/" in name)
     for application in yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]:
         args = _ARGUMENTS[application["import_path"]].model_validate(application["args"])
         if isinstance(args, SourceConfig):
