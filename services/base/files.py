@@ -52,7 +52,7 @@ class Files:
             problem = f"{without_credentials(root)}: {without_credentials(str(error))}"
             raise ValueError(f"{setting}: cannot write to {problem}") from error
 
-    def place(self, path: str) -> str:
+    def location(self, path: str) -> str:
         """Return the full path or URL of a file, for messages."""
         return without_credentials(f"{self.root.rstrip('/')}/{path}")
 

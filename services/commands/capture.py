@@ -25,7 +25,7 @@ from services.recipes.resolve import resolve_sources
 from services.source.client import ScoreStream
 from services.source.config import SourceConfig
 from services.store.capture_plan import CapturePlan, capture_folder, read_plan
-from services.store.captured_split import Captured
+from services.store.captured_split import CapturedSplit
 from services.store.identity import SourceIdentity, window_key
 from services.store.rows import encode_row
 from services.store.shard import UNREADABLE, check_shard, write_shard
@@ -107,19 +107,22 @@ class Capture:
             folder = capture_folder(store.folder, self.corpus.fingerprint(split))
             plan = read_plan(store.files, folder)
             if plan is None:
-                yield store.files.place(f"{folder}/capture.json"), f"{split} was not captured, or its plan is damaged"
+                yield (
+                    store.files.location(f"{folder}/capture.json"),
+                    f"{split} was not captured, or its plan is damaged",
+                )
                 continue
-            captured = Captured(store, self.corpus, plan)
+            captured = CapturedSplit(store, self.corpus, plan)
             for number, (place, problem) in enumerate(captured.problems()):
                 done = min((number + 1) * plan.windows_per_shard, plan.num_windows)
                 progress(f"{source.name}/{split}", done, plan.num_windows)
                 if problem:
                     yield place, problem
-        for path in store.kept_paths():
+        for path in store.uncaptured_shards():
             try:
                 check_shard(store.files, path, vocabulary=identity.vocabulary)
             except ValueError as error:
-                yield store.files.place(f"{path}.parquet"), str(error)
+                yield store.files.location(f"{path}.parquet"), str(error)
 
     async def _serving_now(self) -> dict[str, SourceIdentity]:
         """Who serves, of the sources that answer. Raises ServiceError when one is not what the recipe says."""
@@ -153,7 +156,7 @@ class Capture:
             fitting = [identity for identity in fitting if identity.revision == revision]
         return fitting[0] if len(fitting) == 1 else None
 
-    def _captured(self, identity: SourceIdentity, split: str) -> Captured:
+    def _captured(self, identity: SourceIdentity, split: str) -> CapturedSplit:
         """The split's capture under the plan that is there, or a new one."""
         store, fingerprint = self.store.source(identity), self.corpus.fingerprint(split)
         there = read_plan(store.files, capture_folder(store.folder, fingerprint))
@@ -161,7 +164,7 @@ class Capture:
         if there is not None and wanted not in {None, there.windows_per_shard}:
             raise RecipeError(
                 f"--windows-per-shard: {self.corpus.name}/{split} was begun with {there.windows_per_shard}; leave it "
-                f"out, or delete {store.files.place(capture_folder(store.folder, fingerprint))}"
+                f"out, or delete {store.files.location(capture_folder(store.folder, fingerprint))}"
             )
         plan = there or CapturePlan(
             corpus=self.corpus.name,
@@ -170,9 +173,9 @@ class Capture:
             num_windows=self.corpus.num_windows(split),
             windows_per_shard=wanted or WINDOWS_PER_SHARD,
         )
-        return Captured(store, self.corpus, plan)
+        return CapturedSplit(store, self.corpus, plan)
 
-    def _missing(self, identity: SourceIdentity, console: Console) -> list[tuple[Captured, list[int]]]:
+    def _missing(self, identity: SourceIdentity, console: Console) -> list[tuple[CapturedSplit, list[int]]]:
         """The splits that are not complete, with their shards that are missing or damaged."""
         found = []
         self._drop_damaged(self.store.source(identity), console)
@@ -183,9 +186,9 @@ class Capture:
                 problem = captured.problem(shard)
                 if problem is not None:
                     bad.append(shard)
-                    captured.store.distrust(captured.path(shard))
+                    captured.store.ignore_shard(captured.path(shard))
                 if problem not in {None, "missing"}:
-                    place = self.store.files.place(f"{captured.path(shard)}.parquet")
+                    place = self.store.files.location(f"{captured.path(shard)}.parquet")
                     console.print(f"{place}: {problem}; it is captured again", highlight=False, soft_wrap=True)
             if bad or not captured.finished:
                 found.append((captured, bad))
@@ -193,12 +196,12 @@ class Capture:
 
     def _drop_damaged(self, store: SourceStore, console: Console) -> None:
         """Windows that were kept without a place are scored again when somebody wants them."""
-        for path in store.kept_paths():
+        for path in store.uncaptured_shards():
             try:
                 check_shard(store.files, path)
             except ValueError as error:
-                store.drop(path)
-                place = store.files.place(f"{path}.parquet")
+                store.delete_shard(path)
+                place = store.files.location(f"{path}.parquet")
                 console.print(f"{place}: {error}; deleted", highlight=False, soft_wrap=True)
 
     async def _capture(self, needed: Sequence[SourceConfig], progress: Progress) -> None:
@@ -228,7 +231,7 @@ class Capture:
             await source.close()
 
 
-async def _capture_split(source: Source, captured: Captured, shards: Sequence[int], progress: Progress) -> None:
+async def _capture_split(source: Source, captured: CapturedSplit, shards: Sequence[int], progress: Progress) -> None:
     """Scores the windows of the shards and writes each when it is full; the next one is under way meanwhile."""
     plan = captured.plan
     name, gate = f"{source.name}/{plan.split}", asyncio.Semaphore(_IN_FLIGHT)
@@ -259,7 +262,7 @@ async def _capture_split(source: Source, captured: Captured, shards: Sequence[in
             await asyncio.gather(*before[1], *tasks, return_exceptions=True)
 
 
-async def _row(source: Source, captured: Captured, index: int, stream: ScoreStream) -> pa.RecordBatch:
+async def _row(source: Source, captured: CapturedSplit, index: int, stream: ScoreStream) -> pa.RecordBatch:
     """The window as it lies in the store, when some stream or other corpus has left it there; else scored now."""
     passage = captured.corpus.window(captured.plan.split, index).passage
     key = window_key(passage)

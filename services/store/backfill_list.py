@@ -58,7 +58,7 @@ class BackfillList:
             try:
                 yield path, BackfillPart.model_validate_json(data)
             except ValidationError as error:
-                raise ValueError(f"{self._files.place(path)}: damaged; delete it: {error}") from error
+                raise ValueError(f"{self._files.location(path)}: damaged; delete it: {error}") from error
 
     def done(self, path: str) -> None:
         """All windows of a part are complete."""

@@ -21,7 +21,7 @@ from services.store.source_store import SourceStore
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
+class CapturedSplit:
     """The windows of one split in the store of one source."""
 
     store: SourceStore
@@ -47,7 +47,7 @@ class Captured:
 
     def begin(self) -> None:
         """Says in the store what is coming."""
-        self.store.introduce()
+        self.store.write_identity()
         write_plan(self.store.files, self.folder, self.plan)
 
     @property
@@ -64,11 +64,11 @@ class Captured:
         for shard in range(self.plan.num_shards):
             problem = self.problem(shard, decode=True)
             found = found or problem is not None
-            yield files.place(f"{self.path(shard)}.parquet"), problem or ""
+            yield files.location(f"{self.path(shard)}.parquet"), problem or ""
         digest = read_complete(files, self.folder)
         if digest is None or (not found and digest != self._digest()):
             problem = "the capture was not brought to its end" if digest is None else "is of other shards"
-            yield files.place(f"{self.folder}/complete.json"), problem
+            yield files.location(f"{self.folder}/complete.json"), problem
 
     def _digest(self) -> str:
         records = (read_record(self.store.files, self.path(shard)) for shard in range(self.plan.num_shards))

@@ -67,7 +67,7 @@ class SourceStore:
         self._paths: list[str] = []
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._absent: set[str] = set()
-        self._distrusted: set[str] = set()
+        self._ignored: set[str] = set()
         self._plans: dict[str, CapturePlan | None] = {}
         self._refreshed = float("-inf")
 
@@ -78,7 +78,9 @@ class SourceStore:
         try:
             return decode_row(found, 0, self.identity.vocabulary)
         except UNREADABLE as error:
-            logger.warning("service.store: a window in %s cannot be decoded: %s", self.files.place(self.folder), error)
+            logger.warning(
+                "service.store: a window in %s cannot be decoded: %s", self.files.location(self.folder), error
+            )
             return None
 
     def find_row(self, key: bytes, place: Place | None = None) -> pa.RecordBatch | None:
@@ -96,12 +98,12 @@ class SourceStore:
             candidates = [(self._paths[shard], row) for shard, row in self._index.find(key)]
         return next((found for path, row in candidates if (found := self._read(path, row, key)) is not None), None)
 
-    def distrust(self, path: str) -> None:
+    def ignore_shard(self, path: str) -> None:
         """No window is read from this shard: it was found damaged."""
         with self._lock:
-            self._distrusted.add(path)
+            self._ignored.add(path)
 
-    def keep(self, key: bytes, block: Block) -> None:
+    def put(self, key: bytes, block: Block) -> None:
         """Keeps a window: it is found at once, and written together with others soon. Raises ValueError for a block
         that contradicts itself."""
         row = encode_row(key, block)
@@ -126,34 +128,34 @@ class SourceStore:
             if not rows:
                 return
             try:
-                self.introduce()
+                self.write_identity()
                 path = self._write_kept(list(rows.values()))
                 if len(rows) < _FLUSH_WINDOWS:
                     self._small.append(path)
                 if len(self._small) >= _SMALL_SHARDS:
                     self._merge_small()
             except UNREADABLE as error:
-                place = self.files.place(self.folder)
+                place = self.files.location(self.folder)
                 logger.warning("service.store: cannot keep %d windows in %s: %s", len(rows), place, error)
             with self._lock:
                 self._pending = {key: row for key, row in self._pending.items() if rows.get(key) is not row}
 
-    def introduce(self) -> None:
+    def write_identity(self) -> None:
         """Says in the store whose windows these are."""
         path = f"{self.folder}/source.json"
         if self.files.read(path) is None:
             self.files.write(path, self.identity.model_dump_json(indent=2).encode() + b"\n")
 
-    def captured(self, split_fingerprint: str) -> bool:
+    def has_capture(self, split_fingerprint: str) -> bool:
         """Whether the split's capture was brought to its end."""
         return read_complete(self.files, capture_folder(self.folder, split_fingerprint)) is not None
 
-    def kept_paths(self) -> list[str]:
+    def uncaptured_shards(self) -> list[str]:
         """Shards of windows that were not captured, whole or not."""
         names = {name.rpartition(".")[0] for name in self.files.sizes(f"{self.folder}/kept")}
         return [f"{self.folder}/kept/{name}" for name in sorted(names)]
 
-    def drop(self, path: str) -> None:
+    def delete_shard(self, path: str) -> None:
         """Deletes a shard; one without a record is none, so that goes first."""
         self.files.delete(f"{path}.json")
         self.files.delete(f"{path}.parquet")
@@ -176,7 +178,7 @@ class SourceStore:
         written = self._write_kept(list(rows.values()))
         for path in merged:
             if path != written:
-                self.drop(path)
+                self.delete_shard(path)
 
     def _plan(self, split_fingerprint: str) -> CapturePlan | None:
         with self._lock:
@@ -189,7 +191,7 @@ class SourceStore:
         """The row when it is there and has this key. A missing or damaged shard is left alone for a while."""
         try:
             with self._lock:
-                if path in self._absent or path in self._distrusted:
+                if path in self._absent or path in self._ignored:
                     return None
                 shard = self._open.get(path)
             found = (shard := shard or OpenShard(self.files, path)).row(row)
@@ -203,7 +205,7 @@ class SourceStore:
                 self._absent.add(path)
             return None
         except (*UNREADABLE, IndexError) as error:
-            logger.warning("service.store: %s cannot be read: %s", self.files.place(f"{path}.parquet"), error)
+            logger.warning("service.store: %s cannot be read: %s", self.files.location(f"{path}.parquet"), error)
             with self._lock:
                 self._absent.add(path)
                 self._open.pop(path, None)
@@ -230,7 +232,7 @@ class SourceStore:
                 with ThreadPoolExecutor(16) as pool:
                     records = list(pool.map(self._record, new))
             except UNREADABLE as error:
-                logger.warning("service.store: cannot list %s: %s", self.files.place(self.folder), error)
+                logger.warning("service.store: cannot list %s: %s", self.files.location(self.folder), error)
                 records, new = [], []
             for path, record in zip(new, records, strict=True):
                 if record is not None:
@@ -241,7 +243,7 @@ class SourceStore:
         try:
             return read_record(self.files, path)
         except UNREADABLE as error:
-            logger.warning("service.store: %s: %s", self.files.place(f"{path}.json"), error)
+            logger.warning("service.store: %s: %s", self.files.location(f"{path}.json"), error)
             return None
 
     def _add(self, path: str, record: ShardRecord) -> None:

@@ -30,7 +30,7 @@ class BlockStore:
             try:
                 found += [SourceIdentity.model_validate_json(data)] if data is not None else []
             except ValidationError as error:
-                logger.warning("service.store: %s is damaged: %s", self.files.place(f"{folder}/source.json"), error)
+                logger.warning("service.store: %s is damaged: %s", self.files.location(f"{folder}/source.json"), error)
         return found
 
     def source(self, identity: SourceIdentity) -> SourceStore:

@@ -53,7 +53,7 @@ def test_what_was_kept_is_found_at_once_and_by_the_next_process(root: str) -> No
     assert source.find(key(0)) is None
     blocks = [scored_block(5, 4, seed) for seed in range(20)]
     for number, block in enumerate(blocks):
-        source.keep(key(number), block)
+        source.put(key(number), block)
     assert_same(source.find(key(3)), blocks[3])
     store.flush()
     assert BlockStore(root).identities() == [identity()]
@@ -69,7 +69,7 @@ def test_many_windows_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(source_store, "_FLUSH_WINDOWS", 8)
     source = opened(str(tmp_path))
     for number in range(20):
-        source.keep(key(number), scored_block(5, 4, number))
+        source.put(key(number), scored_block(5, 4, number))
     source.flush()
     assert len(files_of(tmp_path)) == 3
 
@@ -77,7 +77,7 @@ def test_many_windows_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_small_files_become_one(tmp_path: Path) -> None:
     source = opened(str(tmp_path))
     for number in range(40):
-        source.keep(key(number), scored_block(5, 4, number))
+        source.put(key(number), scored_block(5, 4, number))
         source.flush()
     assert len(files_of(tmp_path)) < 16
     for number in range(40):
@@ -88,13 +88,13 @@ def test_small_files_become_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda data: data[:-7], lambda data: b"", lambda data: b"\xff" * len(data)])
 def test_damaged_file_counts_as_absent(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     source = opened(str(tmp_path))
-    source.keep(key(0), scored_block())
+    source.put(key(0), scored_block())
     source.flush()
     [file] = files_of(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
     source = opened(str(tmp_path))
     assert source.find(key(0)) is None
-    source.keep(key(0), scored_block())
+    source.put(key(0), scored_block())
     source.flush()
     assert_same(source.find(key(0)), scored_block())
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.L
     source = opened(str(tmp_path / "store"))
     (tmp_path / "store").rmdir()
     (tmp_path / "store").write_text("in the way")
-    source.keep(key(0), scored_block())
+    source.put(key(0), scored_block())
     with caplog.at_level("WARNING", "ray.serve"):
         source.flush()
     assert "cannot keep 1 windows" in caplog.text

@@ -102,7 +102,7 @@ class Source:
             return []
         if self._seen is None:
             self._substitute = store.identity
-        return [name for name, fingerprint in splits.items() if store.captured(fingerprint)]
+        return [name for name, fingerprint in splits.items() if store.has_capture(fingerprint)]
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[ScoreStream]:
@@ -159,7 +159,7 @@ class Source:
         self._metrics.misses.inc()
         block, identity = await self._ask(passage, stream)
         try:
-            await asyncio.to_thread(self._store.source(identity).keep, key, block)
+            await asyncio.to_thread(self._store.source(identity).put, key, block)
         except ValueError as error:
             raise UnavailableError(f"source {self.name} sent a broken block: {error}") from error
         return block

@@ -63,7 +63,7 @@ def capture(source: SourceConfig, windows: Sequence[Window], store_folder: str) 
     if missing:
         found = score(source, vocabulary, bos, [window for _, window in missing])
         for number, ((key, window), block) in enumerate(zip(missing, found, strict=True)):
-            store.keep(key, block)
+            store.put(key, block)
             if number % 50 == 0:
                 _log.info("%s: %d of %d windows, %d bytes", source.name, number, len(missing), len(window.text))
         store.flush()
