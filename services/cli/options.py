@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from services.base.errors import RunFailedError, ServiceError
 from services.base.home import FetchError
-from services.recipes.load import load_recipe
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.load import load_recipe, read_overrides
+from services.recipes.recipe import Recipe
 
-out = Console()
-err = Console(stderr=True)
+# What users and models write is printed as it is: never read as markup, emoji codes or numbers to colour.
+_AS_WRITTEN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+out = Console(**_AS_WRITTEN)
+err = Console(stderr=True, **_AS_WRITTEN)
+
+print_line = partial(out.print, soft_wrap=True)
+"""Print a line of the result on stdout, unbroken."""
+print_note = partial(err.print, soft_wrap=True)
+"""Print a line about what happens on stderr, unbroken."""
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as distill.lambda=0.5.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as distill.lambda=0.5; may be repeated."),
 ]
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Mistakes in input, recipe or environment: a message without a traceback."""
+    """End the command on a mistake in input, recipe or environment: its message on stderr, no traceback.
+
+    The exit code is 2; 1 when a run failed though everything asked for was right.
+    """
     try:
         yield
     except (ServiceError, FetchError, ValueError, OSError) as error:
-        err.print("[red]error:[/red]", escape(str(error)), highlight=False, soft_wrap=True)
+        print_note(Text("error:", style="red"), str(error))
         raise typer.Exit(1 if isinstance(error, RunFailedError) else 2) from error
 
 
 def read_recipe(name_or_path: str, settings: list[str] | None) -> Recipe:
-    import yaml
-
-    overrides: dict[str, Any] = {}
-    for setting in settings or []:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise RecipeError(f"--set {setting}: expected KEY=VALUE")
-        overrides[key] = yaml.safe_load(value)
-    return load_recipe(name_or_path, overrides)
+    """Load a recipe with the changes of `--set`; raises RecipeError naming the key."""
+    return load_recipe(name_or_path, read_overrides(settings or ()))
