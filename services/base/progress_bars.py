@@ -16,25 +16,31 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.text import Text
 
 _LINE_SECONDS = 10.0
 
 
+def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console that prints what users and models wrote as it is: no markup, no emoji codes, no colouring."""
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+
+
 @contextmanager
 def model_progress(console: Console, name: str) -> Iterator[Callable[[str, float], None]]:
-    """Reports what is done for a model, and the share of it that is done."""
+    """Report the step that a model's fetching has reached, and the share that is done."""
     if not console.is_terminal:
         last = ""
 
         def line(step: str, share: float) -> None:
             nonlocal last
             if step != last:
-                console.print(f"{name}: {step}", highlight=False)
+                console.print(f"{name}: {step}")
                 last = step
 
         yield line
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=1.0)
         yield lambda step, share: progress.update(task, description=f"{name}: {step}", completed=share)
@@ -42,7 +48,7 @@ def model_progress(console: Console, name: str) -> Iterator[Callable[[str, float
 
 @contextmanager
 def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str]], None]]:
-    """Reports the state of every application while it starts."""
+    """Report the state of every application while it starts."""
     started = time.monotonic()
     last: dict[str, str] = {}
     last_line = started
@@ -52,14 +58,14 @@ def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str
 
     if console.is_terminal:
         with console.status("starting Ray") as status:
-            yield lambda states: status.update(text(states))
+            yield lambda states: status.update(Text(text(states)))
         return
 
     def line(states: Mapping[str, str]) -> None:
         nonlocal last, last_line
         now = time.monotonic()
         if states != last or now - last_line > _LINE_SECONDS:
-            console.print(f"{now - started:4.0f} s  {text(states)}", highlight=False)
+            console.print(f"{now - started:4.0f} s  {text(states)}")
             last, last_line = dict(states), now
 
     yield line
@@ -67,19 +73,19 @@ def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str
 
 @contextmanager
 def window_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Reports how many windows of how many are done, by name."""
+    """Report how many windows of how many are done, by name."""
     if not console.is_terminal:
         last: dict[str, float] = {}
 
         def line(name: str, done: int, total: int) -> None:
             now = time.monotonic()
             if done == total or now - last.get(name, float("-inf")) > _LINE_SECONDS:
-                console.print(f"{name}: {done:,} of {total:,} windows", highlight=False)
+                console.print(f"{name}: {done:,} of {total:,} windows")
                 last[name] = now
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, TaskID] = {}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.base.home import fusion_home
 from services.deploy.local_ray import deployments, port_in_use
@@ -22,6 +23,7 @@ from services.rpc.auth import read_token
 _GIB = 1024**3
 _MIN_MEMORY_GIB = 8
 _MIN_DISK_GIB = 8
+_MARKS = {True: Text("ok", style="green"), False: Text("problem", style="red"), None: Text("note")}
 _DEFAULT_PORTS = {"gRPC": 9000, "HTTP": 8000, "Ray dashboard": 8265}
 
 
@@ -35,12 +37,11 @@ class Check:
 
 
 def show_checks(console: Console) -> bool:
-    """Prints the table; returns whether nothing stands in the way."""
+    """Print the table; return whether nothing stands in the way."""
     table = Table("check", "finding", "")
     found = list(checks())
     for check in found:
-        mark = {True: "[green]ok[/green]", False: "[red]problem[/red]", None: "note"}[check.good]
-        table.add_row(check.name, check.finding, mark)
+        table.add_row(check.name, check.finding, _MARKS[check.good])
     console.print(table)
     return all(check.good is not False for check in found)
 

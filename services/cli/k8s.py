@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import RecipeArgument, SetOption, err, out, read_recipe, user_errors
+from services.cli.options import RecipeArgument, SetOption, print_line, print_note, read_recipe, user_errors
 
 app = typer.Typer(help="Kubernetes manifests, and what their pods run.", no_args_is_help=True)
 
@@ -41,14 +41,14 @@ def render(
         files = overlay_files(checked, base=base, run_name=run_name, nodes=nodes)
         if not check:
             write_overlay(files, folder)
-            out.print(f"{folder}: {len(files)} files; kubectl apply -k {folder}", highlight=False, soft_wrap=True)
+            print_line(f"{folder}: {len(files)} files; kubectl apply -k {folder}")
             return
         found = differences(files, folder)
     for line in found:
-        err.print(line, highlight=False, soft_wrap=True)
+        print_note(line)
     if found:
         raise typer.Exit(1)
-    out.print(f"{folder}: current", highlight=False, soft_wrap=True)
+    print_line(f"{folder}: current")
 
 
 @app.command()
@@ -63,9 +63,9 @@ def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
         names = dict.fromkeys([source.model for source in checked.sources] + [checked.target.model or ""])
         for name in names:
             if name in MODELS:
-                err.print(f"model {name}", highlight=False)
+                print_note(f"model {name}")
                 fetch(name)
-        out.print(str(make(checked, lambda line: err.print(line, highlight=False))), highlight=False, soft_wrap=True)
+        print_line(str(make(checked, print_note)))
 
 
 @app.command()
@@ -80,5 +80,4 @@ def wait(
     with user_errors():
         if not path and not health:
             raise ValueError("--path or --health: nothing to wait for")
-        say = lambda line: err.print(line, highlight=False, soft_wrap=True)  # noqa: E731
-        wait_for(path or [], health or [], timeout_seconds=timeout_seconds, say=say)
+        wait_for(path or [], health or [], timeout_seconds=timeout_seconds, print_line=print_note)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from services.base.errors import RunFailedError, ServiceError
 from services.base.home import FetchError
+from services.base.progress_bars import plain_console
 from services.recipes.load import load_recipe, read_overrides
 from services.recipes.recipe import Recipe
 
-# What users and models write is printed as it is: never read as markup, emoji codes or numbers to colour.
-_AS_WRITTEN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
-out = Console(**_AS_WRITTEN)
-err = Console(stderr=True, **_AS_WRITTEN)
+out = plain_console()
+err = plain_console(stderr=True)
 
 print_line = partial(out.print, soft_wrap=True)
 """Print a line of the result on stdout, unbroken."""

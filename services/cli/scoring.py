@@ -26,16 +26,17 @@ def capture(
 
     with user_errors():
         enable_ray_authentication()
-        from services.commands.capture import Capture, capture_scope
-        from services.commands.verify_capture import captured_problems
+        from services.commands.capture import Capture
+        from services.commands.capture_scope import open_scope
+        from services.commands.verify_capture import capture_problems
 
-        scope = capture_scope(read_recipe(recipe, set_), sources=source or (), splits=split or ())
+        scope = open_scope(read_recipe(recipe, set_), sources=source or (), splits=split or ())
         if not verify:
             Capture(scope, windows_per_shard=windows_per_shard).run(err)
             print_line(f"store: {scope.recipe.store}")
             return
         bad = 0
-        for file, problem in captured_problems(scope, err):
+        for file, problem in capture_problems(scope, err):
             bad += 1
             print_line(f"{file}: {problem}")
         print_line(f"{bad} bad; `fusion capture` repairs what is missing or damaged" if bad else "all good")

@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 15.0
 
 
 def show_status(deployment: Deployment, console: Console) -> bool:
-    """Prints a table for one deployment; returns whether the fusion service answers SERVING."""
+    """Print a table for one deployment; return whether the fusion service answers SERVING."""
     health = health_of(deployment.grpc_address, deployment.application)
     table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
     for column in ("application", "health", "model", "vocabulary", "missing", "retries", "timeouts", "problem"):
@@ -41,7 +41,7 @@ def show_status(deployment: Deployment, console: Console) -> bool:
             "(by the replica that answered, since its start)"
         )
     console.print(table)
-    console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", highlight=False, soft_wrap=True)
+    console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", soft_wrap=True)
     return health == "SERVING"
 
 

@@ -1,36 +1,41 @@
-"""`fusion fetch` and `fusion runs`: the fused distribution of a text, and training runs, as tables."""
+"""Tables that commands print: a text's fused distribution, training runs, evaluations, the quickstart's models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from services.deploy.local_ray import deployments
+from services.evaluation.controls import CLM_ONLY, FUSED, Training
+from services.evaluation.intervals import ALL
 from services.evaluation.report.find_runs import RunState
+from services.evaluation.report.report import verdict
 from services.fusion.client import FusionClient
 from services.recipes.load import load_recipe
 from services.wire.passage import Passage
 
 
 def show_runs(runs: Iterable[RunState], console: Console) -> None:
-    """Prints a row per training run."""
+    """Print a row per training run."""
     table = Table("run", "step", "loss", "state", "last step", "revision")
     for run in runs:
         steps = f"{run.step:,}/{run.total_steps:,}" if run.total_steps else f"{run.step:,}"
         state = "done" if run.done else "not done"
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         table.add_row(str(run.folder), steps, loss, state, f"{run.changed:%Y-%m-%d %H:%M}", run.git_revision[:12])
-    console.print(table if table.row_count else "no runs", highlight=False)
+    console.print(table if table.row_count else "no runs")
 
 
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
-    """Prints the likeliest tokens at every place of the text and behind it; then the sources' weights."""
+    """Print the likeliest tokens at every place of the text and behind it; then the sources' weights."""
     client = FusionClient(address, application=application)
     # The end row is the prediction of what follows the text, whether it ends there or not.
     [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
@@ -52,12 +57,54 @@ def show_fused(text: str, address: str, application: str, top: int, sources: lis
     console.print(table)
     for share in block.shares:
         state = f"weight {share.weight:.3f}, {share.nats_per_byte:.3f} nats/byte" if share.present else "did not answer"
-        console.print(f"source {share.name}: {state}", highlight=False)
+        console.print(f"source {share.name}: {state}")
     masked = 1.0 - float(np.mean(block.mask_T))
     console.print(
         f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}",
-        highlight=False,
     )
+
+
+def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
+    """Print a row per model and domain."""
+    columns = ("domain", "model", "taught by", "nats per byte", "95 %", "accuracy")
+    table = Table(*columns, title=f"{evaluation['corpus']}/{evaluation['split']}", title_justify="left")
+    trainings = {name: Training.from_json(value) for name, value in evaluation["trainings"].items()}
+    for domain, result in evaluation["domains"].items():
+        ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
+        for model, values in ranked:
+            nats, accuracy = values["nats_per_byte"], values["accuracy"]
+            interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
+            taught_by = str(trainings.get(model, ""))
+            table.add_row(domain, model, taught_by, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
+    console.print(table)
+    if evaluation["tasks"]:
+        console.print(_task_table(evaluation["tasks"]))
+    everything = evaluation["domains"][ALL]
+    console.print(f"{everything['bytes']:,} bytes in {everything['documents']} documents")
+
+
+def _task_table(results: dict[str, Any]) -> Table:
+    table = Table("task", "model", "metric", "value", title="lm-evaluation-harness", title_justify="left")
+    for model, tasks in results.items():
+        for task, metrics in tasks.items():
+            for metric, value in metrics.items():
+                table.add_row(task, model, metric, f"{value:.4f}")
+    return table
+
+
+def show_quickstart(summary: dict[str, Any], console: Console) -> None:
+    """Print the size of the run, the verdict, and nats per byte of every model on held-out text."""
+    nats = summary["nats_per_byte"]
+    table = Table("model", "nats per byte", "", title="held-out text", title_justify="left")
+    for name, value in sorted(nats.items(), key=lambda item: item[1]):
+        table.add_row(name, f"{value:.4f}", "target" if name in {CLM_ONLY, FUSED} else "source")
+    console.print(
+        f"{summary['tokens']:,} tokens in {summary['windows']} windows and {summary['epochs']} epochs, "
+        f"{summary['wall_seconds']:.0f} s; masked {summary['masked_share']:.2%}, "
+        f"covered mass {summary['covered_mass']:.3f}",
+    )
+    console.print(Markdown(verdict(nats) or ""))
+    console.print(table)
 
 
 def _candidates(block: Block, row: int, top: int, names: dict[int, str]) -> list[str]:
@@ -72,7 +119,7 @@ def _candidates(block: Block, row: int, top: int, names: dict[int, str]) -> list
 
 
 def _token_texts(block: Block) -> dict[int, str]:
-    """Readable tokens of all candidates, from the vocabulary of the deployment that answered."""
+    """Return readable tokens of all candidates, from the vocabulary of the deployment that answered."""
     vocabulary = _served_vocabulary(block.vocabulary)
     ids = {int(i) for i in np.unique(block.topk_ids_TK) if i >= 0}
     if vocabulary is None:
@@ -82,13 +129,12 @@ def _token_texts(block: Block) -> dict[int, str]:
 
 
 def _quote(data: bytes) -> str:
-    """Spaces made visible; rich's markup characters made harmless."""
-    text = data.decode("utf-8", errors="backslashreplace").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-    return text.replace("[", "\\[")
+    """Return a token's text with white space made visible."""
+    return data.decode("utf-8", errors="backslashreplace").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def _served_vocabulary(fingerprint: str) -> Vocabulary | None:
-    """The target vocabulary of a deployment on this machine, by its fingerprint."""
+    """Return the target vocabulary of a deployment on this machine, by its fingerprint; None where none has it."""
     for deployment in deployments():
         folder = load_recipe(deployment.recipe).target_folder
         if folder.is_dir() and (vocabulary := Vocabulary.from_pretrained(folder)).fingerprint == fingerprint:

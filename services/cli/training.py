@@ -97,6 +97,7 @@ def quickstart(set_: SetOption = None) -> None:
 
     with user_errors():
         enable_ray_authentication()
+        from services.cli.tables import show_quickstart
         from services.commands.quickstart import run  # imports Ray, which reads its mode then
 
-        run(read_recipe("quickstart", set_), out)
+        show_quickstart(run(read_recipe("quickstart", set_), out), out)

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from services.base.errors import NotFoundError, RunFailedError, ServiceError, UnavailableError
 from services.base.progress_bars import window_progress
-from services.commands.capture import serving
 from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
+from services.deploy.up import sources_up
 from services.fusion.sources.remote import Source
 from services.recipes.recipe import Recipe, RecipeError
 from services.store.backfill_list import BackfillList, BackfillPart
@@ -75,7 +75,7 @@ class Backfill:
             raise UnavailableError(f"source {unreachable[0]} does not answer at its address")
         wanted = {source.name: sorted(missed[source.name]) for source in sources}
         start = [source for source in sources if source.name in absent]
-        with serving(self.recipe, start, console), window_progress(console) as progress:
+        with sources_up(self.recipe, start, console), window_progress(console) as progress:
             identities = asyncio.run(self._score(wanted, progress))
         self._finish(parts, identities)
         windows = {(part.split, window.index) for _, part in parts for window in part.windows}

@@ -7,20 +7,19 @@ that are missing, and ends with the bytes of one that was not, as far as the sou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 from rich.console import Console
 
 from services.base.errors import NotFoundError, RunFailedError, ServiceError, UnavailableError
-from services.base.progress_bars import deployment_progress, window_progress
-from services.commands.prepare import prepare
-from services.corpus.ledger import Corpus
-from services.deploy.local_ray import deployments
-from services.fusion.sources.remote import Source, stored_identities
+from services.base.progress_bars import plain_console, window_progress
+from services.commands.capture_scope import CaptureScope
+from services.deploy.up import sources_up
+from services.fusion.sources.remote import Source
 from services.models.revision import weights_revision
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import RecipeError
 from services.recipes.resolve import resolve_sources
 from services.source.client import ScoreStream
 from services.source.config import SourceConfig
@@ -30,7 +29,6 @@ from services.store.identity import SourceIdentity, window_key
 from services.store.rows import encode_row
 from services.store.shard import UNREADABLE, check_shard, write_shard
 from services.store.source_store import SourceStore
-from services.store.store import BlockStore
 
 WINDOWS_PER_SHARD = 256
 _IN_FLIGHT = 64
@@ -41,93 +39,41 @@ Progress = Callable[[str, int, int], None]
 
 
 class Capture:
-    """The recipe's corpus, the store, and the sources that are meant; raises RecipeError for what is not there."""
+    """Scores the windows that are not in the store yet, or are damaged there."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        *,
-        sources: Sequence[str] = (),
-        splits: Sequence[str] = (),
-        windows_per_shard: int | None = None,
-    ) -> None:
-        if recipe.store is None:
-            raise RecipeError("service.store: null keeps nothing; a capture needs a folder or URL")
-        names = [source.name for source in recipe.sources]
-        if unknown := sorted(set(sources) - set(names)):
-            raise RecipeError(f"--source {unknown[0]}: there is no such source, only {', '.join(names)}")
-        self.recipe = recipe
-        self.sources = [source for source in recipe.sources if not sources or source.name in sources]
-        prepare(recipe, save=False)
-        self.corpus = Corpus.open(recipe.corpus_folder)
-        if unknown := sorted(set(splits) - set(self.corpus.splits)):
-            raise RecipeError(f"--split {unknown[0]}: the corpus has {', '.join(self.corpus.splits)}")
-        self.splits = tuple(splits) or self.corpus.splits
-        self.store = BlockStore(recipe.store)
-        self._folders = resolve_sources(recipe)
+    def __init__(self, scope: CaptureScope, *, windows_per_shard: int | None = None) -> None:
+        """`windows_per_shard`: of a capture that is begun now; one that was begun goes on with its own."""
+        self.recipe, self.corpus, self.store = scope.recipe, scope.corpus, scope.store
+        self.scope = scope
+        self._folders = resolve_sources(scope.recipe)
         self._windows_per_shard = windows_per_shard
 
     def run(self, console: Console) -> None:
-        """Captures what is missing or damaged; a source that does not run is deployed for as long as it takes.
+        """Capture what is missing or damaged; a source that does not run is deployed for as long as it takes.
 
         Raises RunFailedError when a source or the store fails under way: the shards that are complete stay.
         """
         identities = asyncio.run(self._serving_now())
-        absent = [source for source in self.sources if source.name not in identities]
+        absent = [source for source in self.scope.sources if source.name not in identities]
         for source in absent:
             if (identity := self._stored(source)) is not None:
                 identities[source.name] = identity
         missing = {name: self._missing(identity, console) for name, identity in identities.items()}
-        needed = [source for source in self.sources if missing.get(source.name) is None or missing[source.name]]
-        for source in self.sources:
+        needed = [source for source in self.scope.sources if missing.get(source.name) is None or missing[source.name]]
+        for source in self.scope.sources:
             if source not in needed:
-                console.print(f"{source.name}: complete", highlight=False)
+                console.print(f"{source.name}: complete")
         to_start = [source for source in needed if source in absent]
         if unreachable := [source.name for source in to_start if source.address is not None]:
             raise UnavailableError(f"source {unreachable[0]} does not answer at its address")
         if needed:
-            with serving(self.recipe, to_start, console), window_progress(console) as progress:
+            with sources_up(self.recipe, to_start, console), window_progress(console) as progress:
                 asyncio.run(self._capture(needed, progress))
 
-    def problems(self, console: Console) -> Iterator[tuple[str, str]]:
-        """Reads everything back that the sources have in the store: place and problem of each file that is bad."""
-        with window_progress(console) as progress:
-            for source in self.sources:
-                identities = self._fitting(source)
-                if not identities:
-                    yield f"source {source.name}", "nothing of it is in the store"
-                for identity in identities:
-                    yield from self._problems_of(source, identity, progress)
-
-    def _problems_of(
-        self, source: SourceConfig, identity: SourceIdentity, progress: Progress
-    ) -> Iterator[tuple[str, str]]:
-        store = self.store.source(identity)
-        for split in self.splits:
-            folder = capture_folder(store.folder, self.corpus.fingerprint(split))
-            plan = read_plan(store.files, folder)
-            if plan is None:
-                yield (
-                    store.files.location(f"{folder}/capture.json"),
-                    f"{split} was not captured, or its plan is damaged",
-                )
-                continue
-            captured = CapturedSplit(store, self.corpus, plan)
-            for number, (place, problem) in enumerate(captured.problems()):
-                done = min((number + 1) * plan.windows_per_shard, plan.num_windows)
-                progress(f"{source.name}/{split}", done, plan.num_windows)
-                if problem:
-                    yield place, problem
-        for path in store.uncaptured_shards():
-            try:
-                check_shard(store.files, path, vocabulary=identity.vocabulary)
-            except ValueError as error:
-                yield store.files.location(f"{path}.parquet"), str(error)
-
     async def _serving_now(self) -> dict[str, SourceIdentity]:
-        """Who serves, of the sources that answer. Raises ServiceError when one is not what the recipe says."""
+        """Return who serves, by source that answers; raises ServiceError when one is not what the recipe says."""
         found = {}
-        for source in self.sources:
+        for source in self.scope.sources:
             asked = Source(self.recipe.endpoint(source), self.recipe.service, None)
             try:
                 found[source.name] = await asked.identity()
@@ -138,26 +84,22 @@ class Capture:
         return found
 
     async def _identity(self, source: Source) -> SourceIdentity:
-        """Who serves; a source that has just started may need more than one attempt."""
+        """Return who serves; a source that has just started may need more than one attempt."""
         for _ in range(self.recipe.service.source_attempts - 1):
             with suppress(ServiceError):
                 return await source.identity()
         return await source.identity()
 
-    def _fitting(self, source: SourceConfig) -> list[SourceIdentity]:
-        endpoint = self.recipe.endpoint(source)
-        return stored_identities(self.store, endpoint, Source.vocabulary_of(endpoint))
-
     def _stored(self, source: SourceConfig) -> SourceIdentity | None:
-        """The stored source that would be deployed now: the same weights under the same settings."""
-        fitting = self._fitting(source)
+        """Return the stored identity that a deployment would have now: the same weights under the same settings."""
+        fitting = self.scope.stored(source)
         if source.address is None and fitting:
             revision = weights_revision(self._folders[source.name])
             fitting = [identity for identity in fitting if identity.revision == revision]
         return fitting[0] if len(fitting) == 1 else None
 
     def _captured(self, identity: SourceIdentity, split: str) -> CapturedSplit:
-        """The split's capture under the plan that is there, or a new one."""
+        """Return the split's capture, under the plan that is in the store or a new one."""
         store, fingerprint = self.store.source(identity), self.corpus.fingerprint(split)
         there = read_plan(store.files, capture_folder(store.folder, fingerprint))
         wanted = self._windows_per_shard
@@ -176,10 +118,10 @@ class Capture:
         return CapturedSplit(store, self.corpus, plan)
 
     def _missing(self, identity: SourceIdentity, console: Console) -> list[tuple[CapturedSplit, list[int]]]:
-        """The splits that are not complete, with their shards that are missing or damaged."""
+        """Return the splits that are not complete, with their shards that are missing or damaged."""
         found = []
         self._drop_damaged(self.store.source(identity), console)
-        for split in self.splits:
+        for split in self.scope.splits:
             captured = self._captured(identity, split)
             bad = []
             for shard in range(captured.plan.num_shards):
@@ -189,23 +131,23 @@ class Capture:
                     captured.store.ignore_shard(captured.path(shard))
                 if problem not in {None, "missing"}:
                     place = self.store.files.location(f"{captured.path(shard)}.parquet")
-                    console.print(f"{place}: {problem}; it is captured again", highlight=False, soft_wrap=True)
+                    console.print(f"{place}: {problem}; it is captured again", soft_wrap=True)
             if bad or not captured.finished:
                 found.append((captured, bad))
         return found
 
     def _drop_damaged(self, store: SourceStore, console: Console) -> None:
-        """Windows that were kept without a place are scored again when somebody wants them."""
+        """Delete damaged shards of single windows: they are scored again when a reader asks for them."""
         for path in store.uncaptured_shards():
             try:
                 check_shard(store.files, path)
             except ValueError as error:
                 store.delete_shard(path)
                 place = store.files.location(f"{path}.parquet")
-                console.print(f"{place}: {error}; deleted", highlight=False, soft_wrap=True)
+                console.print(f"{place}: {error}; deleted", soft_wrap=True)
 
     async def _capture(self, needed: Sequence[SourceConfig], progress: Progress) -> None:
-        """All sources side by side; one that fails does not stop the others."""
+        """Capture from all sources side by side; one that fails does not stop the others."""
         running = (self._capture_source(source, progress) for source in needed)
         results = await asyncio.gather(*running, return_exceptions=True)
         for result in results:
@@ -216,9 +158,9 @@ class Capture:
         source = Source(self.recipe.endpoint(config), self.recipe.service, None)
         try:
             identity = await self._identity(source)
-            quiet = Console(quiet=True)
+            quiet = plain_console(quiet=True)
             missing = await asyncio.to_thread(self._missing, identity, quiet)
-            for captured, _ in missing:  # all at once: whoever goes on must find how many windows a shard has
+            for captured, _ in missing:  # all first: a later capture must find how many windows a shard has
                 await asyncio.to_thread(captured.begin)
             for captured, shards in missing:
                 await _capture_split(source, captured, shards, progress)
@@ -232,7 +174,7 @@ class Capture:
 
 
 async def _capture_split(source: Source, captured: CapturedSplit, shards: Sequence[int], progress: Progress) -> None:
-    """Scores the windows of the shards and writes each when it is full; the next one is under way meanwhile."""
+    """Score the windows of the shards and write each shard when it is full, while the next one is being scored."""
     plan = captured.plan
     name, gate = f"{source.name}/{plan.split}", asyncio.Semaphore(_IN_FLIGHT)
     done = plan.num_windows - sum(len(plan.windows(shard)) for shard in shards)
@@ -263,7 +205,7 @@ async def _capture_split(source: Source, captured: CapturedSplit, shards: Sequen
 
 
 async def _row(source: Source, captured: CapturedSplit, index: int, stream: ScoreStream) -> pa.RecordBatch:
-    """The window as it lies in the store, when some stream or other corpus has left it there; else scored now."""
+    """Return the window's row: from the store when a stream or another corpus has left it there, else scored now."""
     passage = captured.corpus.window(captured.plan.split, index).passage
     key = window_key(passage)
     if (kept := await asyncio.to_thread(captured.store.find_row, key)) is not None:
@@ -273,23 +215,3 @@ async def _row(source: Source, captured: CapturedSplit, index: int, stream: Scor
         return encode_row(key, block)
     except ValueError as error:
         raise UnavailableError(f"source {source.name} sent a broken block: {error}") from error
-
-
-@contextmanager
-def serving(recipe: Recipe, sources: Sequence[SourceConfig], console: Console) -> Iterator[None]:
-    """Deploys sources and ends them again; those that run already stay."""
-    if not sources:
-        yield
-        return
-    if any(deployment.name == recipe.name for deployment in deployments()):
-        raise UnavailableError(f"source {sources[0].name} does not answer, though {recipe.name} is up; see its log")
-    from services.deploy.up import up  # imports Ray, which reads its authentication mode then
-
-    recipe_file = recipe.run_folder / "recipe.yaml"
-    recipe.save(recipe_file)
-    with deployment_progress(console) as progress:
-        deployment = up(recipe, recipe_file, progress, only=[source.name for source in sources])
-    try:
-        yield
-    finally:
-        deployment.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from services.commands.prepare import prepare
 from services.deploy.local_ray import deployments
 from services.jobs.ray_job import stop, submit
@@ -17,11 +19,12 @@ def submit_recipe(
     follow: bool = True,
     detach_on_interrupt: bool = True,
     dashboard: str | None = None,
+    console: Console | None = None,
 ) -> int:
-    """Prepares what is missing, submits the run and follows it; returns its exit code.
+    """Prepare what is missing, submit the run and follow it; return its exit code.
 
-    What is asked for lies in the run's folder as submitted.yaml, and as recipe.yaml once the run has taken it on: a
-    later change of the file, or a request that is refused, changes nothing about a run under way.
+    The request is kept in the run's folder as submitted.yaml, and as recipe.yaml once the run has taken it on: a later
+    change of the file, or a request that is refused, changes nothing about a run under way.
     """
     recipe_file = recipe.training_folder(run_name) / "submitted.yaml"
     _check_served(recipe)
@@ -41,7 +44,7 @@ def submit_recipe(
 
 
 def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) -> str | None:
-    """Stops the run's job; returns its submission id, None when none runs."""
+    """Stop the run's job; return its submission id, None when none runs."""
     return stop(_job_name(recipe, run_name), dashboard=dashboard or _dashboard(recipe))
 
 
@@ -50,7 +53,7 @@ def _job_name(recipe: Recipe, run_name: str) -> str:
 
 
 def _check_served(recipe: Recipe) -> None:
-    """A run takes its windows from what is up; a section that says otherwise would be recorded and not honoured."""
+    """Refuse sections that differ from what is up: the run takes its windows from there and would not honour them."""
     for deployment in deployments():
         if deployment.name != recipe.name:
             continue

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
 
 from services.base.errors import ServiceError
 from services.distill.job import DistillJob
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
-    """The training run that a recipe describes; its files lie in a folder of the recipe's, called `run_name`."""
+    """Return the training run that a recipe describes; its folder is `run_name` in the recipe's own."""
     return DistillJob(
         run_name=run_name,
         run_folder=recipe.training_folder(run_name).absolute(),
@@ -48,11 +47,11 @@ def main(
     from ray.train import TrainingFailedError
 
     from services.distill.driver import run
-    from services.recipes.load import load_recipe
+    from services.recipes.load import load_recipe, read_overrides
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        overrides = dict(_override(item) for item in set_ or [])
+        overrides = read_overrides(set_ or ())
         if lambda_ is not None:
             overrides["distill.lambda"] = lambda_
         job = job_from_recipe(load_recipe(recipe, overrides), run_name)
@@ -64,13 +63,6 @@ def main(
         print(f"error: training failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     print(f"[distill {run_name}] done; the model is in {job.files.model}", flush=True)
-
-
-def _override(item: str) -> tuple[str, Any]:
-    key, separator, value = item.partition("=")
-    if not separator:
-        raise ValueError(f"--set {item}: expected KEY=VALUE, such as distill.epochs=2")
-    return key, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from fusion_core.vocabulary import Vocabulary
+from services.base.atomic import write_whole
 from services.base.errors import UnavailableError
 from services.base.version import git_revision
 from services.commands.prepare import corpus_and_target
 from services.corpus.ledger import Corpus
-from services.evaluation.controls import Training, training_of
+from services.evaluation.controls import training_of
 from services.evaluation.harness import evaluate_tasks
-from services.evaluation.intervals import ALL, compare
+from services.evaluation.intervals import compare
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
 from services.evaluation.report.report import EVALUATION
 from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
@@ -29,14 +27,14 @@ UNTOUCHED = "untouched target"
 
 
 def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None) -> Scores:
-    """Scores of a model on a split, every window on its own behind the model's BOS."""
+    """Score a model on a split, every window on its own behind the model's BOS."""
     config = recipe.distill
     texts = list(corpus.texts(split))
     return nats_per_byte(folder, texts, bos=bos, device=config.device, torch_threads=config.torch_threads)
 
 
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:
-    """Nats per byte of every source on a split, and of their fusion, from one pass of the fused stream."""
+    """Return nats per byte of every source on a split, and of their fusion, from one pass of the fused stream."""
     nats: dict[str, float] = {}
     fused, num_bytes = 0.0, 0
     for window in client.stream(StreamRequest(dataset=corpus.name, split=split, seed=0)):
@@ -57,17 +55,18 @@ def evaluate(
     *,
     sources: bool = False,
     tasks: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Scores models on a split of the recipe's corpus, with intervals; those of the recipe's own models are kept
-    for the report, in evaluation.json.
+    """Score models on a split of the recipe's corpus, with intervals.
+
+    Scores of the recipe's own models are kept in evaluation.json for the report.
 
     Args:
         folders: the models; when there is none, the target before training and every trained model of the recipe.
         split: name of the split.
         sources: score the sources' own models as well, here and now, with transformers.
         tasks: folder of task files for lm-evaluation-harness, which is then run on every model too.
-        say: called with a line per model.
+        print_line: called with a line per model.
 
     Raises RecipeError naming what is not there.
     """
@@ -81,14 +80,16 @@ def evaluate(
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
     scores = {}
     for name, (folder, bos) in models.items():
-        say(f"{name}: {folder}")
+        print_line(f"{name}: {folder}")
         scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos)
         if not scores[name].lossless_W.all():
-            say(f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte")
+            print_line(
+                f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte"
+            )
     results: dict[str, Any] = {}
     if tasks is not None:
         for name, (folder, _) in models.items():
-            say(f"{name}: tasks in {tasks}")
+            print_line(f"{name}: tasks in {tasks}")
             results[name] = evaluate_tasks(folder, tasks, device=recipe.distill.device)
     return write_evaluation(recipe, corpus, split, scores, tasks=results, keep=not folders)
 
@@ -102,7 +103,7 @@ def write_evaluation(
     tasks: Mapping[str, Any] | None = None,
     keep: bool = True,
 ) -> dict[str, Any]:
-    """Compares the models and, to keep it for the report, writes evaluation.json into the run folder."""
+    """Compare the models; with `keep`, write the comparison to evaluation.json in the run folder, for the report."""
     documents = [corpus.window(split, index).document for index in range(corpus.num_windows(split))]
     evaluation = {
         "corpus": corpus.name,
@@ -116,36 +117,8 @@ def write_evaluation(
         "tasks": tasks or {},
     }
     if keep:
-        (recipe.run_folder / EVALUATION).write_text(json.dumps(evaluation, indent=2) + "\n")
+        write_whole(recipe.run_folder / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
     return evaluation
-
-
-def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
-    """Prints a row per model and domain."""
-    columns = ("domain", "model", "taught by", "nats per byte", "95 %", "accuracy")
-    table = Table(*columns, title=f"{evaluation['corpus']}/{evaluation['split']}", title_justify="left")
-    trainings = {name: Training.from_json(value) for name, value in evaluation["trainings"].items()}
-    for domain, result in evaluation["domains"].items():
-        ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
-        for model, values in ranked:
-            nats, accuracy = values["nats_per_byte"], values["accuracy"]
-            interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
-            taught_by = str(trainings.get(model, ""))
-            table.add_row(domain, model, taught_by, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
-    console.print(table)
-    if evaluation["tasks"]:
-        console.print(_task_table(evaluation["tasks"]))
-    everything = evaluation["domains"][ALL]
-    console.print(f"{everything['bytes']:,} bytes in {everything['documents']} documents", highlight=False)
-
-
-def _task_table(results: dict[str, Any]) -> Table:
-    table = Table("task", "model", "metric", "value", title="lm-evaluation-harness", title_justify="left")
-    for model, tasks in results.items():
-        for task, metrics in tasks.items():
-            for metric, value in metrics.items():
-                table.add_row(task, model, metric, f"{value:.4f}")
-    return table
 
 
 def _own_models(recipe: Recipe) -> dict[str, tuple[Path, int | None]]:

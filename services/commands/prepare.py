@@ -17,7 +17,7 @@ from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve, resolve_sources
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
+def prepare(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
     """Makes what is missing, leaves alone what is there; returns the resolved recipe's file.
 
     The file says what is served: a training run on services that are up must not write it (`save=False`).
@@ -29,20 +29,20 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda line: None, *, s
         recipe.run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"output_dir: cannot write to {recipe.run_folder}: {error.strerror}") from error
-    corpus_and_target(recipe, say)
+    corpus_and_target(recipe, print_line)
     path = recipe.run_folder / "recipe.yaml"
     if save or not path.is_file():
         recipe.save(path)
     return path
 
 
-def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: None) -> Corpus:
+def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None) -> Corpus:
     """The corpus in windows that suit the tokenizers of all sources and of the target; both are made when missing.
 
     The target comes in between: its tokenizer may be trained on the corpus, and the windows are planned for it too.
     """
 
-    say(f"corpus {recipe.corpus.name}")
+    print_line(f"corpus {recipe.corpus.name}")
     try:
         text = read_text(recipe.corpus, recipe.corpus_folder)
         target = recipe.target
@@ -50,9 +50,9 @@ def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: 
             target = target.model_copy(update={"model": str(resolve("target.model", target.model))})
         folder, seed = recipe.target_folder, recipe.distill.seed
         prepare_target(target, text.train_texts(), folder, seed, corpus_fingerprint=text.fingerprint)
-        say(f"target {folder}")
+        print_line(f"target {folder}")
         own = _tokenizer("target", folder, _max_positions(folder), reads_context=False)
-        corpus = plan_corpus(text, [*_source_tokenizers(recipe, say), own])
+        corpus = plan_corpus(text, [*_source_tokenizers(recipe, print_line), own])
     except SettingError as error:
         raise RecipeError(f"corpus.{error}") from error
     for split in corpus.splits:
@@ -60,16 +60,16 @@ def corpus_and_target(recipe: Recipe, say: Callable[[str], None] = lambda line: 
         line = f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"
         if info["num_cuts"] and info["num_cuts_at_boundaries"] is not None:
             line += f", {info['num_cuts_at_boundaries']} of {info['num_cuts']} cuts at boundaries of every tokenizer"
-        say(line)
+        print_line(line)
     return corpus
 
 
-def _source_tokenizers(recipe: Recipe, say: Callable[[str], None]) -> Iterator[WindowTokenizer]:
+def _source_tokenizers(recipe: Recipe, print_line: Callable[[str], None]) -> Iterator[WindowTokenizer]:
     for index, source in enumerate(recipe.sources):
         try:
             folder = resolve_model(source.model)
         except ValueError as error:
-            say(f"windows are planned without the tokenizer of sources[{index}]: {error}")
+            print_line(f"windows are planned without the tokenizer of sources[{index}]: {error}")
         else:
             yield _tokenizer(f"sources[{index}]", folder, source.max_tokens, reads_context=True)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from services.base.atomic import write_whole
 from services.base.errors import ServiceError, UnavailableError
 from services.base.home import fusion_home
 from services.wire.protocol import MAX_MESSAGE_BYTES
@@ -62,11 +63,7 @@ class Deployment:
             return None
 
     def save(self) -> None:
-        path = _state_file(self.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2))
-        temporary.replace(path)
+        write_whole(_state_file(self.name), json.dumps(asdict(self), indent=2))
 
     def stop(self) -> None:
         """Ends the cluster and every process that it started, the engines' included."""
@@ -118,7 +115,7 @@ def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tu
                 raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
             time.sleep(0.2)
     except BaseException:  # Ctrl-C does not reach a session of its own
-        with _gone_is_fine():
+        with _ended_by_itself():
             _end(psutil.Process(process.pid))
         raise
     return process.pid, f"{host}:{gcs_port}"
@@ -178,12 +175,12 @@ def port_in_use(host: str, port: int) -> bool:
 
 def _end(process: psutil.Process) -> None:
     """Ends a process and all that it started: with SIGTERM to the first, with SIGKILL to whatever is left."""
-    with _gone_is_fine():
+    with _ended_by_itself():
         family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         for survivor in alive:
-            with _gone_is_fine():
+            with _ended_by_itself():
                 survivor.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
@@ -199,7 +196,7 @@ def _state_file(name: str) -> Path:
 
 
 @contextmanager
-def _gone_is_fine() -> Iterator[None]:
+def _ended_by_itself() -> Iterator[None]:
     try:
         yield
     except psutil.NoSuchProcess:

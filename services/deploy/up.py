@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from rich.console import Console
 
 from services.base.errors import ServiceError, UnavailableError
+from services.base.progress_bars import deployment_progress
 from services.deploy.local_ray import Deployment, deployments, port_in_use, start_ray
 from services.deploy.serve_config import serve_config
 from services.recipes.recipe import Recipe
+from services.source.config import SourceConfig
 
 Answer = TypeVar("Answer")
-Report = Callable[[Mapping[str, str]], None]
+ReportStates = Callable[[Mapping[str, str]], None]
 """Receives the state of every application, by name."""
 
 
 def check_free(recipe: Recipe) -> None:
-    """Raises ServiceError when this recipe runs already or a port that it needs is taken."""
+    """Raise ServiceError when this recipe runs already or a port that it needs is taken."""
     service = recipe.service
     for other in deployments():
         if other.name == recipe.name:
@@ -34,12 +38,12 @@ def check_free(recipe: Recipe) -> None:
 def up(
     recipe: Recipe,
     recipe_file: Path,
-    report: Report,
+    report: ReportStates,
     *,
     only: Collection[str] | None = None,
     timeout_seconds: float = 900,
 ) -> Deployment:
-    """Starts Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot.
+    """Start Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot.
 
     `only`: names of the applications to start, all by default.
     """
@@ -76,8 +80,38 @@ def up(
     return deployment
 
 
-def deploy(config: Mapping[str, Any], dashboard: str, report: Report, *, timeout_seconds: float) -> None:
-    """Hands a Serve config to a Ray cluster and waits until every application runs."""
+@contextmanager
+def temporarily_up(
+    recipe: Recipe, recipe_file: Path, console: Console, *, only: Collection[str] | None = None
+) -> Iterator[Deployment]:
+    """Start the services as `up` does, and end them when the block ends."""
+    with deployment_progress(console) as progress:
+        deployment = up(recipe, recipe_file, progress, only=only)
+    try:
+        yield deployment
+    finally:
+        deployment.stop()
+
+
+@contextmanager
+def sources_up(recipe: Recipe, sources: Sequence[SourceConfig], console: Console) -> Iterator[None]:
+    """Deploy sources that do not answer for as long as the block takes; those that run already stay.
+
+    Raises UnavailableError when the recipe is up, so that its sources should have answered.
+    """
+    if not sources:
+        yield
+        return
+    if any(deployment.name == recipe.name for deployment in deployments()):
+        raise UnavailableError(f"source {sources[0].name} does not answer, though {recipe.name} is up; see its log")
+    recipe_file = recipe.run_folder / "recipe.yaml"
+    recipe.save(recipe_file)
+    with temporarily_up(recipe, recipe_file, console, only=[source.name for source in sources]):
+        yield
+
+
+def deploy(config: Mapping[str, Any], dashboard: str, report: ReportStates, *, timeout_seconds: float) -> None:
+    """Hand a Serve config to a Ray cluster and wait until every application runs."""
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     deadline = time.monotonic() + timeout_seconds
@@ -110,7 +144,7 @@ def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> A
 
 
 def _patiently(call: Callable[[], Answer], dashboard: str, deadline: float) -> Answer:
-    """The dashboard listens a moment before its modules answer, and drops a connection when the machine is busy."""
+    """Call until the dashboard answers: its modules come up after its port, and a busy one drops connections."""
     while True:
         try:
             return call()
@@ -121,7 +155,7 @@ def _patiently(call: Callable[[], Answer], dashboard: str, deadline: float) -> A
 
 
 def _reason(application: Mapping[str, Any]) -> str:
-    """The end of what Serve says, where the exception stands."""
+    """Return the end of Serve's messages, where the exception is."""
     messages = [application.get("message", "")]
     messages += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
     return "\n".join(message.strip()[-1500:] for message in messages if message)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from services.base.errors import ServiceError, UnavailableError
+from services.base.progress_bars import plain_console
 from services.jobs.progress_line import parse_progress
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -43,7 +44,7 @@ def submit(
 
     Raises UnavailableError when the dashboard does not answer, ServiceError when the job is refused.
     """
-    console = console or Console()
+    console = console or plain_console()
     client = _connect(dashboard)
     submission_id, running = _submission_id(client, name)
     if running:
@@ -114,7 +115,8 @@ def _hint(submission_id: str, dashboard: str) -> str:
 async def _follow(client: Any, submission_id: str, console: Console) -> None:
     """Prints the job's log until the job has ended."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}")
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
     )  # fmt: skip
     bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
     with bar or nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from services.recipes.recipe import Recipe, RecipeError
 
 
 def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in resources.files("services.recipes").iterdir()
@@ -23,7 +24,7 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Loads a recipe from a file, or a shipped one by name; `overrides` maps dotted keys to values.
+    """Load a recipe from a file, or a shipped one by name; `overrides` maps dotted keys to values.
 
     Raises RecipeError naming the file and key.
     """
@@ -48,6 +49,20 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError("\n".join(f"{path}: {line}" for line in explain(error).splitlines())) from error
+
+
+def read_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `--set KEY=VALUE` by dotted key; raises RecipeError for one that cannot be read."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"--set {setting}: expected KEY=VALUE, such as distill.epochs=2")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
+    return overrides
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from fusion_core.fusion import FusionConfig
+from services.base.atomic import write_whole
 from services.base.settings import Settings
 from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
@@ -146,9 +147,8 @@ class Recipe(Settings):
         return yaml.safe_dump(values, sort_keys=False)
 
     def save(self, path: Path) -> None:
-        """Writes `to_yaml`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_yaml())
+        """Write `to_yaml`."""
+        write_whole(path, self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:
         """Arguments of the fusion application."""

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from services.cli.app import app
-from services.commands.capture import Capture
+from services.commands.capture_scope import open_scope
 from services.commands.prepare import prepare
 from services.fusion.fuser import Fuser
 from services.fusion.sources.remote import Source
@@ -210,7 +210,7 @@ def test_a_captured_corpus_is_fused_with_no_source_running(
     for recipe in (online, offline):
         prepare(recipe)
     shutil.copytree(online.store or "", offline.store or "")
-    captured = Capture(offline)
+    captured = open_scope(offline)
     splits = {f"corpus/{split}": captured.corpus.fingerprint(split) for split in captured.corpus.splits}
     scored = source.scored
 
@@ -238,7 +238,7 @@ def test_a_miss_is_scored_once_and_captured_without_another_pass(
 ) -> None:
     """What streams have left in the store costs a capture nothing."""
     recipe = load_recipe(written("streamed"))
-    corpus = Capture(recipe).corpus
+    corpus = open_scope(recipe).corpus
     windows = [corpus.window(split, index) for split in corpus.splits for index in range(corpus.num_windows(split))]
 
     async def stream() -> None:

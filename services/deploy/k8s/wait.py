@@ -13,18 +13,18 @@ _POLL_SECONDS = 2.0
 
 
 def wait_for(
-    paths: Sequence[Path], addresses: Sequence[str], *, timeout_seconds: float, say: Callable[[str], None]
+    paths: Sequence[Path], addresses: Sequence[str], *, timeout_seconds: float, print_line: Callable[[str], None]
 ) -> None:
-    """Returns when all files are there and all addresses answer gRPC health with SERVING.
+    """Return when all files are there and all addresses answer gRPC health with SERVING.
 
     Raises UnavailableError, naming what is missing, when that takes longer than the timeout.
     """
     deadline = time.monotonic() + timeout_seconds
-    said: list[str] = []
+    printed: list[str] = []
     while missing := _missing(paths, addresses):
-        if missing != said:
-            say("waiting for " + ", ".join(missing))
-            said = missing
+        if missing != printed:
+            print_line("waiting for " + ", ".join(missing))
+            printed = missing
         if time.monotonic() > deadline:
             raise UnavailableError(f"not there after {timeout_seconds:.0f} s: {', '.join(missing)}")
         time.sleep(min(_POLL_SECONDS, timeout_seconds))

@@ -1,0 +1,53 @@
+"""The part of a recipe that a capture is about: corpus, splits, sources and store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.commands.prepare import prepare
+from services.corpus.ledger import Corpus
+from services.fusion.sources.remote import Source, stored_identities
+from services.recipes.recipe import Recipe, RecipeError
+from services.source.config import SourceConfig
+from services.store.identity import SourceIdentity
+from services.store.store import BlockStore
+
+
+@dataclass(frozen=True)
+class CaptureScope:
+    """What is captured, or verified: these sources' windows of these splits, in this store."""
+
+    recipe: Recipe
+    corpus: Corpus
+    splits: tuple[str, ...]
+    sources: tuple[SourceConfig, ...]
+    store: BlockStore
+
+    def stored(self, source: SourceConfig) -> list[SourceIdentity]:
+        """Return who has windows in the store that this source could have scored: one identity per revision."""
+        endpoint = self.recipe.endpoint(source)
+        return stored_identities(self.store, endpoint, Source.vocabulary_of(endpoint))
+
+
+def open_scope(recipe: Recipe, *, sources: Sequence[str] = (), splits: Sequence[str] = ()) -> CaptureScope:
+    """Prepare the corpus where it is missing and open the store.
+
+    Args:
+        recipe: the run.
+        sources: names of the sources that are meant; all when empty.
+        splits: names of the splits that are meant; all when empty.
+
+    Raises RecipeError for a source or split that there is not, and where the recipe keeps no store.
+    """
+    if recipe.store is None:
+        raise RecipeError("service.store: null keeps nothing; a capture needs a folder or URL")
+    names = [source.name for source in recipe.sources]
+    if unknown := sorted(set(sources) - set(names)):
+        raise RecipeError(f"--source {unknown[0]}: there is no such source, only {', '.join(names)}")
+    prepare(recipe, save=False)
+    corpus = Corpus.open(recipe.corpus_folder)
+    if unknown := sorted(set(splits) - set(corpus.splits)):
+        raise RecipeError(f"--split {unknown[0]}: the corpus has {', '.join(corpus.splits)}")
+    chosen = tuple(source for source in recipe.sources if not sources or source.name in sources)
+    return CaptureScope(recipe, corpus, tuple(splits) or corpus.splits, chosen, BlockStore(recipe.store))
