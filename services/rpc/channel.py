@@ -7,6 +7,10 @@ import grpc
 from services.rpc.tls import channel_credentials, server_name_options, split_address
 from services.wire.protocol import MAX_MESSAGE_BYTES
 
+SERVER_MIN_PING_MS = 300_000
+"""Pings without data that follow faster make a server with gRPC's defaults close the connection."""
+KEEPALIVE_MS = SERVER_MIN_PING_MS + 30_000
+
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -14,8 +18,10 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     # A name that stands for several pods, such as a headless Service, is taken in turns.
     ("grpc.lb_policy_name", "round_robin"),
-    # A peer that vanished without a word is noticed.
-    ("grpc.keepalive_time_ms", 60_000),
+    # A server answers pings that come faster than it allows (gRPC's default, that of Serve's proxy: one in 5 minutes)
+    # with GOAWAY, which ends calls that are merely quiet. Streams have heartbeats and calls deadlines: keepalive is for
+    # what has neither.
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 20_000),
     # A peer that was away is found again soon after it is back, however long it was away.
     ("grpc.initial_reconnect_backoff_ms", 500),
