@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.txt
 READY := $(VENV)/.ready
 STUBS := build/stubs/.ready
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-header --no-annotate --python-version 3.11 \
+# `make lock UPGRADE=` keeps the pins that are there, and adds what is missing.
+UPGRADE := --upgrade
+COMPILE := $(BIN)/uv pip compile --quiet $(UPGRADE) --no-header --no-annotate --python-version 3.11 \
   pyproject.toml --extra dev
 # PyPI's builds of these break `import transformers` beside the CPU build of torch, and text models run without them.
 NOT_NEEDED := torchvision torchaudio torchcodec
@@ -71,7 +73,7 @@ k8s-render: setup ## the rendered folders of the overlays in k8s/, from their re
 	$(BIN)/fusion k8s render k8s/recipes/gpu.yaml --output k8s/overlays/gpu/recipe
 	$(BIN)/fusion k8s render k8s/recipes/external-sources.yaml --output k8s/overlays/external-sources/recipe
 
-lock: $(READY) ## resolve requirements/*.in again, to the newest versions
+lock: $(READY) ## resolve requirements/*.in again, to the newest versions; UPGRADE= keeps today's pins
 	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu
 	env -u UV_FIND_LINKS $(COMPILE) --python-platform x86_64-manylinux_2_28 requirements/gpu.in --extra gpu \
 	  -o requirements/gpu.txt

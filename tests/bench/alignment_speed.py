@@ -22,7 +22,7 @@ from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.models.catalogue import MODELS, resolve_model
 from services.models.fetch import fetch
-from tests.bench.byte_speed import measure_byte
+from tests.bench.parts.byte_speed import measure_byte
 from tests.bench.parts.report import Report, arguments, in_turn
 from tests.fusion_core.alignment.published import (
     candidates_of,

@@ -1,0 +1,84 @@
+"""The programs in examples/ and the Python of the pages, run as they stand, against real services."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.deploy.local_ray import free_port
+from services.fusion.client import StreamRequest
+from services.wire.passage import Passage
+from tests.examples.pages import REPOSITORY, code_blocks
+from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+@pytest.fixture(scope="module")
+def fusion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainFusion]:
+    with plain_fusion(tmp_path_factory.mktemp("examples")) as running:
+        yield running
+
+
+def run(*words: str | Path) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_texts_are_fused(fusion: PlainFusion) -> None:
+    program, target = EXAMPLES / "fuse_two_texts.py", fusion.recipe.target_folder
+    printed = run(program, "--address", fusion.address, "--target", target)
+    first, second = printed.split("'def add(a, b)")
+    for part, text in ((first, "The capital of France is"), (second, "def add(a, b):\n    return a")):
+        [block] = fusion.client().fuse([Passage(text.encode(), ends_document=True)])
+        weights = [float(weight) for weight in re.findall(r"weight ([\d.]+)", part)]
+        assert weights == [round(share.weight, 2) for share in block.shares]
+        probabilities = [float(p) for p in re.findall(r"next b.*: ([\d.]+)$", part, re.MULTILINE)]
+        np.testing.assert_allclose(probabilities, np.exp(block.topk_logprobs_TK[-1, :3]), atol=0.05)
+
+
+def test_a_stream_goes_on_where_the_last_program_stopped(fusion: PlainFusion, tmp_path: Path) -> None:
+    def windows(count: int) -> list[int]:
+        cursor = ("--cursor", tmp_path / "cursor.json")
+        options = ("--address", fusion.address, "--dataset", "words", "--windows", str(count))
+        return [
+            int(index)
+            for index in re.findall(r"window (\d+): ", run(EXAMPLES / "resume_a_stream.py", *options, *cursor))
+        ]
+
+    whole = [window.index for window in fusion.client().stream(StreamRequest("words", "train", seed=0))]
+    assert [*windows(3), *windows(4), *windows(len(whole))] == whole
+    assert windows(3) == []
+
+
+def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
+    program = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{program}:{os.environ['PATH']}", "PORT": str(free_port())}
+    ports = [f"service.{kind}_port={free_port()}" for kind in ("http", "dashboard")]
+    command = [str(EXAMPLES / "capture_then_fuse.sh"), *(word for port in ports for word in ("--set", port))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all good" in done.stdout
+    assert len(re.findall(r"^window \d+: \d+ tokens", done.stdout, re.MULTILINE)) == 5
+    assert "synthetic: down" in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/sources.md", "docs/failures.md"])
+def test_the_python_of_a_page_runs(page: str, fusion: PlainFusion) -> None:
+    [snippet] = code_blocks(page, "python")
+    for ours, here in (
+        ("127.0.0.1:9000", fusion.address),
+        ("runs/quickstart/target", str(fusion.recipe.target_folder)),
+        ("lee-news", "words"),
+    ):
+        snippet = snippet.replace(ours, here)
+    assert run("-c", snippet).strip()
