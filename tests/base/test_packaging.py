@@ -40,6 +40,7 @@ def test_the_wheel_holds_the_stubs_and_the_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for proto in ("block", "source", "fusion"):
         assert {f"fusion/v1/{proto}_pb2.py", f"fusion/v1/{proto}_pb2.pyi", f"fusion/v1/{proto}_pb2_grpc.py"} <= names
+    assert {"fusion_core/py.typed", "services/py.typed"} <= names
     tracked = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "services" / "recipes").glob("*.yaml")}
     assert tracked <= names
     assert not [name for name in names if name.startswith(("tests/", "build/", "protos/"))]
