@@ -22,6 +22,7 @@ def render(
     run_name: Annotated[str, typer.Option(help="Folder of the training run below the recipe's.")] = "fused",
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node: larger replicas take several pods.")] = 8,
     gpu_resource: Annotated[str, typer.Option(help="Name of the GPUs' resource.")] = "nvidia.com/gpu",
+    queue: Annotated[str | None, typer.Option(help="Kueue queue that admits the training job.")] = None,
     check: Annotated[bool, typer.Option(help="Write nothing; end with 1 when the files are not current.")] = False,
 ) -> None:
     """Write the kustomize overlay of a recipe: sources, fusion service and training job."""
@@ -38,7 +39,7 @@ def render(
                 )
             base = os.path.relpath(base, folder)
         nodes = GpuNodes(per_node=gpus_per_node, resource=gpu_resource)
-        files = overlay_files(checked, base=base, run_name=run_name, nodes=nodes)
+        files = overlay_files(checked, base=base, run_name=run_name, nodes=nodes, queue=queue)
         if not check:
             write_overlay(files, folder)
             print_line(f"{folder}: {len(files)} files; kubectl apply -k {folder}")

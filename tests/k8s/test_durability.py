@@ -13,6 +13,7 @@ from services.deploy.k8s.cluster_recipe import port_of_store
 from services.deploy.k8s.overlay import overlay_files
 from services.recipes.load import load_recipe
 from services.recipes.recipe import RecipeError
+from tests.k8s.breaches import find
 from tests.k8s.check.manifests import Document, kustomize, ray_cluster
 from tests.k8s.check.run import PARTS, problems
 from tests.k8s.conftest import Build
@@ -20,11 +21,6 @@ from tests.k8s.rendering import recipe_of, render
 
 LARGE = {"num_gpus": 16, "num_replicas": 3, "engine_args": {"tensor_parallel_size": 16}}
 """A source whose replica fills two nodes of eight GPUs."""
-
-
-def find(documents: list[Document], kind: str, name: str) -> Document:
-    [document] = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
-    return document
 
 
 def container(document: Document) -> dict[str, Any]:
@@ -204,3 +200,31 @@ def test_a_place_that_pods_do_not_share_is_refused(tmp_path: Path, section: str,
     file.write_text(yaml.safe_dump(recipe_of(1, **{section: {key: place}})))
     with pytest.raises(RecipeError, match=rf"{section}\.{key}: .* is no place that all pods share"):
         overlay_files(load_recipe(file), base="../../..", run_name="fused")
+
+
+def test_another_recipe_is_another_preparing_job(build: Build, k8s: Path) -> None:
+    def name(recipe: dict[str, Any]) -> str:
+        assert render(k8s, recipe).exit_code == 0
+        [job] = [d for d in kustomize(k8s / "overlays" / "many") if d["kind"] == "Job"]
+        return str(job["metadata"]["name"])
+
+    first, again, other = name(recipe_of(1)), name(recipe_of(1)), name(recipe_of(2))
+    assert first == again != other
+    assert first.startswith("prepare-")
+
+
+def test_a_queue_admits_the_training_job(build: Build, k8s: Path) -> None:
+    assert render(k8s, recipe_of(1), "--queue", "research").exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    assert list(problems(documents, ["base"])) == []
+    assert find(documents, "RayJob", "distill")["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+
+
+def test_pods_on_openshift_reach_its_dns(build: Build, k8s: Path) -> None:
+    assert render(k8s, recipe_of(1)).exit_code == 0
+    folder = k8s / "overlays" / "openshift"
+    folder.mkdir()
+    parts = {"resources": ["../many"], "components": ["../../components/openshift"]}
+    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "llm-fusion"}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kind | parts))
+    assert list(problems(kustomize(folder), ["base", "openshift"])) == []

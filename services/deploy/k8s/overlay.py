@@ -13,7 +13,9 @@ and `fusion.yaml`, where the fusion service learns of it; the files of other sou
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from services.deploy.k8s.cluster_recipe import (
     port_of_store,
     service_name,
 )
-from services.deploy.k8s.patches import HEADER, dump, part, patch, replace, to_yaml, up
+from services.deploy.k8s.patches import HEADER, add, dump, part, patch, rename, replace, to_yaml, up
 from services.deploy.k8s.pods import (
     NVIDIA_NODES,
     RAYLET_PORT,
@@ -52,7 +54,9 @@ _JOB_WORKERS = "/spec/rayClusterSpec/workerGroupSpecs/0"
 _CONTAINER = "template/spec/containers/0"
 
 
-def overlay_files(recipe: Recipe, *, base: str, run_name: str, nodes: GpuNodes = NVIDIA_NODES) -> dict[str, str]:
+def overlay_files(
+    recipe: Recipe, *, base: str, run_name: str, nodes: GpuNodes = NVIDIA_NODES, queue: str | None = None
+) -> dict[str, str]:
     """Contents of the overlay's files, by relative path; raises RecipeError for what no pod could honour.
 
     Args:
@@ -60,14 +64,15 @@ def overlay_files(recipe: Recipe, *, base: str, run_name: str, nodes: GpuNodes =
         base: the repository's k8s folder as seen from the overlay's, or a URL that kustomize reads.
         run_name: folder of the training run below the recipe's.
         nodes: the nodes with GPUs of the cluster.
+        queue: Kueue queue that admits the training job; none by default.
     """
     inside = cluster_recipe(recipe)
     deployed = [source for source in recipe.sources if source.address is None]
     fusion = fusion_application(inside, _fusion_args(recipe, inside))
     files = {
-        "kustomization.yaml": dump(_kustomization(recipe, base, run_name, nodes)),
+        "kustomization.yaml": dump(_kustomization(recipe, inside, base, run_name, nodes, queue)),
         "fusion.yaml": dump(_serve_patch("fusion", "fusion", fusion)),
-        "recipe.yaml": dump(inside.model_dump(mode="json", by_alias=True, exclude_unset=True)),
+        "recipe.yaml": _inside_yaml(inside),
     }
     for source in deployed:
         folder = f"sources/{source.name}"
@@ -118,7 +123,9 @@ def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
     return args
 
 
-def _kustomization(recipe: Recipe, base: str, run_name: str, nodes: GpuNodes) -> dict[str, Any]:
+def _kustomization(
+    recipe: Recipe, inside: Recipe, base: str, run_name: str, nodes: GpuNodes, queue: str | None
+) -> dict[str, Any]:
     sources = [source.name for source in recipe.sources if source.address is None]
     document: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -139,8 +146,19 @@ def _kustomization(recipe: Recipe, base: str, run_name: str, nodes: GpuNodes) ->
         document["patches"].append(_admitted("external-sources", ports))
     if ports := sorted(set(map(port_of_store, object_stores(recipe)))):
         document["patches"].append(_admitted("object-store", ports))
-    document["patches"].append(patch("RayJob", "distill", _job_operations(recipe, run_name, nodes)))
+    document["patches"].append(patch("RayJob", "distill", _job_operations(recipe, run_name, nodes, queue)))
+    document["patches"].append(rename("Job", "prepare", f"prepare-{_digest(inside)}"))
     return document
+
+
+def _digest(inside: Recipe) -> str:
+    """What the preparing job is made from: a Job cannot be changed, so another recipe is another Job."""
+    version = metadata.version("llm-fusion")
+    return hashlib.sha256(f"{version}\0{_inside_yaml(inside)}".encode()).hexdigest()[:8]
+
+
+def _inside_yaml(inside: Recipe) -> str:
+    return dump(inside.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def _admitted(policy: str, ports: list[int]) -> dict[str, Any]:
@@ -150,7 +168,7 @@ def _admitted(policy: str, ports: list[int]) -> dict[str, Any]:
     )
 
 
-def _job_operations(recipe: Recipe, run_name: str, nodes: GpuNodes) -> list[dict[str, Any]]:
+def _job_operations(recipe: Recipe, run_name: str, nodes: GpuNodes, queue: str | None) -> list[dict[str, Any]]:
     distill = recipe.distill
     _, most_workers = distill.worker_range
     entrypoint = f"python -m services.distill --recipe /etc/fusion/recipe/recipe.yaml --run-name {run_name}"
@@ -161,6 +179,8 @@ def _job_operations(recipe: Recipe, run_name: str, nodes: GpuNodes) -> list[dict
     ]
     if distill.device == "cuda":
         operations += nodes.operations(_JOB_WORKERS, 1)
+    if queue is not None:
+        operations.append(add("/metadata/labels/kueue.x-k8s.io~1queue-name", queue))
     return operations
 
 

@@ -22,6 +22,15 @@ def patch(kind: str, name: str, operations: list[dict[str, Any]]) -> dict[str, A
     return {"target": {"kind": kind, "name": name}, "patch": to_yaml(operations)}
 
 
+def rename(kind: str, name: str, new_name: str) -> dict[str, Any]:
+    """A patch that gives a resource of the base another name."""
+    return {
+        "target": {"kind": kind, "name": name},
+        "patch": to_yaml([replace("/metadata/name", new_name)]),
+        "options": {"allowNameChange": True},
+    }
+
+
 def part(base: str, name: str) -> str:
     """A folder of the base, which may be a URL with a query at its end."""
     path, mark, query = base.partition("?")

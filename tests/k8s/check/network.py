@@ -28,6 +28,8 @@ _OUTSIDE = (
     Peer("outside", {}, namespace=None),
     Peer("KubeRay operator", {"app.kubernetes.io/name": "kuberay-operator"}, "kuberay-system"),
     Peer("DNS", {"k8s-app": "kube-dns"}, "kube-system"),
+    Peer("NodeLocal DNS", {}, "169.254.20.10/32"),
+    Peer("OpenShift DNS", {"dns.operator.openshift.io/daemonset-dns": "default"}, "openshift-dns"),
     Peer("Prometheus", {"app.kubernetes.io/name": "prometheus"}, "monitoring"),
     Peer("collector", {"app.kubernetes.io/name": "opentelemetry-collector"}, "monitoring"),
     Peer("stranger", {}, "elsewhere"),
@@ -125,6 +127,9 @@ def _side(policies: Sequence[Document], direction: str, subject: Peer, other: Pe
 
 def _is_peer(end: dict[str, Any], other: Peer) -> bool:
     if "ipBlock" in end:
+        cidr = end["ipBlock"]["cidr"]
+        if cidr.endswith("/32"):
+            return other.namespace == cidr  # an address of the node itself, which stands for a namespace here
         return other.namespace is None
     if other.namespace is None:
         return False
