@@ -20,7 +20,7 @@ import psutil
 PARTIAL_SUFFIX = ".partial"
 ABANDONED_SECONDS = 3600.0
 """A partial file of a dead process is deleted once it is this old."""
-_FOREIGN_SECONDS = 7 * 86_400.0
+FOREIGN_SECONDS = 7 * 86_400.0
 """The same where the process cannot be asked: it ran on another machine, or its number was given out again."""
 
 
@@ -76,14 +76,14 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         raise
 
 
-def sweep_partial(folder: Path, *, recursive: bool = False) -> list[Path]:
+def sweep_partial(folder: Path) -> list[Path]:
     """Delete what killed writers have left half written in a folder; return the paths that are gone.
 
     A partial name counts as left behind when its process ran on this machine, is no more, and has written nothing for
     `ABANDONED_SECONDS`. Those of other machines are deleted after a week without a write.
     """
     found = []
-    for path in folder.glob(f"**/*{PARTIAL_SUFFIX}" if recursive else f"*{PARTIAL_SUFFIX}"):
+    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
         try:
             if not _abandoned(path):
                 continue
@@ -104,7 +104,7 @@ def _abandoned(path: Path) -> bool:
     age = time.time() - max(inner.stat().st_mtime for inner in (path, *path.rglob("*")))
     front, _, pid = path.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[0].rpartition(".")
     ours = front.endswith(f".{socket.gethostname()}") and pid.isdigit()
-    return age > (ABANDONED_SECONDS if ours and not psutil.pid_exists(int(pid)) else _FOREIGN_SECONDS)
+    return age > (ABANDONED_SECONDS if ours and not psutil.pid_exists(int(pid)) else FOREIGN_SECONDS)
 
 
 def _exchange(partial: Path, folder: Path) -> None:

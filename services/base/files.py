@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from services.base.atomic import PARTIAL_SUFFIX, partial_name, sweep_partial, write_whole
+from services.base.atomic import FOREIGN_SECONDS, PARTIAL_SUFFIX, partial_name, sweep_partial, write_whole
 from services.base.credentials import without_credentials
 
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oci", "oss", "r2"}
@@ -101,9 +102,13 @@ class Files:
         self._delete(f"{self._folder}/{path}")
 
     def sweep(self, folder: str) -> None:
-        """Delete what killed writers have left half written below a folder, as `sweep_partial` does."""
+        """Delete what killed writers have left half written in a folder, as `sweep_partial` does."""
         if self._local:
-            sweep_partial(Path(f"{self._folder}/{folder}"), recursive=True)
+            sweep_partial(Path(f"{self._folder}/{folder}"))
+        elif self._has_folders:
+            for info in self._infos(folder):
+                if not _whole(info) and info.mtime and time.time() - info.mtime.timestamp() > FOREIGN_SECONDS:
+                    self._delete(info.path)
 
     def _upload(self, full: str, data: bytes) -> None:
         with self._files.open_output_stream(full) as stream:

@@ -134,6 +134,8 @@ class Capture:
                     console.print(f"{place}: {problem}; it is captured again", soft_wrap=True)
             if bad or not captured.finished:
                 found.append((captured, bad))
+            else:
+                captured.add_keys()
         return found
 
     def _drop_damaged(self, store: SourceStore, console: Console) -> None:

@@ -2,8 +2,8 @@
 
 backfill/SPLIT/HASH.json    some windows of a split, each with the sources that it lacks: `BackfillPart`
 
-A part is written whole before the frame that it is about is sent, by whichever replica sends it, so that nothing is
-forgotten with a replica; writing the same part again changes nothing. It is deleted when all of it is in the store.
+A replica writes a part before it sends the frame with those windows, so that a replica that dies takes nothing with it;
+writing the same part again changes nothing. A part is deleted when all its windows are in the store.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _FOLDER = "backfill"
 
 
 class BackfillWindow(Settings):
-    """Place of a window in its split, and the names of the sources that it lacks."""
+    """The index of a window in its split, and the names of the sources that it lacks."""
 
     index: int = Field(ge=0)
     missing: tuple[str, ...]
 
 
 class BackfillPart(Settings):
-    """Windows of one split."""
+    """Incomplete windows of one split."""
 
     corpus: str
     split: str
@@ -36,19 +36,19 @@ class BackfillPart(Settings):
 
 
 class BackfillList:
-    """The parts in a store."""
+    """The parts of the back-fill list in a store."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     def add(self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]) -> None:
-        """Raises OSError when it cannot be written."""
+        """Write a part; OSError when it cannot be written."""
         part = BackfillPart(corpus=corpus, split=split, fingerprint=fingerprint, windows=tuple(windows))
         data = part.model_dump_json().encode()
         self._files.write(f"{_FOLDER}/{fingerprint[:16]}/{hashlib.sha256(data).hexdigest()[:32]}.json", data)
 
     def parts(self, fingerprint: str) -> Iterator[tuple[str, BackfillPart]]:
-        """Path and content of each part of a split; raises ValueError naming one that is damaged."""
+        """Yield path and content of each part of a split; ValueError naming one that is damaged."""
         folder = f"{_FOLDER}/{fingerprint[:16]}"
         for name in sorted(self._files.sizes(folder)):
             path = f"{folder}/{name}"
@@ -61,5 +61,5 @@ class BackfillList:
                 raise ValueError(f"{self._files.location(path)}: damaged; delete it: {error}") from error
 
     def done(self, path: str) -> None:
-        """All windows of a part are complete."""
+        """Delete a part whose windows are complete."""
         self._files.delete(path)

@@ -1,4 +1,4 @@
-"""The captured windows of a split: shard n holds windows n * S to (n + 1) * S - 1, so a place needs no index."""
+"""A captured split on disk: shard n holds windows n * S to (n + 1) * S - 1, so that a place needs no index."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from pydantic import Field, ValidationError
 
 from services.base.files import Files
 from services.base.settings import Settings
-from services.store.shard import ShardRecord
 
 _PLAN, _COMPLETE = "capture.json", "complete.json"
-NOT_SHARDS = (_PLAN, _COMPLETE)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a window stands: fingerprint of its split, and its index there."""
+    """The place of a window: fingerprint of its split, and its index there."""
 
     split_fingerprint: str
     index: int
 
 
 class CapturePlan(Settings):
-    """Which windows a capture holds, and how many a shard."""
+    """The split that a capture scores, and how its windows are divided into shards."""
 
     corpus: str
     split: str
@@ -39,7 +37,7 @@ class CapturePlan(Settings):
         return -(-self.num_windows // self.windows_per_shard)
 
     def windows(self, shard: int) -> range:
-        """Indices of a shard's windows."""
+        """Return the indices of a shard's windows."""
         start = shard * self.windows_per_shard
         return range(start, min(start + self.windows_per_shard, self.num_windows))
 
@@ -53,7 +51,7 @@ def shard_path(folder: str, shard: int) -> str:
 
 
 def read_plan(files: Files, folder: str) -> CapturePlan | None:
-    """The plan of a capture; None when there is none, or when it cannot be read."""
+    """Return the plan of a capture; None when there is none, or when it cannot be read."""
     data = files.read(f"{folder}/{_PLAN}")
     try:
         return CapturePlan.model_validate_json(data) if data is not None else None
@@ -65,18 +63,18 @@ def write_plan(files: Files, folder: str, plan: CapturePlan) -> None:
     files.write(f"{folder}/{_PLAN}", plan.model_dump_json(indent=2).encode() + b"\n")
 
 
-def digest_of(records: Iterable[ShardRecord]) -> str:
-    """Hash over the shards of a capture, in order."""
-    return hashlib.sha256("".join(record.sha256 for record in records).encode()).hexdigest()
+def digest_of(hashes: Iterable[str]) -> str:
+    """Return the hash over the hashes of a capture's shards, in order."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def write_complete(files: Files, folder: str, digest: str) -> None:
-    """Says that every shard is there."""
+    """Write that every shard is there."""
     files.write(f"{folder}/{_COMPLETE}", json.dumps({"sha256": digest}).encode() + b"\n")
 
 
 def read_complete(files: Files, folder: str) -> str | None:
-    """The digest of a complete capture; None when it is not complete."""
+    """Return the digest of a complete capture; None when it is not complete."""
     data = files.read(f"{folder}/{_COMPLETE}")
     try:
         return str(json.loads(data)["sha256"]) if data is not None else None

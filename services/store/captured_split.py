@@ -1,4 +1,4 @@
-"""A split of a corpus as a source scored it: which shards it needs, which of them are good, and what they hold."""
+"""A split of a corpus as a source scored it: its shards, whether each is good, and the keys of its windows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from services.store.capture_plan import (
     write_complete,
     write_plan,
 )
+from services.store.captured_keys import KEYS, has_keys, read_keys, sorted_keys, write_keys
 from services.store.identity import window_key
 from services.store.shard import check_shard, read_record
 from services.store.source_store import SourceStore
@@ -36,7 +37,7 @@ class CapturedSplit:
         return shard_path(self.folder, shard)
 
     def problem(self, shard: int, *, decode: bool = False) -> str | None:
-        """What is wrong with a shard, None when nothing is: its hash is compared, with `decode` every row as well."""
+        """Return the problem with a shard, or None: its hash is compared, with `decode` every row decoded too."""
         keys = [window_key(self.corpus.window(self.plan.split, index).passage) for index in self.plan.windows(shard)]
         vocabulary = self.store.identity.vocabulary if decode else None
         try:
@@ -46,7 +47,8 @@ class CapturedSplit:
         return None
 
     def begin(self) -> None:
-        """Says in the store what is coming."""
+        """Write into the store whose windows these are, and how they are divided into shards."""
+        self.store.files.sweep(self.folder)
         self.store.write_identity()
         write_plan(self.store.files, self.folder, self.plan)
 
@@ -55,21 +57,41 @@ class CapturedSplit:
         return read_complete(self.store.files, self.folder) is not None
 
     def finish(self) -> None:
-        """Says that every shard is there."""
-        write_complete(self.store.files, self.folder, self._digest())
+        """Write the keys of all windows, and then that every shard is there."""
+        digest, keys = self._read_records()
+        write_keys(self.store.files, self.folder, keys)
+        write_complete(self.store.files, self.folder, digest)
+
+    def add_keys(self) -> None:
+        """Write the keys of a finished capture that has none: it was captured by an earlier version."""
+        if not has_keys(self.store.files, self.folder):
+            write_keys(self.store.files, self.folder, self._read_records()[1])
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Reads everything back: path and problem of each file that is not as it must be, a step for every shard."""
-        files, found = self.store.files, False
+        """Read everything back; yield path and problem of each file that is not as it must be.
+
+        There is one pair for every shard, with an empty problem where it is good.
+        """
+        files, damaged = self.store.files, False
         for shard in range(self.plan.num_shards):
             problem = self.problem(shard, decode=True)
-            found = found or problem is not None
+            damaged = damaged or problem is not None
             yield files.location(f"{self.path(shard)}.parquet"), problem or ""
         digest = read_complete(files, self.folder)
-        if digest is None or (not found and digest != self._digest()):
-            problem = "the capture was not brought to its end" if digest is None else "is of other shards"
-            yield files.location(f"{self.folder}/complete.json"), problem
+        if digest is None:
+            yield files.location(f"{self.folder}/complete.json"), "the capture was not brought to its end"
+        elif not damaged:
+            expected, keys = self._read_records()
+            if digest != expected:
+                yield files.location(f"{self.folder}/complete.json"), "is of other shards"
+            if has_keys(files, self.folder) and read_keys(files, self.folder) != keys:
+                yield files.location(f"{self.folder}/{KEYS}"), "is of other shards"
 
-    def _digest(self) -> str:
-        records = (read_record(self.store.files, self.path(shard)) for shard in range(self.plan.num_shards))
-        return digest_of(record for record in records if record is not None)
+    def _read_records(self) -> tuple[str, bytes]:
+        """Return the digest over all shards that are there, and the sorted keys of their windows."""
+        hashes, keys = [], bytearray()
+        for shard in range(self.plan.num_shards):
+            if (record := read_record(self.store.files, self.path(shard))) is not None:
+                hashes.append(record.sha256)
+                keys += b"".join(record.keys)
+        return digest_of(hashes), sorted_keys(bytes(keys))

@@ -1,4 +1,4 @@
-"""What a scored window depends on: the source's identity, and the window's key below it."""
+"""The name of a scored window: the identity of its source, and its key below that."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ KEY_BYTES = 16
 
 
 class SourceIdentity(Settings):
-    """All of a source that its distributions depend on. Two sources with one identity may read each other's windows.
+    """All properties of a source that decide its distributions. Sources of one identity may read each other's windows.
 
-    `engine` is the name without its version: an upgrade does not make what was scored wrong. `model` is for people.
+    `engine` is the name without its version: windows stay right over an upgrade. `model` is for people, no part of it.
     """
 
     model: str
@@ -43,11 +43,11 @@ class SourceIdentity(Settings):
 
     @property
     def digest(self) -> str:
-        """Name of the source's folder in a store."""
+        """The name of the source's folder in a store."""
         values = self.model_dump(exclude={"model"})
         return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
 
 
 def window_key(passage: Passage) -> bytes:
-    """Content address of a window below its source."""
+    """Return the content address of a window below its source."""
     return passage.identity[:KEY_BYTES]

@@ -1,4 +1,4 @@
-"""From a window's key to where it lies, 16 bytes a window."""
+"""An index from the key of a window to its shard and row: 16 bytes of memory a window."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _RECENT = 1 << 16
 _ROW_BITS = 32
 
 Part = tuple[UInt64, Int64]
-"""Prefixes in rising order, and the place of each."""
+"""Key prefixes in rising order, and shard and row of each as one number."""
 
 
 class KeyIndex:
-    """Maps keys to shard numbers and rows by the first 8 bytes of a key; the reader compares the whole key.
+    """Map keys to shard numbers and rows by the first 8 bytes of a key; the reader compares the whole key.
 
-    Two sorted arrays: what is added goes to the small one, which is merged into the large one now and then.
+    Two sorted arrays: new keys go to the small one, which is merged into the large one when it is full.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class KeyIndex:
         self._parts = [_merged(large, small), (prefixes[:0], places[:0])] if len(small[0]) > _RECENT else [large, small]
 
     def find(self, key: bytes) -> list[tuple[int, int]]:
-        """Shard and row of every window that may have this key, the last that was added first."""
+        """Return shard and row of every window that may have this key, the newest first."""
         prefix = np.uint64(int.from_bytes(key[:8], "big"))
         found = []
         for prefixes, places in reversed(self._parts):

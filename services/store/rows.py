@@ -7,8 +7,8 @@ it is read. The realised token is left out of the rounding: its log-probability 
 errors of at most STEP/2, Hoeffding's lemma bounds the Kullback-Leibler divergence of a decoded row to the original by
 STEP^2 / 8 = 0.00049 nats for every row there is; with errors spread evenly it is STEP^2 / 24 = 0.00016.
 
-What compresses well does: the steps between one candidate and the next are small numbers, and Parquet's own
-BYTE_STREAM_SPLIT puts the high bytes of ids together. Any Parquet reader can read the columns; see `SCHEMA`.
+The columns compress well: steps from one candidate to the next are small numbers, and Parquet's BYTE_STREAM_SPLIT puts
+the high bytes of ids together. Any Parquet reader can read the columns; see `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fusion_core.arrays import Bool, Float32, Float64, Int32, UInt16
 from fusion_core.blocks import PADDING_ID, Block
 
 STEP_NATS = 1 / 16
-_NOTHING = 2**16 - 1
-"""In `tail`: there is no mass outside the candidates."""
-_LAST_STEP = _NOTHING - 1
-"""4,096 nats: what is less likely is rounded up to that, and is zero in every floating-point type all the same."""
+_NO_MASS = 2**16 - 1
+"""Steps that stand for no mass at all: in `tail`, nothing lies outside the candidates."""
+_MOST_STEPS = _NO_MASS - 1
+"""4,096 nats: smaller probabilities are rounded up to that, and are zero in every floating-point type all the same."""
 _MASS_TOLERANCE = 5e-3
-_SURE = 1e-6
-"""Below this the mass beside the realised token is not rescaled: float32 cannot say how much it is."""
+_LEAST_RESCALED_MASS = 1e-6
+"""Less mass than this beside the realised token is not rescaled: it is below the precision of float32."""
 
 
 def _list_of(values: pa.DataType) -> pa.DataType:
@@ -59,11 +59,11 @@ SCHEMA = pa.schema(
     metadata={"format": "llm-fusion scored windows 1", "step_nats": str(STEP_NATS)},
 )
 SPLIT_COLUMNS = ("token_ids", "gold", "topk_ids", "topk_steps", "tail")
-"""Columns that are worth Parquet's BYTE_STREAM_SPLIT."""
+"""The columns that compress better with Parquet's BYTE_STREAM_SPLIT."""
 
 
 def encode_row(key: bytes, block: Block) -> pa.RecordBatch:
-    """A batch of one row. Raises ValueError when the realised tokens' log-probabilities contradict the rows'."""
+    """Return a block as a batch of one row; ValueError when a realised token's log-probability contradicts its row."""
     ids_TK, steps_TK, there_TK = _sorted(block)
     beside_T = _tail_beside_gold(block)
     columns: dict[str, Any] = {
@@ -84,7 +84,7 @@ def encode_row(key: bytes, block: Block) -> pa.RecordBatch:
 
 
 def decode_row(table: pa.Table | pa.RecordBatch, row: int, vocabulary: str) -> Block:
-    """The block in a row of a table or batch with `SCHEMA`; raises ValueError when it is none."""
+    """Return the block in a row of a table or batch with `SCHEMA`; ValueError when it is damaged."""
     token_ids_T = _values(table, "token_ids", row)
     num_tokens, k = len(token_ids_T), table.column("k")[row].as_py()
     count_T = _values(table, "num_candidates", row)
@@ -115,7 +115,7 @@ def decode_row(table: pa.Table | pa.RecordBatch, row: int, vocabulary: str) -> B
 
 
 def row_keys(table: pa.Table | pa.RecordBatch) -> list[bytes]:
-    """The keys of all rows of a table."""
+    """Return the keys of all rows of a table."""
     keys: list[bytes] = table.column("key").to_pylist()
     return keys
 
@@ -125,12 +125,12 @@ def concatenated(rows: Sequence[pa.RecordBatch]) -> pa.Table:
 
 
 def _sorted(block: Block) -> tuple[Int32, Int32, Bool]:
-    """Ids, steps below certainty, and which candidates are there: by falling probability, those in front."""
+    """Return ids, steps below certainty and the mask of real candidates, by falling probability, padding last."""
     ids_TK = block.topk_ids_TK
     there_TK = (ids_TK != PADDING_ID) & (block.topk_logprobs_TK > -np.inf)
-    nats_TK = np.clip(-block.topk_logprobs_TK, 0, _LAST_STEP * STEP_NATS)
+    nats_TK = np.clip(-block.topk_logprobs_TK, 0, _MOST_STEPS * STEP_NATS)
     steps_TK = np.rint(nats_TK / np.float32(STEP_NATS)).astype(np.int32)
-    steps_TK[~there_TK] = _NOTHING
+    steps_TK[~there_TK] = _NO_MASS
     if np.any(steps_TK[:, 1:] < steps_TK[:, :-1]):
         order_TK = np.argsort(steps_TK, axis=1, kind="stable")
         ids_TK, steps_TK, there_TK = (
@@ -140,7 +140,7 @@ def _sorted(block: Block) -> tuple[Int32, Int32, Bool]:
 
 
 def _tail_beside_gold(block: Block) -> Float64:
-    """Mass outside the candidates, without the realised token's; raises ValueError where that is impossible."""
+    """Return the mass outside the candidates, without the realised token's; ValueError where it is negative."""
     gold_T, tail_T = np.exp(block.gold_T.astype(np.float64)), np.exp(block.tail_T.astype(np.float64))
     realised_TK = (block.topk_ids_TK == block.token_ids_T[:, None]) & (block.topk_logprobs_TK > -np.inf)
     candidate_T = realised_TK.any(axis=1)
@@ -154,7 +154,7 @@ def _tail_beside_gold(block: Block) -> Float64:
 
 
 def _padded(count_T: Int32, k: int, ids_N: Int32, rises_N: UInt16) -> tuple[Int32, Int32, Bool]:
-    """The inverse of what `_sorted` gives."""
+    """Return ids, steps and mask as `_sorted` gave them."""
     there_TK = np.arange(k) < count_T[:, None]
     if there_TK.all():
         ids_TK, rises_TK = ids_N.reshape(-1, k), rises_N.reshape(-1, k).astype(np.int32)
@@ -173,15 +173,15 @@ def _logprobs(
     gold_T: Float32,
     tail_steps_T: UInt16,
 ) -> tuple[Float32, Float32]:
-    """Log-probabilities of the candidates and of the tail: the realised token's exact, the rest rescaled beside it."""
+    """Return log-probabilities of candidates and tail: the realised token's exact, the others rescaled beside it."""
     logprobs_TK = np.where(there_TK, steps_TK * np.float32(-STEP_NATS), np.float32(-np.inf)).astype(np.float32)
     gold_TK = (ids_TK == token_ids_T[:, None]) & there_TK
     candidate_T = gold_TK.any(axis=1)
     logprobs_TK[gold_TK] = -np.inf
-    tail_T = np.where(tail_steps_T == _NOTHING, -np.inf, tail_steps_T * -STEP_NATS)
+    tail_T = np.where(tail_steps_T == _NO_MASS, -np.inf, tail_steps_T * -STEP_NATS)
     beside_T = np.exp(logprobs_TK).sum(axis=1, dtype=np.float64) + np.exp(tail_T)
     wanted_T = -np.expm1(np.minimum(gold_T.astype(np.float64), 0.0))
-    rescaled_T = (wanted_T > _SURE) & (beside_T > 0)
+    rescaled_T = (wanted_T > _LEAST_RESCALED_MASS) & (beside_T > 0)
     shift_T = np.zeros(len(gold_T))
     shift_T[rescaled_T] = np.log(wanted_T[rescaled_T] / beside_T[rescaled_T])
     logprobs_TK += shift_T[:, None].astype(np.float32)
@@ -191,7 +191,7 @@ def _logprobs(
 
 
 def _falling(ids_TK: Int32, logprobs_TK: Float32) -> tuple[Int32, Float32]:
-    """Sorts the rows in which the exact log-probability of the realised token passes a rounded neighbour's."""
+    """Sort the rows in which the exact log-probability of the realised token passes a rounded neighbour's."""
     rows = np.flatnonzero((logprobs_TK[:, 1:] > logprobs_TK[:, :-1]).any(axis=1))
     if rows.size:
         ids_TK = ids_TK.copy()
@@ -204,8 +204,8 @@ def _falling(ids_TK: Int32, logprobs_TK: Float32) -> tuple[Int32, Float32]:
 def _steps_of_mass(mass_T: Float64) -> UInt16:
     with np.errstate(divide="ignore"):
         nats_T = -np.log(np.clip(mass_T, 0.0, 1.0))
-    steps_T = np.rint(np.minimum(nats_T, _LAST_STEP * STEP_NATS) / STEP_NATS)
-    return np.where(mass_T > 0, steps_T, _NOTHING).astype(np.uint16)
+    steps_T = np.rint(np.minimum(nats_T, _MOST_STEPS * STEP_NATS) / STEP_NATS)
+    return np.where(mass_T > 0, steps_T, _NO_MASS).astype(np.uint16)
 
 
 def _list(values: npt.NDArray[Any]) -> pa.ListArray:
@@ -214,5 +214,5 @@ def _list(values: npt.NDArray[Any]) -> pa.ListArray:
 
 
 def _values(table: pa.Table | pa.RecordBatch, name: str, row: int) -> Any:
-    """The list in a row as an array."""
+    """Return the list in a row as an array."""
     return table.column(name)[row].values.to_numpy(zero_copy_only=False)

@@ -20,11 +20,11 @@ from services.base.files import Files
 from services.store.rows import SCHEMA, SPLIT_COLUMNS, concatenated, decode_row, row_keys
 
 _ROW_GROUP_TOKENS = 2048
-"""One window is read with its row group: some 300 kB at 64 candidates, what an object store delivers at one go."""
+"""Tokens of a row group, which is read as a whole: some 300 kB at 64 candidates, one request to an object store."""
 _ZSTD_LEVEL = 3
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading a damaged shard raises; pyarrow's own errors are among them."""
+"""The errors that reading a damaged shard raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ShardRecord:
 
 
 def write_shard(files: Files, path: str, rows: Sequence[pa.RecordBatch]) -> ShardRecord:
-    """Writes `path`.parquet and then `path`.json: a shard whose record is there is complete."""
+    """Write `path`.parquet and then `path`.json: a shard whose record is there is complete."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -73,16 +73,16 @@ def write_shard(files: Files, path: str, rows: Sequence[pa.RecordBatch]) -> Shar
 
 
 def read_record(files: Files, path: str) -> ShardRecord | None:
-    """None when there is no record; raises ValueError when it is damaged."""
+    """Return the record of a shard; None when there is none, ValueError when it is damaged."""
     data = files.read(f"{path}.json")
     return ShardRecord.from_json(data) if data is not None else None
 
 
 def check_shard(files: Files, path: str, keys: Sequence[bytes] | None = None, vocabulary: str | None = None) -> None:
-    """Reads a shard and its record in full; raises ValueError saying what is wrong with them.
+    """Read a shard and its record in full; raise ValueError with the problem that they have.
 
     Args:
-        keys: those that it must hold, where that is known.
+        keys: those that the shard must hold, where they are known.
         vocabulary: of its blocks; when it is given, every row is decoded, not only the hash compared.
     """
     record, data = read_record(files, path), files.read(f"{path}.parquet")
@@ -128,7 +128,7 @@ class OpenShard:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def row(self, index: int) -> pa.RecordBatch:
-        """A batch of one row; IndexError beyond the end."""
+        """Return a batch of one row; IndexError beyond the end."""
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows}")
         group = int(np.searchsorted(self._ends, index, side="right"))

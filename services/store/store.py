@@ -1,4 +1,4 @@
-"""The store as readers and writers see it: windows found by place or key, and misses kept many to a file."""
+"""A store: the scored windows of any number of sources below one folder or URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class BlockStore:
-    """A folder or URL with the scored windows of any number of sources. Raises ValueError when it cannot be written."""
+    """The store in a folder or URL. Raises ValueError when it cannot be written."""
 
     def __init__(self, root: str) -> None:
         self.files = Files(root)
@@ -23,7 +23,7 @@ class BlockStore:
         self._lock = threading.Lock()
 
     def identities(self) -> list[SourceIdentity]:
-        """The sources whose windows are here."""
+        """Return the sources whose windows are in the store."""
         found = []
         for folder in self.files.folders(""):
             data = self.files.read(f"{folder}/source.json")
@@ -34,13 +34,13 @@ class BlockStore:
         return found
 
     def source(self, identity: SourceIdentity) -> SourceStore:
-        """The windows of one source."""
+        """Return the windows of one source."""
         with self._lock:
             if identity.digest not in self._sources:
                 self._sources[identity.digest] = SourceStore(self.files, identity)
             return self._sources[identity.digest]
 
     def flush(self) -> None:
-        """Writes what is only in memory."""
+        """Write what is only in memory."""
         for source in list(self._sources.values()):
             source.flush()

@@ -49,16 +49,16 @@ def test_a_root_that_cannot_be_written_names_the_setting(tmp_path: Path) -> None
         Files(str(tmp_path / "file"))
 
 
-def test_half_written_files_are_swept_below_the_folder(tmp_path: Path) -> None:
+def test_half_written_files_are_swept(tmp_path: Path) -> None:
     files = Files(str(tmp_path))
     files.write("a/b/whole", b"1")
     left = tmp_path / "a" / "b" / ".x.elsewhere.1.00.partial"
     left.write_bytes(b"half")
     assert files.sizes("a/b") == {"whole": 1}
-    files.sweep("a")
+    files.sweep("a/b")
     assert left.exists()
     os.utime(left, (0, 0))
-    files.sweep("a")
+    files.sweep("a/b")
     assert [path.name for path in left.parent.iterdir()] == ["whole"]
     assert ABANDONED_SECONDS >= 600
 

@@ -10,7 +10,7 @@ import pytest
 
 from fusion.v1 import source_pb2
 from fusion_core.blocks import Block
-from services.store import source_store
+from services.store import uncaptured
 from services.store.identity import SourceIdentity, window_key
 from services.store.index import KeyIndex
 from services.store.source_store import SourceStore
@@ -66,7 +66,7 @@ def test_what_was_kept_is_found_at_once_and_by_the_next_process(root: str) -> No
 
 
 def test_many_windows_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_store, "_FLUSH_WINDOWS", 8)
+    monkeypatch.setattr(uncaptured, "_FLUSH_WINDOWS", 8)
     source = opened(str(tmp_path))
     for number in range(20):
         source.put(key(number), scored_block(5, 4, number))
