@@ -2,8 +2,8 @@
 
 On disk: `windows.parquet`, one row per window in the order of the documents, and `corpus.json` with counts, origin,
 fingerprints and the tokenizers that the windows were planned for. The windows of a document follow each other and
-together are the document, byte for byte (only the last document under a cap may end early). Preparing holds the text of
-the corpus in memory once.
+together are the document, byte for byte, but for white space that would fill windows of its own (and the last document
+under a cap may end early). Preparing holds the text of the corpus in memory once.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
 def _add_split(
     columns: dict[str, list[Any]],
     name: str,
-    windows: Iterator[tuple[Document, PlannedWindow]],
+    windows: Iterator[tuple[Document, PlannedWindow, bool]],
     config: CorpusConfig,
     *,
     planned: bool,
@@ -195,8 +195,8 @@ def _add_split(
     """Add the windows of a split to the table's columns, and return what the ledger says of the split."""
     first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
     num_cuts = num_shared = num_shortened = 0
-    for index, (document, window) in enumerate(windows):
-        text, ends_document = document.text[window.start : window.end], window.end == len(document.text)
+    for index, (document, window, ends_document) in enumerate(windows):
+        text = document.text[window.start : window.end]
         sha256 = hashlib.sha256(text)
         digest.update(sha256.digest() + f"{window.start - window.context_start}:{int(ends_document)};".encode())
         place = (name, index, document.name, window.start, text, sha256.hexdigest())
@@ -226,18 +226,22 @@ def _add_split(
 
 def _windows(
     config: CorpusConfig, chosen: Sequence[Document], cap: int | None, readers: Sequence[Reader]
-) -> Iterator[tuple[Document, PlannedWindow]]:
-    """Yield the windows of the documents, up to `cap` bytes in total."""
+) -> Iterator[tuple[Document, PlannedWindow, bool]]:
+    """Yield the windows of the documents, up to `cap` bytes in total, and whether the document ends with each.
+
+    Blank windows are left out.
+    """
     total = 0
     for batch in _batches(chosen):
         texts = [document.text for document in batch]
         plans = plan_windows(texts, config.window_bytes, config.context_bytes, readers)
         for document, windows in zip(batch, plans, strict=True):
-            for window in windows:
+            written = [window for window in windows if not window.blank]
+            for window in written:
                 total += window.end - window.start
                 if cap is not None and total > cap:
                     return
-                yield document, window
+                yield document, window, window is written[-1]
 
 
 def _batches(chosen: Sequence[Document]) -> Iterator[list[Document]]:

@@ -1,4 +1,7 @@
-"""Splits documents into train and held-out ones, so that neither repeats runs of the other's text."""
+"""Split documents into train and held-out ones, so that neither repeats runs of the other's text.
+
+Shape legend: H hashes of runs of text.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ from services.corpus.windows import WHITESPACE
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _BYTE_CODES = np.random.default_rng(0).integers(1, 2**63, 256, dtype=np.uint64)
+_TABLE_SLOTS_PER_HASH = 8
+_MOST_TABLE_BITS = 28
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SplitDocuments:
-    """The documents of either split, in drawn order, and what was left out.
+    """The documents of either split, in drawn order, and the numbers of those left out.
 
     `num_duplicates`: documents whose text came before; `num_dropped`: train documents sharing text with held-out ones.
     """
@@ -35,7 +40,7 @@ class SplitDocuments:
     num_dropped: int
 
     def train_texts(self, max_bytes: int | None) -> Iterator[str]:
-        """The train documents, the last one cut so that they have at most `max_bytes` together."""
+        """Yield the train documents, the last one cut so that all have at most `max_bytes` together."""
         left = max_bytes if max_bytes is not None else sum(len(document.text) for document in self.train)
         for document in self.train:
             if left <= 0:
@@ -47,7 +52,7 @@ class SplitDocuments:
 def split_documents(
     read: Iterable[Document], *, held_out_share: float, shared_run_bytes: int | None, seed: int
 ) -> SplitDocuments:
-    """Draws the held-out documents; raises ValueError naming the setting when a split would be empty.
+    """Draw the held-out documents; SettingError when a split would be empty.
 
     The draw orders documents by a hash of seed and text: it depends neither on file names nor on other documents.
     """
@@ -77,8 +82,8 @@ def split_documents(
     return SplitDocuments(train, held_out, len(unique), len(written) - len(unique), dropped)
 
 
-def _run_hashes(text: bytes, run_bytes: int) -> UInt64:
-    """Hashes of all runs of `run_bytes` bytes that begin with a word; equal runs have equal hashes."""
+def run_hashes(text: bytes, run_bytes: int) -> UInt64:
+    """Return hashes of all runs of `run_bytes` bytes that begin with a word; equal runs have equal hashes."""
     # Polynomial hashes modulo 2^64: a run's hash is a difference of prefix sums, shifted back to its start.
     if len(text) < run_bytes:
         return np.zeros(0, dtype=np.uint64)
@@ -95,6 +100,20 @@ def _run_hashes(text: bytes, run_bytes: int) -> UInt64:
 
 
 def sharing(texts: Iterable[bytes], others: Iterable[bytes], run_bytes: int) -> list[bool]:
-    """For each text: has it a run of `run_bytes` bytes, beginning with a word, in common with one of `others`?"""
-    known = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_run_hashes(other, run_bytes) for other in others)]))
-    return [bool(np.isin(_run_hashes(text, run_bytes), known).any()) for text in texts]
+    """Return for each text whether it has a run of `run_bytes` bytes, beginning with a word, in common with `others`.
+
+    The time is linear in all text: a table over some bits of the hashes answers nearly every run, and only a run that
+    the table knows is looked up among the sorted hashes.
+    """
+    known_H = np.unique(np.concatenate([np.zeros(0, np.uint64), *(run_hashes(other, run_bytes) for other in others)]))
+    bits = min(_MOST_TABLE_BITS, max(1, (len(known_H) * _TABLE_SLOTS_PER_HASH).bit_length()))
+    shift = np.uint64(64 - bits)
+    table = np.zeros(1 << bits, dtype=np.bool_)
+    table[known_H >> shift] = True
+    found = []
+    for text in texts:
+        hashes_H = run_hashes(text, run_bytes)
+        hashes_H = hashes_H[table[hashes_H >> shift]]
+        places_H = np.minimum(np.searchsorted(known_H, hashes_H), max(len(known_H) - 1, 0))
+        found.append(bool(hashes_H.size) and bool((known_H[places_H] == hashes_H).any()))
+    return found

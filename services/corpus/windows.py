@@ -1,4 +1,4 @@
-"""Cuts documents into windows at places that suit every tokenizer involved.
+"""Cut documents into windows at places that suit every tokenizer involved.
 
 A cut that is a token boundary of the whole document for all of them changes nobody's tokens: each model reads in its
 windows what it would read in the document. Such places are taken first, those before a word in front of others.
@@ -8,6 +8,7 @@ Shape legend: N bytes of a document, T tokens of one tokenizer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,13 @@ from fusion_core.arrays import Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
 
 WHITESPACE = np.zeros(256, dtype=np.bool_)
-"""By byte value."""
+"""Whether a byte value is white space."""
 WHITESPACE[list(b" \t\r\n\f\v")] = True
+_VISIBLE = re.compile(
+    "[^\\s\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
+)
+"""A character that is neither white space nor of zero width."""
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class PlannedWindow:
     Attributes:
         at_boundary: whether the window starts at a token boundary of the whole document for every reader.
         shortened: whether the context is shorter than asked for, so that both fit a reader.
+        blank: whether the window holds nothing but white space and characters of zero width; no reader learns from it.
     """
 
     start: int
@@ -52,12 +59,16 @@ class PlannedWindow:
     context_start: int
     at_boundary: bool
     shortened: bool
+    blank: bool
 
 
 def plan_windows(
     texts: Sequence[bytes], window_bytes: int, context_bytes: int = 0, readers: Sequence[Reader] = ()
 ) -> list[list[PlannedWindow]]:
-    """The windows of every document, UTF-8: at most `window_bytes` long, about equally long, and within every limit.
+    """Return the windows of every document, UTF-8: at most `window_bytes` long, about equally long, within every limit.
+
+    A window is blank only where white space fills it, and is read as no other window's context. A window of which some
+    tokenizer would keep nothing is joined to a neighbour where both fit.
 
     Raises ValueError naming the reader for which even a single character is too long.
     """
@@ -69,7 +80,7 @@ def plan_windows(
 
 
 class _Document:
-    """Where a document can be cut, best places first."""
+    """The places at which a document can be cut, best ones first."""
 
     def __init__(self, text: bytes, encodings: Sequence[Encoding], readers: Sequence[Reader]) -> None:
         self._text, self._readers = text, readers
@@ -87,6 +98,7 @@ class _Document:
         self._places: list[Int64] = [before_word]
         if encodings:
             self._places = [before_word[self._shared_N[before_word]], np.flatnonzero(self._shared_N), before_word]
+        self._ends = [encoding.byte_ends_T for encoding in encodings]
         self._limits = [
             (encoding.byte_ends_T, reader.max_tokens - 1)  # one is kept for EOS
             for encoding, reader in zip(encodings, readers, strict=True)
@@ -95,17 +107,49 @@ class _Document:
 
     def plan(self, window_bytes: int, context_bytes: int) -> list[PlannedWindow]:
         ends = self._fitting(0, len(self._text), window_bytes)
-        planned = []
-        for start, end in zip([0, *ends], ends, strict=False):
-            context_start = wanted = self._context(start, context_bytes)
+        planned: list[PlannedWindow] = []
+        read_from = 0  # behind the last blank window
+        for start, end in self._joined(list(zip([0, *ends], ends, strict=False)), window_bytes):
+            context_start = wanted = max(self._context(start, context_bytes), read_from)
             while context_start < start and self._too_long(start, end, context_start):
-                context_start = self._context(start, (start - context_start) // 2)
+                context_start = max(self._context(start, (start - context_start) // 2), read_from)
             shared = start == 0 or bool(self._shared_N[start])
-            planned.append(PlannedWindow(start, end, context_start, shared, context_start != wanted))
+            blank = not self._has(_VISIBLE, start, end)
+            planned.append(PlannedWindow(start, end, context_start, shared, context_start != wanted, blank))
+            read_from = end if blank else read_from
         return planned
 
+    def _joined(self, spans: list[tuple[int, int]], window_bytes: int) -> list[tuple[int, int]]:
+        """Join windows of which some reader keeps no token to the next or else the one before, where both fit."""
+        joined: list[tuple[int, int]] = []
+        for start, end in spans:
+            before = joined[-1] if joined else None
+            if (
+                before is not None
+                and end - before[0] <= window_bytes
+                and (self._keeps_nothing(*before) or self._keeps_nothing(start, end))
+                and self._too_long(before[0], end, before[0]) is None
+            ):
+                joined[-1] = before[0], end
+            else:
+                joined.append((start, end))
+        return joined
+
+    def _keeps_nothing(self, start: int, end: int) -> bool:
+        """Return whether a window is blank, or some reader has no token in it."""
+        if not self._has(_VISIBLE, start, end):
+            return True
+        if any(np.subtract(*np.searchsorted(ends_T, [end, start], side="right")) == 0 for ends_T in self._ends):
+            return True
+        if self._has(_LETTER_OR_DIGIT, start, end):
+            return False
+        return any(not reader.vocabulary.encode(self._text[start:end]).num_tokens for reader in self._readers)
+
+    def _has(self, characters: re.Pattern[str], start: int, end: int) -> bool:
+        return characters.search(self._text[start:end].decode()) is not None
+
     def _fitting(self, start: int, end: int, window_bytes: int) -> list[int]:
-        """End offsets of the windows of [start, end), each within every reader's limit."""
+        """Return the end offsets of the windows of [start, end), each within every reader's limit."""
         ends: list[int] = []
         for stop in self._cut(start, end, window_bytes):
             if reader := self._too_long(start, stop, start):
@@ -135,7 +179,7 @@ class _Document:
             ends.append(start)
 
     def _best(self, nearest: int, furthest: int, ideal: int, start: int) -> int:
-        """The place closest to `ideal`, of the best kind that there is from `nearest` to `furthest`."""
+        """Return the place closest to `ideal`, of the best kind that there is from `nearest` to `furthest`."""
         for places in self._places:
             found = places[np.searchsorted(places, nearest) : np.searchsorted(places, furthest, "right")]
             if found.size:
@@ -143,7 +187,7 @@ class _Document:
         return self._character(ideal, start)
 
     def _character(self, offset: int, start: int) -> int:
-        """The last character boundary at or before `offset`, or the first one behind `start`."""
+        """Return the last character boundary at or before `offset`, or the first one behind `start`."""
         text, at = self._text, offset
         while at > start and text[at] & 0xC0 == 0x80:
             at -= 1
@@ -155,14 +199,14 @@ class _Document:
         return at
 
     def _context(self, start: int, context_bytes: int) -> int:
-        """Where the left context of a window begins: `start` for none."""
+        """Return the offset at which the left context of a window begins: `start` for none."""
         first = max(0, start - context_bytes)
         if first in {0, start}:
             return first
         return self._best(first, min(first + context_bytes // 2, start - 1), first, first - 1)
 
     def _too_long(self, start: int, end: int, context_start: int) -> Reader | None:
-        """The reader for which context and window are too long."""
+        """Return the reader for which context and window are too long."""
         for reader in self._readers:
             before = start - context_start if reader.reads_context else 0
             # No token is shorter than a byte; dummy prefix and EOS come on top.

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,7 @@ from services.base.settings import explain
 from services.corpus.config import CorpusConfig
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
 from services.corpus.prepare import plan_corpus, read_text
-from services.corpus.split import sharing
+from services.corpus.split import run_hashes, sharing
 from services.models.packages import members
 from tests.fakes.files.wheels import only_index, write_wheel
 
@@ -73,6 +74,22 @@ def test_sharing_finds_common_runs(ours: list[str], others: list[str], run_bytes
     ours_bytes, others_bytes = [text.encode() for text in ours], [text.encode() for text in others]
     known = set().union(*map(runs, others_bytes))
     assert sharing(ours_bytes, others_bytes, run_bytes) == [bool(runs(text) & known) for text in ours_bytes]
+
+
+def test_sharing_in_many_documents_is_what_comparing_every_hash_gives() -> None:
+    """As it was first written: all hashes of a document against all that are held out."""
+    rng = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(300)]
+    docs = [" ".join(rng.choice(words, 80)).encode() for _ in range(600)]
+    for number in range(0, 600, 7):  # some share a run with another, of just the length or one byte less
+        docs[number] = docs[number][:100] + b" " + docs[(number * 3) % 600][50 : 50 + 40 + number % 2]
+    ours, others = docs[60:], docs[:60]
+    for run_bytes in (8, 40, 41, 5000):
+        known = np.unique(np.concatenate([run_hashes(other, run_bytes) for other in others]))
+        plain = [bool(np.isin(run_hashes(text, run_bytes), known).any()) for text in ours]
+        assert sharing(ours, others, run_bytes) == plain
+        assert run_bytes > 100 or sum(plain) > 0
+    assert sharing(ours, [], 16) == [False] * len(ours)
 
 
 def test_splits_are_whole_documents_and_disjoint(tmp_path: Path) -> None:
