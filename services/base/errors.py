@@ -60,6 +60,10 @@ class UnavailableError(ServiceError):
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class NotServedError(UnavailableError):
+    """No application of that name is served at the address: it is starting, or the name is wrong."""
+
+
 class DeadlineExceededError(ServiceError):
     """No answer in time."""
 

@@ -20,7 +20,8 @@ def show_status(deployment: Deployment, console: Console) -> bool:
     table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
     for column in ("application", "health", "model", "vocabulary", "missing", "retries", "timeouts", "problem"):
         table.add_column(column, overflow="fold", no_wrap=column in {"health", "vocabulary"})
-    client = FusionClient(deployment.grpc_address, application=deployment.application, timeout_seconds=_TIMEOUT_SECONDS)
+    address, name = deployment.grpc_address, deployment.application
+    client = FusionClient(address, application=name, timeout_seconds=_TIMEOUT_SECONDS, patience_seconds=0)
     try:
         info = client.info()
     except ServiceError as error:

@@ -36,7 +36,7 @@ def show_runs(runs: Iterable[RunState], console: Console) -> None:
 
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
     """Print the likeliest tokens at every place of the text and behind it; then the sources' weights."""
-    client = FusionClient(address, application=application)
+    client = FusionClient(address, application=application, patience_seconds=0)
     # The end row is the prediction of what follows the text, whether it ends there or not.
     [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
     names = _token_texts(block)

@@ -19,15 +19,16 @@ from services.base.progress_bars import window_progress
 from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
 from services.deploy.up import sources_up
-from services.fusion.sources.remote import Source
+from services.fusion.sources.remote import RefusedTextError, RemoteSource
+from services.fusion.sources.through_store import ThroughStore
 from services.recipes.recipe import Recipe, RecipeError
 from services.store.backfill_list import BackfillList, BackfillPart
 from services.store.capture_plan import Place
 from services.store.identity import SourceIdentity, window_key
 from services.store.store import BlockStore
 
-_IN_FLIGHT = 64
-"""Windows that a source is asked for at once."""
+_IN_FLIGHT = 256
+"""Windows that a source is asked for at once, all its replicas together."""
 
 Missed = Mapping[str, list[tuple[str, int]]]
 """By source: split and index of the windows that it took no part in."""
@@ -97,9 +98,9 @@ class Backfill:
         if left:
             raise RunFailedError(f"service.store: {left} answers could not be kept; they stay on the back-fill list")
 
-    def _open(self, name: str) -> Source:
+    def _open(self, name: str) -> ThroughStore:
         config = next(source for source in self.recipe.sources if source.name == name)
-        return Source(self.recipe.endpoint(config), self.recipe.service, self.store)
+        return ThroughStore(RemoteSource(self.recipe.endpoint(config), self.recipe.service), self.store)
 
     async def _absent(self, names: list[str]) -> set[str]:
         """The sources that do not answer. Raises ServiceError when one is not what the recipe says."""
@@ -107,7 +108,7 @@ class Backfill:
         for name in names:
             source = self._open(name)
             try:
-                await source.identity()
+                await source.source.identity()
             except (UnavailableError, NotFoundError):
                 absent.add(name)
             finally:
@@ -136,19 +137,22 @@ class Backfill:
     ) -> SourceIdentity:
         source, gate, done = self._open(name), asyncio.Semaphore(_IN_FLIGHT), 0
         try:
-            async with source.stream() as stream, asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
 
                 async def score(split: str, index: int) -> None:
                     nonlocal done
+                    passage = self.corpus.window(split, index).passage
                     async with gate:
-                        place = Place(self.corpus.fingerprint(split), index)
-                        await source.score(self.corpus.window(split, index).passage, stream, place)
+                        try:
+                            await source.score(passage, place=Place(self.corpus.fingerprint(split), index))
+                        except RefusedTextError:
+                            await source.keep_refusal(passage, await source.source.identity())
                     done += 1
                     progress(name, done, len(places))
 
                 for split, index in places:
                     group.create_task(score(split, index))
-            return await source.identity()
+            return await source.source.identity()
         except* ServiceError as errors:
             raise next(_leaves(errors)) from None
         finally:

@@ -17,11 +17,11 @@ from services.base.errors import NotFoundError, RunFailedError, ServiceError, Un
 from services.base.progress_bars import plain_console, window_progress
 from services.commands.capture_scope import CaptureScope
 from services.deploy.up import sources_up
-from services.fusion.sources.remote import Source
+from services.fusion.sources.remote import RefusedTextError, RemoteSource
+from services.fusion.sources.through_store import refusal
 from services.models.revision import weights_revision
 from services.recipes.recipe import RecipeError
 from services.recipes.resolve import resolve_sources
-from services.source.client import ScoreStream
 from services.source.config import SourceConfig
 from services.store.capture_plan import CapturePlan, capture_folder, read_plan
 from services.store.captured_split import CapturedSplit
@@ -31,8 +31,8 @@ from services.store.shard import UNREADABLE, check_shard, write_shard
 from services.store.source_store import SourceStore
 
 WINDOWS_PER_SHARD = 256
-_IN_FLIGHT = 64
-"""Windows that a source is asked for at once."""
+_IN_FLIGHT = 256
+"""Windows that a source is asked for at once, all its replicas together."""
 
 Progress = Callable[[str, int, int], None]
 """Receives a name, how many windows are done, and how many there are."""
@@ -74,7 +74,7 @@ class Capture:
         """Return who serves, by source that answers; raises ServiceError when one is not what the recipe says."""
         found = {}
         for source in self.scope.sources:
-            asked = Source(self.recipe.endpoint(source), self.recipe.service, None)
+            asked = RemoteSource(self.recipe.endpoint(source), self.recipe.service)
             try:
                 found[source.name] = await asked.identity()
             except (UnavailableError, NotFoundError):
@@ -83,7 +83,7 @@ class Capture:
                 await asked.close()
         return found
 
-    async def _identity(self, source: Source) -> SourceIdentity:
+    async def _identity(self, source: RemoteSource) -> SourceIdentity:
         """Return who serves; a source that has just started may need more than one attempt."""
         for _ in range(self.recipe.service.source_attempts - 1):
             with suppress(ServiceError):
@@ -157,7 +157,7 @@ class Capture:
                 raise result
 
     async def _capture_source(self, config: SourceConfig, progress: Progress) -> None:
-        source = Source(self.recipe.endpoint(config), self.recipe.service, None)
+        source = RemoteSource(self.recipe.endpoint(config), self.recipe.service)
         try:
             identity = await self._identity(source)
             quiet = plain_console(quiet=True)
@@ -175,7 +175,9 @@ class Capture:
             await source.close()
 
 
-async def _capture_split(source: Source, captured: CapturedSplit, shards: Sequence[int], progress: Progress) -> None:
+async def _capture_split(
+    source: RemoteSource, captured: CapturedSplit, shards: Sequence[int], progress: Progress
+) -> None:
     """Score the windows of the shards and write each shard when it is full, while the next one is being scored."""
     plan = captured.plan
     name, gate = f"{source.name}/{plan.split}", asyncio.Semaphore(_IN_FLIGHT)
@@ -183,36 +185,38 @@ async def _capture_split(source: Source, captured: CapturedSplit, shards: Sequen
     progress(name, done, plan.num_windows)
     before: tuple[int, list[asyncio.Task[pa.RecordBatch]]] = (-1, [])
     tasks: list[asyncio.Task[pa.RecordBatch]] = []
-    async with source.stream() as stream:
 
-        async def row(index: int) -> pa.RecordBatch:
-            nonlocal done
-            async with gate:
-                found = await _row(source, captured, index, stream)
-            done += 1
-            progress(name, done, plan.num_windows)
-            return found
+    async def row(index: int) -> pa.RecordBatch:
+        nonlocal done
+        async with gate:
+            found = await _row(source, captured, index)
+        done += 1
+        progress(name, done, plan.num_windows)
+        return found
 
-        try:
-            for shard in (*shards, -1):
-                tasks = [asyncio.create_task(row(index)) for index in plan.windows(shard)] if shard >= 0 else []
-                if before[1]:
-                    rows = await asyncio.gather(*before[1])
-                    await asyncio.to_thread(write_shard, captured.store.files, captured.path(before[0]), rows)
-                before = (shard, tasks)
-        finally:
-            for task in (*before[1], *tasks):
-                task.cancel()
-            await asyncio.gather(*before[1], *tasks, return_exceptions=True)
+    try:
+        for shard in (*shards, -1):
+            tasks = [asyncio.create_task(row(index)) for index in plan.windows(shard)] if shard >= 0 else []
+            if before[1]:
+                rows = await asyncio.gather(*before[1])
+                await asyncio.to_thread(write_shard, captured.store.files, captured.path(before[0]), rows)
+            before = (shard, tasks)
+    finally:
+        for task in (*before[1], *tasks):
+            task.cancel()
+        await asyncio.gather(*before[1], *tasks, return_exceptions=True)
 
 
-async def _row(source: Source, captured: CapturedSplit, index: int, stream: ScoreStream) -> pa.RecordBatch:
+async def _row(source: RemoteSource, captured: CapturedSplit, index: int) -> pa.RecordBatch:
     """Return the window's row: from the store when a stream or another corpus has left it there, else scored now."""
     passage = captured.corpus.window(captured.plan.split, index).passage
     key = window_key(passage)
     if (kept := await asyncio.to_thread(captured.store.find_row, key)) is not None:
         return kept
-    block = await source.score(passage, stream)
+    try:
+        block = (await source.score(passage)).block
+    except RefusedTextError:
+        block = refusal(passage, source.vocabulary, source.endpoint.top_k)
     try:
         return encode_row(key, block)
     except ValueError as error:

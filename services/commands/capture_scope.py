@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
-from services.fusion.sources.remote import Source, stored_identities
+from services.fusion.sources.remote import vocabulary_of
+from services.fusion.sources.through_store import stored_identities
 from services.recipes.recipe import Recipe, RecipeError
 from services.source.config import SourceConfig
 from services.store.identity import SourceIdentity
@@ -27,7 +28,7 @@ class CaptureScope:
     def stored(self, source: SourceConfig) -> list[SourceIdentity]:
         """Return who has windows in the store that this source could have scored: one identity per revision."""
         endpoint = self.recipe.endpoint(source)
-        return stored_identities(self.store, endpoint, Source.vocabulary_of(endpoint))
+        return stored_identities(self.store, endpoint, vocabulary_of(endpoint))
 
 
 def open_scope(recipe: Recipe, *, sources: Sequence[str] = (), splits: Sequence[str] = ()) -> CaptureScope:

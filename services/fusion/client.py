@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
 from fusion_core.blocks import Block
-from services.base.errors import DeadlineExceededError, ResourceExhaustedError, UnavailableError
+from services.base.errors import (
+    DeadlineExceededError,
+    NotFoundError,
+    NotServedError,
+    ResourceExhaustedError,
+    ServiceError,
+    UnavailableError,
+)
+from services.base.retry import Backoff
 from services.fusion.frames import Frames, FusedWindow, SeenWindows, SkippedWindow, check_version, windows_of
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_channel
 from services.rpc.deadline import timeout_metadata
+from services.rpc.health import LIVENESS
 from services.rpc.status import error_of_call
 from services.rpc.tracing import client_span
 from services.wire.block import decode_block
@@ -30,8 +40,8 @@ __all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_SECONDS = 5.0
 _INFO_SECONDS = 30.0
+"""Deadline of a call for who serves, or whether."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,8 @@ class FusionClient:
         application: name of the Serve application.
         token: bearer token; default the one in the environment, see services/rpc/auth.py.
         timeout_seconds: deadline of a unary call.
-        patience_seconds: how long a broken stream is retried without one new window before the error is raised.
+        patience_seconds: how long a broken stream is retried without one new window, and a service that is still
+            starting is waited for, before the error is raised.
         silence_seconds: a stream on which not even a heartbeat came for so long is broken. Services send one at least
             every ten seconds, however long they wait for sources or credits.
     """
@@ -98,21 +109,22 @@ class FusionClient:
         self._silence_seconds = silence_seconds
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
-        """Target vocabulary, sources and limits; raises ServiceError."""
+        """Target vocabulary, sources and limits. Waits within its patience for a service that does not answer yet.
+
+        Raises ServiceError.
+        """
         timeout = min(_INFO_SECONDS, self._timeout_seconds)
-        with open_channel(self.address) as channel:
-            stub = fusion_pb2_grpc.FusionServiceStub(channel)
-            response: fusion_pb2.GetFusionInfoResponse = self._call(
-                lambda: stub.GetFusionInfo(
-                    fusion_pb2.GetFusionInfoRequest(), metadata=self._metadata(timeout), timeout=timeout
-                )
-            )
+        request = fusion_pb2.GetFusionInfoRequest()
+        response: fusion_pb2.GetFusionInfoResponse = self._unary("GetFusionInfo", request, timeout, UnavailableError)
         return response
 
     def fuse(
         self, texts: Sequence[bytes | Passage], *, k: int | None = None, sources: Sequence[str] = ()
     ) -> list[Block]:
-        """Fused blocks for a few texts, in order; raises ServiceError."""
+        """Fused blocks for a few texts, in order. Waits within its patience for a service that is not there yet.
+
+        Raises ServiceError, UnavailableError when too few sources answer.
+        """
         passages = [text if isinstance(text, Passage) else Passage(text) for text in texts]
         request = fusion_pb2.FuseRequest(
             texts=[passage.text for passage in passages],
@@ -121,10 +133,8 @@ class FusionClient:
             sources=sources,
             dtype=block_pb2.LOGPROB_DTYPE_FLOAT32,
         )
-        with open_channel(self.address) as channel, client_span("FusionClient.fuse"):
-            stub = fusion_pb2_grpc.FusionServiceStub(channel)
-            timeout = self._timeout_seconds
-            response = self._call(lambda: stub.Fuse(request, metadata=self._metadata(timeout), timeout=timeout))
+        with client_span("FusionClient.fuse"):
+            response = self._unary("Fuse", request, self._timeout_seconds, NotServedError)
         return [decode_block(message) for message in response.blocks]
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
@@ -134,22 +144,18 @@ class FusionClient:
         ServiceError when it cannot be mended, FailedPreconditionError when the service breaks its word: a block in
         another vocabulary, a window for the second time, or a cursor that does not follow the one before.
         """
-        at, quiet_since, pause, seen = request.cursor, time.monotonic(), 0.5, SeenWindows()
+        at, seen, backoff = request.cursor, SeenWindows(), self._backoff()
         while True:
             try:
                 for window in self._stream_once(replace(request, cursor=at), prefetch_windows):
                     seen.add(window)
                     at = window.cursor
                     yield window
-                    quiet_since, pause = time.monotonic(), 0.5  # the caller's own time does not count
+                    backoff.reset()  # behind the yield: the caller's own time does not count
             except (UnavailableError, DeadlineExceededError) as error:
-                if time.monotonic() - quiet_since > self._patience_seconds:
-                    raise
-                logger.warning("stream broke, resuming in %.1f s: %s", pause, error)
+                self._wait(backoff, error)
             else:
                 return
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _stream_once(self, request: StreamRequest, prefetch_windows: int) -> Iterator[FusedWindow | SkippedWindow]:
         outbox: queue.SimpleQueue[fusion_pb2.StreamFusedRequest | None] = queue.SimpleQueue()
@@ -164,9 +170,9 @@ class FusionClient:
             frames = Frames(call, self._silence_seconds)
             try:
                 at, owed = request.cursor, 0
-                if (first := self._call(frames.next)) is not None:
+                if (first := self._call(channel, frames.next)) is not None:
                     check_version(first)
-                while (frame := self._call(frames.next)) is not None:
+                while (frame := self._call(channel, frames.next)) is not None:
                     windows = windows_of(frame, at, request.expected_vocabulary)
                     if not windows:
                         continue  # a heartbeat
@@ -181,14 +187,48 @@ class FusionClient:
                 outbox.put(None)
                 frames.close()
 
-    def _call(self, call: Callable[[], Any]) -> Any:
+    def _unary(self, method: str, request: Any, timeout_seconds: float, waits_for: type[UnavailableError]) -> Any:
+        """The answer to a call, made again within the client's patience as long as it ends with `waits_for`."""
+        backoff = self._backoff()
+        while True:
+            try:
+                with open_channel(self.address) as channel:
+                    call = getattr(fusion_pb2_grpc.FusionServiceStub(channel), method)
+                    metadata = self._metadata(timeout_seconds)
+                    return self._call(channel, partial(call, request, metadata=metadata, timeout=timeout_seconds))
+            except waits_for as error:
+                self._wait(backoff, error)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(0.5, longest_seconds=5.0, patience_seconds=self._patience_seconds)
+
+    def _wait(self, backoff: Backoff, error: ServiceError) -> None:
+        """Sleeps before the next attempt; raises the error when patience has come to its end."""
+        if backoff.exhausted:
+            raise error
+        pause = backoff.next_pause()
+        logger.warning("%s is asked again in %.1f s: %s", self.application, pause, error)
+        time.sleep(pause)
+
+    def _call(self, channel: grpc.Channel, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except grpc.RpcError as error:
             problem = error_of_call(error, f"{self.application} at {self.address}")
             if isinstance(problem, ResourceExhaustedError):
                 raise UnavailableError(str(problem)) from error
+            if isinstance(problem, NotServedError) and self._is_served(channel):
+                raise NotFoundError(str(problem)) from error
             raise problem from error
+
+    def _is_served(self, channel: grpc.Channel) -> bool:
+        """Whether the application answers a health check: then it was itself that did not find something."""
+        request = health_pb2.HealthCheckRequest(service=LIVENESS)
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(request, metadata=self._metadata(), timeout=_INFO_SECONDS)
+        except grpc.RpcError:
+            return False
+        return True
 
     def _metadata(self, timeout_seconds: float | None = None) -> tuple[tuple[str, str], ...]:
         metadata = call_metadata(self.application, self._token)

@@ -1,4 +1,4 @@
-"""What comes on a fused stream, and what holds for it: frames follow each other, no window twice, no long silence."""
+"""The client's side of a fused stream: frames that follow each other, no window twice, no long silence."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class FusedWindow:
 
 @dataclass(frozen=True, slots=True)
 class SkippedWindow:
-    """A window that comes without distributions, because too few sources answered for it: `missing` names them.
+    """A window that comes without distributions: `missing` names the sources that took no part, `reason` says why.
 
-    Only a service whose recipe says `service.below_quorum: skip` leaves windows out.
+    Too few sources answered, and the service's recipe says `service.below_quorum: skip`; or the text can never be
+    fused, because the target's tokenizer keeps nothing of it or too few sources take it.
     """
 
     missing: tuple[str, ...]
@@ -40,6 +41,7 @@ class SkippedWindow:
     start_byte: int
     index: int
     cursor: Cursor
+    reason: str = ""
 
 
 class Frames:
@@ -130,7 +132,8 @@ def windows_of(
         if position in skipped:
             entry = skipped[position]
             where = entry.window
-            windows.append(SkippedWindow(tuple(entry.missing), where.document, where.start_byte, where.index, cursor))
+            place = where.document, where.start_byte, where.index
+            windows.append(SkippedWindow(tuple(entry.missing), *place, cursor, entry.reason))
             continue
         message = next(blocks)
         block, where = decode_block(message), message.window

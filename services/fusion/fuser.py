@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from fusion_core.alignment.method import Alignment
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
 from fusion_core.vocabulary import Encoding, Vocabulary
+from services.base.concurrency import Coalesced
 from services.base.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
@@ -25,9 +26,9 @@ from services.base.errors import (
 )
 from services.fusion.config import FusionServiceConfig
 from services.fusion.metrics import FusionMetrics
-from services.fusion.sources.remote import Source
+from services.fusion.sources.remote import RefusedTextError, RemoteSource
+from services.fusion.sources.through_store import ThroughStore
 from services.rpc.deadline import remaining_seconds
-from services.source.client import ScoreStream
 from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place
 from services.store.identity import SourceIdentity
@@ -37,15 +38,36 @@ from services.wire.passage import Passage
 logger = logging.getLogger("ray.serve")
 
 _SOURCES_SHARE = 0.9
-"""Of the time that a caller waits: who answered by then is fused, so that one slow source does not fail the call."""
+"""Share of the caller's time that sources have: who answered by then is fused, so that one slow source does not fail
+the call."""
+_CHECKED_SECONDS = 1.0
+"""How old an answer to a health check may be: anybody may ask, and every answer asks all sources."""
+
+
+class Fused(NamedTuple):
+    """A fused block, and the sources that it lacks although they may give the window later."""
+
+    block: Block
+    missing: tuple[str, ...]
 
 
 class QuorumLostError(UnavailableError):
-    """Fewer than min_sources answered for a text; `missing` names those that did not."""
+    """Fewer than min_sources answered for a text; `missing` names those that may answer later."""
 
     def __init__(self, message: str, missing: Sequence[str]) -> None:
         super().__init__(message)
         self.missing = tuple(missing)
+
+
+class UnfusableTextError(InvalidArgumentError):
+    """A text that can never be fused: the target's tokenizer keeps nothing of it, or too few sources take it.
+
+    `refused_by` names the sources that do not take it.
+    """
+
+    def __init__(self, message: str, refused_by: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.refused_by = tuple(refused_by)
 
 
 class _TooLateError(UnavailableError):
@@ -53,19 +75,29 @@ class _TooLateError(UnavailableError):
 
 
 class Fuser:
-    """The sources and the target vocabulary of one fusion service; lives on one event loop."""
+    """The sources and the target vocabulary of one fusion service; lives on one event loop.
 
-    def __init__(self, config: FusionServiceConfig) -> None:
+    Args:
+        config: of the service.
+        splits: fingerprint of every split that is streamed, by name.
+    """
+
+    def __init__(self, config: FusionServiceConfig, splits: Mapping[str, str]) -> None:
         self._config = config
+        self._splits = splits
         self.metrics = FusionMetrics()
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
         self._store = BlockStore(config.service.store) if config.service.store else None
         self._backfill = BackfillList(self._store.files) if self._store else None
-        self._sources = {endpoint.name: Source(endpoint, config.service, self._store) for endpoint in config.sources}
+        self._sources = {
+            endpoint.name: ThroughStore(RemoteSource(endpoint, config.service), self._store)
+            for endpoint in config.sources
+        }
         vocabularies = {name: source.vocabulary for name, source in self._sources.items()}
         self._alignment = Alignment(vocabularies, self.target, config.fusion.alignment)
+        self._statuses = Coalesced(self._ask_all)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,17 +110,17 @@ class Fuser:
                 raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
         return tuple(dict.fromkeys(names)) or self.names
 
-    async def statuses(self, splits: Mapping[str, str]) -> list[fusion_pb2.SourceStatus]:
-        """How every source answers just now, and which of the splits (fingerprints by name) are in the store."""
-        return list(await asyncio.gather(*(source.status(splits) for source in self._sources.values())))
+    async def statuses(self) -> list[fusion_pb2.SourceStatus]:
+        """How every source answers just now, and which splits the store holds of one that does not."""
+        return await self._statuses.get()
 
     def identities(self) -> dict[str, SourceIdentity]:
         """Who serves each source, or whose stored windows stand for it, as far as that is known."""
         return {name: known for name, source in self._sources.items() if (known := source.known) is not None}
 
-    async def problem(self, splits: Mapping[str, str]) -> str | None:
-        """Why the service cannot fuse now: too few sources answer or were captured. None when it can."""
-        statuses = await self.statuses(splits)
+    async def problem(self) -> str | None:
+        """Why the service could not fuse within the last second: too few sources answer or were captured; else None."""
+        statuses = await self._statuses.get(max_age_seconds=_CHECKED_SECONDS)
         self.metrics.serving(statuses)
         serving = sum(status.serving for status in statuses)
         if sum(status.serving or bool(status.captured) for status in statuses) >= self._config.fusion.min_sources:
@@ -96,59 +128,66 @@ class Fuser:
         problems = "; ".join(status.problem for status in statuses if status.problem)
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
-    async def open_streams(self, stack: AsyncExitStack, names: Sequence[str]) -> dict[str, ScoreStream]:
-        """A stream to each of the named sources, closed with the stack."""
-        return {name: await stack.enter_async_context(self._sources[name].stream()) for name in names}
+    def encode(self, passage: Passage) -> Encoding:
+        """The target's tokens of the text, which stands alone for the target. One without EOS has no end row.
+
+        Raises UnfusableTextError when there are none. Takes milliseconds: call it off the event loop.
+        """
+        encoding = self.target.encode(passage.text)
+        if encoding.num_tokens == 0:
+            raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
+        if passage.ends_document and self.target.eos_id is not None:
+            return encoding.with_end(self.target.eos_id)
+        return encoding
 
     async def fuse(
         self,
         passage: Passage,
+        encoding: Encoding,
         *,
         names: Sequence[str],
         k: int,
-        streams: Mapping[str, ScoreStream] | None = None,
+        streamed: bool = False,
         place: Place | None = None,
-    ) -> Block:
-        """Asks the named sources and fuses what they answer; `place` is where a window of a data set stands.
+    ) -> Fused:
+        """Asks the named sources and fuses what they answer.
 
-        A source that fails takes no part, and the block says so. Raises UnavailableError when too few answer, and
-        InvalidArgumentError or FailedPreconditionError when a source refuses the text for good.
+        A source that fails, or does not take the text, takes no part, and the block says so.
+
+        Args:
+            passage: what to score.
+            encoding: the target's, see `encode`.
+            names: the sources to ask.
+            k: candidates per row of the block.
+            streamed: whether the text is one of many, which share streams to the sources.
+            place: where a window of a data set stands.
+
+        Raises:
+            UnfusableTextError: so many sources do not take the text that min_sources can never be had.
+            QuorumLostError: fewer than min_sources answered.
+            FailedPreconditionError: a source has never been what is configured.
         """
-        asked = [self._answer(self._sources[name], passage, (streams or {}).get(name), place) for name in names]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        blocks: dict[str, Block | None] = {}
-        problems = []
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer, Block):
-                blocks[name] = answer
-            elif isinstance(answer, UnavailableError):
-                blocks[name] = None
-                problems.append(str(answer))
-                self._sources[name].meter.miss()
-            else:
+        asked = [self._answer(self._sources[name], passage, streamed, place) for name in names]
+        answers = dict(zip(names, await asyncio.gather(*asked, return_exceptions=True), strict=True))
+        for answer in answers.values():
+            if not isinstance(answer, Block | UnavailableError | RefusedTextError):
                 raise answer
+        blocks = {name: answer if isinstance(answer, Block) else None for name, answer in answers.items()}
+        for name in names:
+            if blocks[name] is None:
+                self._sources[name].meter.miss()
         try:
-            return await asyncio.to_thread(self._mix, passage, blocks, k)
+            block = await asyncio.to_thread(self._mix, passage, encoding, blocks, k)
         except TooFewSources as error:
             self.metrics.quorum_lost()
-            late = any(isinstance(answer, _TooLateError) for answer in answers)
-            reason = f"{error}: {'; '.join(problems)}"
-            if late:
-                raise DeadlineExceededError(reason) from error
-            raise QuorumLostError(reason, [name for name, block in blocks.items() if block is None]) from error
+            raise self._too_few(error, answers) from error
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
+        return Fused(block, _may_come_later(answers))
 
-    async def _answer(self, source: Source, passage: Passage, stream: ScoreStream | None, place: Place | None) -> Block:
-        """What a source says, as long as there is time left to fuse it with the others' answers."""
-        remaining = remaining_seconds()
-        try:
-            async with asyncio.timeout(None if remaining is None else _SOURCES_SHARE * remaining):
-                return await source.score(passage, stream, place)
-        except TimeoutError as error:
-            raise _TooLateError(f"source {source.name}: no answer before the caller's deadline") from error
-
-    async def note(self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]) -> None:
+    async def list_for_backfill(
+        self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]
+    ) -> None:
         """Puts windows that lack sources on the back-fill list, where there is a store; raises UnavailableError."""
         if self._backfill is None or not windows:
             return
@@ -162,9 +201,13 @@ class Fuser:
         if self._store is not None:
             self._store.flush()
 
-    def realised_tokens(self, passage: Passage) -> Block:
-        """A block without distributions: no candidates, all mass in the tail, every row masked."""
-        encoding = self._encode(passage)
+    async def close(self) -> None:
+        """Ends the streams to the sources and writes what is only in memory to the store."""
+        await asyncio.gather(*(source.close() for source in self._sources.values()))
+        await asyncio.to_thread(self.flush)
+
+    def without_distributions(self, passage: Passage, encoding: Encoding) -> Block:
+        """A block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
         num_tokens = encoding.num_tokens
         return Block(
             text_bytes=passage.text,
@@ -180,22 +223,48 @@ class Fuser:
             ends_document=encoding.ends_document,
         )
 
-    def _encode(self, passage: Passage) -> Encoding:
-        """The target's tokens of the text, which stands alone for the target. One without EOS has no end row."""
-        encoding = self.target.encode(passage.text)
-        if passage.ends_document and self.target.eos_id is not None:
-            return encoding.with_end(self.target.eos_id)
-        return encoding
+    async def _ask_all(self) -> list[fusion_pb2.SourceStatus]:
+        return list(await asyncio.gather(*(source.status(self._splits) for source in self._sources.values())))
 
-    def _mix(self, passage: Passage, blocks: Mapping[str, Block | None], k: int) -> Block:
-        encoding = self._encode(passage)
-        if encoding.num_tokens == 0:
-            raise InvalidArgumentError("texts: the target's tokenizer keeps nothing of this text")
+    async def _answer(self, source: ThroughStore, passage: Passage, streamed: bool, place: Place | None) -> Block:
+        """What a source says, as long as there is time left to fuse it with the others' answers."""
+        remaining = remaining_seconds()
+        try:
+            async with asyncio.timeout(None if remaining is None else _SOURCES_SHARE * remaining):
+                return await source.score(passage, streamed=streamed, place=place)
+        except TimeoutError as error:
+            raise _TooLateError(f"source {source.name}: no answer before the caller's deadline") from error
+
+    def _too_few(self, error: TooFewSources, answers: Mapping[str, object]) -> Exception:
+        """The error of a text that fewer than min_sources answered for: whether to ask again, and whom."""
+        reason = f"{error}: {'; '.join(str(answer) for answer in answers.values() if isinstance(answer, Exception))}"
+        refused_by = [name for name, answer in answers.items() if isinstance(answer, RefusedTextError)]
+        missing = _may_come_later(answers)
+        if not missing or len(answers) - len(refused_by) < self._quorum(len(answers)):
+            return UnfusableTextError(f"texts: {reason}", refused_by)
+        if any(isinstance(answer, _TooLateError) for answer in answers.values()):
+            return DeadlineExceededError(reason)
+        return QuorumLostError(reason, missing)
+
+    def _quorum(self, num_asked: int) -> int:
+        """Sources that must answer: a caller that names fewer than min_sources asks for just those."""
+        return min(self._config.fusion.min_sources, num_asked)
+
+    def _mix(self, passage: Passage, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
         rows = self._alignment.project(blocks, encoding)
-        # A caller that names fewer sources than the quorum asks for just those.
-        quorum = min(self._config.fusion.min_sources, len(blocks))
         block = fuse(
-            passage.text, encoding, rows, self._config.fusion, self.target.fingerprint, k_out=k, min_sources=quorum
+            passage.text,
+            encoding,
+            rows,
+            self._config.fusion,
+            self.target.fingerprint,
+            k_out=k,
+            min_sources=self._quorum(len(blocks)),
         )
         self.metrics.fused(block)
         return block
+
+
+def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:
+    """The sources that did not answer for want of a working source, not because they do not take the text."""
+    return tuple(name for name, answer in answers.items() if isinstance(answer, UnavailableError))

@@ -72,8 +72,8 @@ class FusionMetrics:
         self.counts.skipped += 1
         self._skipped.inc(1)
 
-    def flowing(self, streams: int, windows_in_flight: int) -> None:
-        """What is open and under way just now."""
+    def under_way(self, streams: int, windows_in_flight: int) -> None:
+        """Streams that are open, and windows begun on them and not sent yet."""
         self.counts.streams, self.counts.windows_in_flight = streams, windows_in_flight
         self._streams.set(streams)
         self._in_flight.set(windows_in_flight)

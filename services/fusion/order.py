@@ -17,7 +17,7 @@ _ROUNDS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OrderedWindow:
     """One window of a rank's stream: its index in the split, and the cursor after it."""
 
     index: int
@@ -51,10 +51,10 @@ class StreamPlan:
 
     @property
     def fingerprint(self) -> str:
-        """What a cursor refers to. World size is no part of it: a stream may go on with another one."""
+        """Hash of what a cursor refers to. World size is no part of it: a stream may go on with another one."""
         return hashlib.sha256(f"{self.split_fingerprint}:{self.seed}".encode()).hexdigest()[:16]
 
-    def steps(self, cursor: Cursor | None) -> Iterator[Step]:
+    def windows(self, cursor: Cursor | None) -> Iterator[OrderedWindow]:
         """The windows from `cursor` on; raises FailedPreconditionError for a cursor of another plan."""
         at = cursor or Cursor(epoch=0, dealt=0, received=0, plan=self.fingerprint)
         if at.plan != self.fingerprint:
@@ -66,15 +66,15 @@ class StreamPlan:
                 f"cursor: epoch {at.epoch}, dealt {at.dealt}, received {at.received} lies outside {self.num_epochs} "
                 f"epochs of {self.num_windows} windows"
             )
-        return self._steps(at)
+        return self._windows(at)
 
-    def _steps(self, at: Cursor) -> Iterator[Step]:
+    def _windows(self, at: Cursor) -> Iterator[OrderedWindow]:
         dealt, received = at.dealt, at.received
         for epoch in range(at.epoch, self.num_epochs):
             order = Permutation(self.num_windows, f"{self.seed}:{epoch}")
             for number in range(received, self._shard_size(dealt)):
                 index = order[dealt + self.rank + number * self.world_size]
-                yield Step(index, Cursor(epoch=epoch, dealt=dealt, received=number + 1, plan=self.fingerprint))
+                yield OrderedWindow(index, Cursor(epoch=epoch, dealt=dealt, received=number + 1, plan=self.fingerprint))
             dealt, received = 0, 0
 
     def _shard_size(self, dealt: int) -> int:

@@ -53,11 +53,6 @@ class ClientLimits:
         self.section = section
         self._held: defaultdict[str, _Held] = defaultdict(_Held)
 
-    @property
-    def num_clients(self) -> int:
-        """Clients that hold anything now."""
-        return len(self._held)
-
     @contextmanager
     def call(self, client: str, request: Any) -> Iterator[None]:
         """Around a unary call; raises ResourceExhaustedError when the client's calls are too large together."""

@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from services.base.errors import UnavailableError
 from services.rpc.pipeline import Pipeline
@@ -25,11 +30,19 @@ _LOOK_SECONDS = 0.2
 
 
 class Draining:
-    """The streams of one replica. Made on the event loop that serves them."""
+    """The streams of one replica. Made on the event loop that serves them.
 
-    def __init__(self) -> None:
+    Args:
+        flush: writes what the replica holds only in memory. Called when it is told to stop, and again when its last
+            stream has ended: Serve may kill it before that.
+    """
+
+    def __init__(self, flush: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._flush = flush
         self._begun = False
         self._pipelines: set[Pipeline[Any, Any]] = set()
+        self._ended = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
         self._watching = asyncio.create_task(self._watch(_flag()))
 
     @property
@@ -43,9 +56,13 @@ class Draining:
 
     def begin(self) -> None:
         """Every stream begins no more windows, and ends when those under way have been sent."""
+        if self._begun:
+            return
         self._begun = True
         for pipeline in self._pipelines:
             pipeline.stop()
+        self._look_for_end()
+        self._stopping = asyncio.create_task(self._stop())
 
     @asynccontextmanager
     async def holding(self, pipeline: Pipeline[Any, Any]) -> AsyncIterator[None]:
@@ -58,17 +75,37 @@ class Draining:
             yield
         finally:
             self._pipelines.discard(pipeline)
+            self._look_for_end()
         if pipeline.stopped:
             raise UnavailableError("draining: this replica is being stopped; the stream goes on at another one")
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Ends the watch, and waits for what a stop has begun to write."""
         self._watching.cancel()
+        await asyncio.gather(self._watching, *([self._stopping] if self._stopping else []), return_exceptions=True)
 
     async def _watch(self, told_to_stop: Callable[[], bool]) -> None:
         while not told_to_stop():
             await asyncio.sleep(_LOOK_SECONDS)
         logger.info("told to stop: %d streams end after their windows under way", len(self._pipelines))
         self.begin()
+
+    async def _stop(self) -> None:
+        if self._flush is not None:
+            await self._flush()
+            await self._ended.wait()
+            await self._flush()
+
+    def _look_for_end(self) -> None:
+        if self._begun and not self._pipelines:
+            self._ended.set()
+
+
+def replica_name() -> str:
+    """Return a name that no other replica has: Serve's own for it, or, without Serve, one of this process."""
+    with contextlib.suppress(RayServeException):
+        return str(serve.get_replica_context().replica_id.unique_id)
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def _flag() -> Callable[[], bool]:

@@ -24,7 +24,7 @@ from services.base.errors import ServiceError
 from services.rpc.auth import Metadata, check_token
 from services.rpc.client_limits import ClientLimits, client_of
 from services.rpc.deadline import caller_deadline
-from services.rpc.status import error_of, status_of
+from services.rpc.status import ANSWERED_KEY, error_of, status_of
 from services.rpc.tracing import server_span
 
 logger = logging.getLogger("ray.serve")
@@ -42,6 +42,7 @@ def _fail(service: Any, grpc_context: Any, error: BaseException) -> NoReturn:
         record_failure(code)
     grpc_context.set_code(code)
     grpc_context.set_details(message)
+    grpc_context.set_trailing_metadata([(ANSWERED_KEY, "1")])
     if code in _OUR_FAULT:
         full = os.environ.get("FUSION_LOG_ERRORS") == "full"
         logger.error("call failed: %s", _described(error, full=full))

@@ -64,13 +64,13 @@ class Pipeline(Generic[Item, Result]):
         """Begins nothing more: the frames end when what is under way has been sent."""
         self.credits.close()
 
-    async def frames(self, reader: Awaitable[None]) -> AsyncGenerator[list[Result], None]:
+    async def frames(self, reader: Callable[[], Awaitable[None]]) -> AsyncGenerator[list[Result], None]:
         """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
 
         `reader` grants the credits; it returns when the client has closed its side, and its failure ends the stream.
         """
         starting = asyncio.ensure_future(self._start_tasks())
-        reading = asyncio.ensure_future(reader)
+        reading = asyncio.ensure_future(reader())
         try:
             while (more := await self._oldest_is_done(starting, reading)) is not False:
                 if more is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from typing import Any
 
 import grpc
 
@@ -11,18 +13,17 @@ from services.base.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    NotServedError,
     ResourceExhaustedError,
     ServiceError,
     UnauthenticatedError,
     UnavailableError,
 )
 
-INTERNAL_ERROR = "internal error"
-"""How the message of an unexpected exception begins: what else is INTERNAL does not come from our code."""
-
-
+ANSWERED_KEY = "fusion-answered"
+"""Key in the trailing metadata of every error that a method of ours ends with. Serve's proxy drops it."""
 _MAX_DETAILS_BYTES = 4000
-"""gRPC sends the message among the trailers, of which a client takes 8 KiB."""
+"""Most bytes of a message. gRPC sends it among the trailers, of which a client takes 8 KiB."""
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
@@ -54,7 +55,7 @@ def _status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.CANCELLED, "the call was cancelled"
     if isinstance(error, grpc.aio.AioRpcError):
         return error.code(), error.details() or "a service behind this one failed"
-    return grpc.StatusCode.INTERNAL, f"{INTERNAL_ERROR} ({type(error).__name__}); the service's log has the details"
+    return grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the service's log has the details"
 
 
 _BY_CODE = {
@@ -71,7 +72,7 @@ _BY_CODE = {
 }
 
 
-_OF_OTHERS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
+_OF_A_DEAD_REPLICA = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED}
 
 
 def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
@@ -81,9 +82,22 @@ def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
 
 
 def error_of_call(error: grpc.RpcError, where: str) -> ServiceError:
-    """The exception for a call that failed at the client; `where` names the service that was asked."""
-    code, details = error.code(), error.details() or ""
-    # A replica that dies takes its calls with it, and Serve reports that as INTERNAL, in words of its own; proxies and
-    # connections that go away have other codes for it. No service of ours sends them.
-    died = code in _OF_OTHERS and not details.startswith(INTERNAL_ERROR)
-    return UnavailableError(f"{where}: {details}") if died else error_of(code, f"{where}: {details}")
+    """The exception for a call that failed at the client; `where` names the service that was asked.
+
+    A replica that dies takes its calls with it, which Serve reports as INTERNAL; proxies and connections that go away
+    have UNKNOWN and CANCELLED for it. A replica's own unexpected error has the same codes: both are worth another
+    attempt, which finds another replica, within the patience of whoever asks.
+
+    NOT_FOUND may come from a proxy that does not know the application, and is NotServedError then. Behind Serve's proxy
+    the two look alike: whoever calls methods that answer NOT_FOUND themselves must ask for the application's health.
+    """
+    code, message = error.code(), f"{where}: {error.details() or ''}"
+    if code in _OF_A_DEAD_REPLICA:
+        return UnavailableError(message)
+    if code == grpc.StatusCode.NOT_FOUND and ANSWERED_KEY not in _keys(error.trailing_metadata() or ()):
+        return NotServedError(message)
+    return error_of(code, message)
+
+
+def _keys(metadata: Iterable[Any]) -> list[str]:
+    return [key for key, _ in metadata]

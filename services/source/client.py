@@ -20,7 +20,7 @@ from services.wire.block import decode_block
 from services.wire.passage import Passage, contexts_of
 
 _DTYPE = block_pb2.LOGPROB_DTYPE_FLOAT16
-"""Of calls and streams alike: a window that was scored again on its own is stored as if the stream had brought it."""
+"""Calls and streams use the same dtype, so a retried window is stored exactly like a streamed one."""
 
 
 def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
@@ -95,11 +95,29 @@ class ScoreStream:
         self._open = source_pb2.StreamScoresOpen(top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=_DTYPE)
         self._connection: _Connection | None = None
 
+    @property
+    def broken(self) -> bool:
+        """Whether the stream has ended since it was last opened."""
+        return self._connection is not None and self._connection.broken
+
+    @property
+    def replica(self) -> str:
+        """Name of the replica that serves the stream; empty as long as it has not said it."""
+        connection = self._connection
+        return connection.landed.result() if connection is not None and connection.landed.done() else ""
+
+    async def landed(self) -> str:
+        """Wait for the name of the replica; empty when the stream ends without it. Opens the stream."""
+        return await asyncio.shield(self._opened().landed)
+
     async def score(self, passage: Passage) -> Block:
         """Raises ServiceError when the stream broke before the answer."""
+        return await self._opened().score(passage)
+
+    def _opened(self) -> _Connection:
         if self._connection is None or self._connection.broken:
             self._connection = _Connection(self._address, self._application, self._open, self._timeout_seconds)
-        return await self._connection.score(passage)
+        return self._connection
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -117,14 +135,15 @@ class _Connection:
         self._application = application
         self._opening = opening
         self._timeout_seconds = timeout_seconds
-        self._waiting: deque[asyncio.Future[Block]] = deque()
+        self.landed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting: deque[tuple[Passage, asyncio.Future[Block]]] = deque()
         self._outbox: asyncio.Queue[Passage] = asyncio.Queue()
         self._silence: asyncio.TimerHandle | None = None
         self._running = asyncio.create_task(self._run(address))
 
     async def score(self, passage: Passage) -> Block:
         answer: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        self._waiting.append((passage, answer))
         if len(self._waiting) == 1:
             self._listen()
         self._outbox.put_nowait(passage)
@@ -137,8 +156,10 @@ class _Connection:
                 stub = source_pb2_grpc.SourceServiceStub(channel)
                 try:
                     async for frame in stub.StreamScores(self._requests(), metadata=call_metadata(self._application)):
+                        if not self.landed.done():
+                            self.landed.set_result(frame.replica)
                         for message in frame.blocks:
-                            self._take(_decode(message, self._application))
+                            self._take(message)
                         self._listen()
                 finally:
                     self.broken = True  # the channel takes a moment to close, and the next text goes elsewhere
@@ -150,12 +171,20 @@ class _Connection:
         finally:
             self._end(problem)
 
-    def _take(self, block: Block) -> None:
+    def _take(self, message: block_pb2.TokenBlock) -> None:
+        """Hands a block to the text that has waited longest; one that belongs to another text breaks the stream."""
         if not self._waiting:
             raise UnavailableError(f"source {self._application} sent a block for no text")
-        answer = self._waiting.popleft()
-        if not answer.done():  # its caller may have given up waiting
-            answer.set_result(block)
+        passage, answer = self._waiting[0]
+        if message.text != passage.text:
+            raise UnavailableError(f"source {self._application} answered for another text")
+        self._waiting.popleft()
+        if answer.done():
+            return  # its caller has given up waiting
+        try:
+            answer.set_result(_decode(message, self._application))
+        except ServiceError as error:
+            answer.set_exception(error)
 
     def _listen(self) -> None:
         """The source has just been heard, or begins to owe an answer: its time starts anew."""
@@ -170,9 +199,11 @@ class _Connection:
 
     def _end(self, problem: ServiceError) -> None:
         self.broken = True
+        if not self.landed.done():
+            self.landed.set_result("")
         self._listen()
         while self._waiting:
-            answer = self._waiting.popleft()
+            _, answer = self._waiting.popleft()
             if not answer.done():
                 answer.set_exception(problem)
 
@@ -188,4 +219,5 @@ class _Connection:
 
     async def close(self) -> None:
         self._running.cancel()
+        self._end(UnavailableError(f"{self._where}: the stream was closed"))
         await asyncio.gather(self._running, return_exceptions=True)

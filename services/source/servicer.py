@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from fusion.v1 import block_pb2, source_pb2
+from services.base.concurrency import gather_or_cancel
 from services.base.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -20,7 +21,7 @@ from services.base.errors import (
 from services.models.catalogue import resolve_model
 from services.models.revision import weights_revision
 from services.rpc.client_limits import ClientLimits
-from services.rpc.draining import Draining
+from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
 from services.rpc.pipeline import Pipeline
@@ -54,6 +55,7 @@ class SourceServicer:
         if self._scorer.problem is not None:
             logger.error("%s", self._scorer.problem)
         self._draining = Draining()
+        self._replica = replica_name()
         self._canary = asyncio.create_task(_repeat(config.canary.interval_seconds, self._scorer, record))
 
     @unary
@@ -84,7 +86,7 @@ class SourceServicer:
             raise InvalidArgumentError(f"texts: 1 to {MAX_TEXTS} texts are allowed, got {len(request.texts)}")
         answer = self._answer(request)
         prompts = await asyncio.to_thread(self._prompts, request)
-        return source_pb2.ScoreResponse(blocks=await asyncio.gather(*(answer(prompt) for prompt in prompts)))
+        return source_pb2.ScoreResponse(blocks=await gather_or_cancel(*(answer(prompt) for prompt in prompts)))
 
     @bidirectional
     async def StreamScores(
@@ -110,7 +112,8 @@ class SourceServicer:
                         raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
             waiting.put_nowait(None)
 
-        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read())) as frames:
+        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read)) as frames:
+            yield source_pb2.StreamScoresResponse(replica=self._replica)
             async for frame in frames:
                 yield source_pb2.StreamScoresResponse(blocks=frame)
 

@@ -25,6 +25,8 @@ _ID_BYTES: dict[int, int] = {
     block_pb2.ID_DTYPE_UINT24: 3,
     block_pb2.ID_DTYPE_UINT32: 4,
 }
+_BESIDE_ROWS_BYTES = 16_384
+"""Room for fingerprint, document name and shares of a block."""
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT8 = np.dtype("u1")
@@ -75,6 +77,16 @@ def encode_block(
         window=window,
         ends_document=block.ends_document,
     )
+
+
+def most_block_bytes(num_text_bytes: int, num_tokens: int, k: int, dtype: int) -> int:
+    """Return the most bytes that the message for a block can take, whatever its ids: known before anything is computed.
+
+    `k` is the number of candidates a row, `dtype` their encoding as `check_dtype` returns it.
+    """
+    ids, ends_tail_gold, mask = 4, 12, 1
+    bytes_per_row = ids + ends_tail_gold + mask + k * (ids + _DTYPES[dtype].itemsize)
+    return _BESIDE_ROWS_BYTES + num_text_bytes + num_tokens * bytes_per_row
 
 
 def decode_block(message: block_pb2.TokenBlock) -> Block:

@@ -27,7 +27,7 @@ def test_every_window_comes_once_an_epoch_in_the_order_of_the_service(blocks, ta
     windows = list(stream.stream(StreamRequest(dataset="gain", split="train", seed=4, num_epochs=2)))
     [split] = [split for split in stream.info().datasets if split.split == "train"]
     plan = StreamPlan(split.fingerprint, 9, seed=4, rank=0, world_size=1, num_epochs=2)
-    assert [window.index for window in windows] == [step.index for step in plan.steps(None)]
+    assert [window.index for window in windows] == [step.index for step in plan.windows(None)]
     assert sorted(window.index for window in windows[:9]) == list(range(9))
     assert all(window.block is blocks[window.index] for window in windows)
     [rest] = [list(stream.stream(StreamRequest("gain", "train", seed=4, num_epochs=2, cursor=windows[5].cursor)))]

@@ -18,7 +18,8 @@ from services.cli.app import app
 from services.commands.capture_scope import open_scope
 from services.commands.prepare import prepare
 from services.fusion.fuser import Fuser
-from services.fusion.sources.remote import Source
+from services.fusion.sources.remote import RemoteSource
+from services.fusion.sources.through_store import ThroughStore
 from services.recipes.load import load_recipe
 from services.source.config import SourceConfig
 from services.store.capture_plan import Place
@@ -215,18 +216,22 @@ def test_a_captured_corpus_is_fused_with_no_source_running(
     scored = source.scored
 
     async def fuse() -> None:
-        fuser, live = Fuser(offline.fusion_service()), Fuser(online.fusion_service())
-        assert await fuser.problem(splits) is None
-        [status] = await fuser.statuses(splits)
+        fuser, live = Fuser(offline.fusion_service(), splits), Fuser(online.fusion_service(), splits)
+        assert await fuser.problem() is None
+        [status] = await fuser.statuses()
         assert (status.serving, sorted(status.captured)) == (False, sorted(splits))
         for split, fingerprint in zip(captured.corpus.splits, splits.values(), strict=True):
             for index in range(captured.corpus.num_windows(split)):
                 passage = captured.corpus.window(split, index).passage
-                by_place = await fuser.fuse(passage, names=["tiny"], k=8, place=Place(fingerprint, index))
-                by_key = await live.fuse(passage, names=["tiny"], k=8)
+                encoding, place = fuser.encode(passage), Place(fingerprint, index)
+                by_place, _ = await fuser.fuse(passage, encoding, names=["tiny"], k=8, place=place)
+                by_key, _ = await live.fuse(passage, encoding, names=["tiny"], k=8)
                 assert by_place.text_bytes == passage.text
                 assert by_place.gold_T.tobytes() == by_key.gold_T.tobytes()
-        assert await Fuser(load_recipe(written("empty", NOBODY)).fusion_service()).problem(splits) is not None
+        empty = Fuser(load_recipe(written("empty", NOBODY)).fusion_service(), splits)
+        assert await empty.problem() is not None
+        for each in (fuser, live, empty):
+            await each.close()
 
     prepare(load_recipe(written("empty", NOBODY)))
     asyncio.run(fuse())
@@ -243,10 +248,11 @@ def test_a_miss_is_scored_once_and_captured_without_another_pass(
 
     async def stream() -> None:
         store = BlockStore(recipe.store or "")
-        reader = Source(recipe.endpoint(recipe.sources[0]), recipe.service, store)
+        reader = ThroughStore(RemoteSource(recipe.endpoint(recipe.sources[0]), recipe.service), store)
         for _ in range(2):
             for window in windows:
                 assert (await reader.score(window.passage)).text_bytes == window.text
+        await reader.close()
         store.flush()
 
     scored = source.scored

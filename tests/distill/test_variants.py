@@ -281,7 +281,7 @@ def test_checkpoints_in_a_store_behind_a_url(tmp_path, target):
 )
 def test_a_step_has_the_same_windows_however_often_the_number_of_workers_changes(num_windows, batch, attempts):
     def shards(size: int, cursor: Cursor | None) -> list:
-        return [StreamPlan("x", num_windows, 0, rank, size, num_epochs=1).steps(cursor) for rank in range(size)]
+        return [StreamPlan("x", num_windows, 0, rank, size, num_epochs=1).windows(cursor) for rank in range(size)]
 
     order = [step.index for step in shards(1, None)[0]]
     plan, start = StreamPlan("x", num_windows, 0, 0, 1, 1).fingerprint, 0

@@ -118,7 +118,7 @@ class FakeFusion:
         self.requests.append(request)
         texts = self.splits[request.split]
         plan = StreamPlan(request.split, len(texts), request.seed, request.rank, request.world_size, request.num_epochs)
-        for sent, step in enumerate(plan.steps(request.cursor)):
+        for sent, step in enumerate(plan.windows(request.cursor)):
             if sent == self.break_after and request.split == "train":
                 self.break_after = None
                 raise FailedPreconditionError("the stream broke")

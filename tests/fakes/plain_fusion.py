@@ -92,7 +92,7 @@ def _serving(config: FusionServiceConfig) -> Iterator[tuple[str, Callable[[], No
         ready.set()
         await end.wait()
         await server.stop(None)
-        servicer._fuser.flush()
+        await servicer.close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()

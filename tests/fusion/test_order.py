@@ -27,7 +27,7 @@ def test_permutation_holds_every_position_once(size: int, key: str) -> None:
 
 def test_order_depends_on_seed_and_epoch_only() -> None:
     def order(seed: int) -> list[int]:
-        return [step.index for step in make_plan(num_windows=50, seed=seed, num_epochs=2).steps(None)]
+        return [step.index for step in make_plan(num_windows=50, seed=seed, num_epochs=2).windows(None)]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -50,7 +50,7 @@ def test_every_window_arrives_once_whatever_the_world_sizes(
     cursor: Cursor | None = None
     for number, world_size in enumerate(worlds):
         shards = [
-            list(make_plan(num_windows=num_windows, seed=seed, rank=rank, world_size=world_size).steps(cursor))
+            list(make_plan(num_windows=num_windows, seed=seed, rank=rank, world_size=world_size).windows(cursor))
             for rank in range(world_size)
         ]
         last = number == len(worlds) - 1
@@ -66,9 +66,9 @@ def test_every_window_arrives_once_whatever_the_world_sizes(
 @given(stop=st.integers(0, 30))
 def test_resumed_stream_goes_on_where_it_stopped(stop: int) -> None:
     plan = make_plan(num_windows=11, num_epochs=3, rank=1, world_size=2)
-    steps = list(plan.steps(None))
+    steps = list(plan.windows(None))
     stop = min(stop, len(steps))
-    resumed = list(plan.steps(steps[stop - 1].cursor if stop else None))
+    resumed = list(plan.windows(steps[stop - 1].cursor if stop else None))
     assert resumed == steps[stop:]
 
 
@@ -87,9 +87,9 @@ def test_settings_out_of_range_are_named(changes: dict[str, int], field: str) ->
 
 
 def test_cursor_of_another_plan_is_refused() -> None:
-    cursor = next(make_plan(seed=1).steps(None)).cursor
+    cursor = next(make_plan(seed=1).windows(None)).cursor
     with pytest.raises(FailedPreconditionError, match=r"cursor\.plan"):
-        make_plan(seed=2).steps(cursor)
+        make_plan(seed=2).windows(cursor)
 
 
 @pytest.mark.parametrize("position", [{"dealt": 11}, {"received": 11}, {"epoch": 9}])
@@ -97,4 +97,4 @@ def test_cursor_outside_the_plan_is_refused(position: dict[str, int]) -> None:
     plan = make_plan()
     cursor = Cursor(**({"epoch": 0, "dealt": 0, "received": 0} | position), plan=plan.fingerprint)
     with pytest.raises(InvalidArgumentError, match="cursor"):
-        plan.steps(cursor)
+        plan.windows(cursor)

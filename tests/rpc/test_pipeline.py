@@ -47,7 +47,7 @@ def test_in_order_and_never_more_than_granted(num_items: int, grants: list[int],
                 pipeline.credits.grant(grant)
                 await asyncio.sleep(0)
 
-        async for frame in pipeline.frames(read()):
+        async for frame in pipeline.frames(read):
             assert frame == list(range(received, received + len(frame)))
             received += len(frame)
         # The client has closed its side: the stream ends once everything that it paid for is sent.
@@ -63,7 +63,7 @@ def test_frames_stay_near_their_size() -> None:
 
         pipeline = Pipeline(count_to(50), compute, size=lambda item: FRAME_BYTES // 4)
         pipeline.credits.grant(50)
-        assert max([len(frame) async for frame in pipeline.frames(forever())]) <= 4
+        assert max([len(frame) async for frame in pipeline.frames(forever)]) <= 4
 
     asyncio.run(run())
 
@@ -81,7 +81,7 @@ def test_a_frame_waits_for_an_eighth_of_what_is_under_way(granted: int, together
 
         pipeline = Pipeline(count_to(granted), compute, size=lambda item: 1)
         pipeline.credits.grant(granted)
-        frames = pipeline.frames(forever())
+        frames = pipeline.frames(forever)
         coming = asyncio.ensure_future(anext(frames))
         for number in range(together):
             assert not coming.done()
@@ -103,7 +103,7 @@ def test_results_that_must_not_share_a_frame_do_not() -> None:
 
         pipeline = Pipeline(count_to(30), compute, lambda item: 1, lambda before, after: before // 10 == after // 10)
         pipeline.credits.grant(30)
-        async for frame in pipeline.frames(forever()):
+        async for frame in pipeline.frames(forever):
             assert len({item // 10 for item in frame}) == 1
 
     asyncio.run(run())
@@ -126,7 +126,7 @@ def test_failures_end_the_stream() -> None:
         pipeline.credits.grant(2 if reader_fails else 10)
         received: list[int] = []
         with pytest.raises(RuntimeError, match="reader" if reader_fails else "compute"):
-            async for frame in pipeline.frames(read()):
+            async for frame in pipeline.frames(read):
                 received += frame
         assert received == list(range(len(received)))
         assert len(received) <= 3
@@ -152,7 +152,7 @@ def test_leaving_early_cancels_what_is_under_way() -> None:
 
         pipeline = Pipeline(count_to(5), compute, size=lambda item: 1)
         pipeline.credits.grant(5)
-        frames = pipeline.frames(forever())
+        frames = pipeline.frames(forever)
         assert await anext(frames) == [0]
         await frames.aclose()
         assert cancelled == 4
@@ -179,7 +179,7 @@ def test_a_heartbeat_is_an_empty_frame_while_nothing_can_be_sent() -> None:
             return item
 
         pipeline = Pipeline(count_to(3), compute, size=lambda item: 1, heartbeat_seconds=0.01)
-        frames = pipeline.frames(forever())
+        frames = pipeline.frames(forever)
         assert [await anext(frames) for _ in range(3)] == [[], [], []]  # no credit yet
         pipeline.credits.grant(3)
         assert await anext(frames) == []  # the item waits
@@ -214,7 +214,7 @@ def test_stopping_sends_what_was_begun_and_begins_nothing_more(begun: int, seed:
             pipeline.credits.grant(5)
             await forever()
 
-        received = [item async for frame in pipeline.frames(read()) for item in frame]
+        received = [item async for frame in pipeline.frames(read) for item in frame]
         assert received == list(range(begun))
         assert pipeline.stopped
 
@@ -228,7 +228,7 @@ def test_a_stream_that_is_stopped_after_its_last_item_ends_well() -> None:
 
         pipeline = Pipeline(count_to(3), compute, size=lambda item: 1)
         pipeline.credits.grant(3)
-        frames = pipeline.frames(forever())
+        frames = pipeline.frames(forever)
         received = await anext(frames)
         await asyncio.sleep(0)
         pipeline.stop()

@@ -44,6 +44,9 @@ class Context:
     def set_details(self, details: str) -> None:
         pass
 
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        pass
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -79,7 +82,7 @@ async def stream(servicer: SourceServicer) -> list[Any]:
         yield source_pb2.StreamScoresRequest(credit={"blocks": 1})
 
     frames = servicer.StreamScores(requests(), grpc_context=Context())  # type: ignore[call-arg]
-    return [frame async for frame in frames]
+    return [frame async for frame in frames if frame.blocks]
 
 
 async def assert_serves_nothing(servicer: SourceServicer, reason: str) -> None:

@@ -36,6 +36,8 @@ class Scripted(source_pb2_grpc.SourceServiceServicer):
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "texts[0]: too long")
                 if text == b"broken":
                     block.gold = np.float32([np.nan]).tobytes()
+                if text == b"swapped":
+                    block.text = b"another"
                 if text == b"vanish":
                     return
                 if text.startswith(b"slow"):
@@ -75,12 +77,38 @@ def test_answers_keep_their_order_on_one_stream() -> None:
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [(b"broken", UnavailableError), (b"vanish", UnavailableError), (b"too long", InvalidArgumentError)],
+    [(b"vanish", UnavailableError), (b"too long", InvalidArgumentError)],
 )
-def test_a_bad_answer_fails_at_once_and_the_next_text_finds_a_new_stream(text: bytes, error: type[Exception]) -> None:
+def test_a_refused_text_fails_at_once_and_the_next_text_finds_a_new_stream(text: bytes, error: type[Exception]) -> None:
     async def run(stream: ScoreStream, servicer: Scripted) -> None:
         with pytest.raises((error, UnavailableError)):
             await stream.score(Passage(text))
+        assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
+        assert servicer.streams == 2
+
+    with_server(run)
+
+
+def test_a_broken_block_fails_its_own_text_only() -> None:
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        texts = [b"before", b"broken", b"behind"]
+        before, broken, behind = await asyncio.gather(
+            *(stream.score(Passage(text)) for text in texts), return_exceptions=True
+        )
+        assert isinstance(broken, UnavailableError)
+        assert [b.text_bytes for b in (before, behind) if isinstance(b, Block)] == [b"before", b"behind"]
+        assert servicer.streams == 1
+
+    with_server(run)
+
+
+def test_a_block_of_another_text_breaks_the_stream() -> None:
+    """What comes behind it would belong to other texts as well."""
+
+    async def run(stream: ScoreStream, servicer: Scripted) -> None:
+        texts = [b"swapped", b"behind"]
+        answers = await asyncio.gather(*(stream.score(Passage(text)) for text in texts), return_exceptions=True)
+        assert all(isinstance(answer, UnavailableError) for answer in answers)
         assert (await stream.score(Passage(b"good"))).text_bytes == b"good"
         assert servicer.streams == 2
 

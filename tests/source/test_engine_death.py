@@ -9,7 +9,7 @@ import pytest
 
 from fusion_core.blocks import Block
 from services.base.errors import UnavailableError
-from services.fusion.sources.remote import Source
+from services.fusion.sources.remote import RemoteSource
 from services.source.client import ScoreStream
 from services.wire.passage import Passage
 from tests.fakes.live import Live
@@ -34,26 +34,27 @@ def test_every_window_arrives_once_although_the_engine_is_killed(live: Live) -> 
     before = engine_process(live)
 
     async def run() -> None:
-        source = Source(endpoint, config.service, store=None)
+        source = RemoteSource(endpoint, config.service)
         arrived: list[Block] = []
 
-        async def fetch(window: Passage, stream: ScoreStream) -> None:
+        async def fetch(window: Passage) -> None:
             while True:
                 try:
-                    arrived.append(await source.score(window, stream))
+                    arrived.append((await source.score(window)).block)
                     return
                 except UnavailableError:  # left out until the replica is back
                     await asyncio.sleep(0.5)
 
-        async with source.stream() as stream, source.stream() as impatient:
-            fetching = [asyncio.create_task(fetch(window, stream)) for window in windows]
-            await asyncio.wait(fetching, return_when=asyncio.FIRST_COMPLETED)
-            waiting = asyncio.create_task(impatient.score(windows[0]))
-            before.kill()
-            with pytest.raises(UnavailableError):
-                await waiting
-            assert len(arrived) < NUM_WINDOWS  # killed under way
-            await asyncio.gather(*fetching)
+        impatient = ScoreStream(endpoint.address, endpoint.application, top_k=endpoint.top_k)
+        fetching = [asyncio.create_task(fetch(window)) for window in windows]
+        await asyncio.wait(fetching, return_when=asyncio.FIRST_COMPLETED)
+        waiting = asyncio.create_task(impatient.score(windows[0]))
+        before.kill()
+        with pytest.raises(UnavailableError):
+            await waiting
+        assert len(arrived) < NUM_WINDOWS  # killed under way
+        await asyncio.gather(*fetching)
+        await impatient.close()
         await source.close()
         assert sorted(block.text_bytes for block in arrived) == sorted(window.text for window in windows)
         for block in arrived:

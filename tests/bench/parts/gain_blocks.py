@@ -245,5 +245,5 @@ class BlocksInMemory:
             request.world_size,
             request.num_epochs,
         )
-        for step in plan.steps(request.cursor):
+        for step in plan.windows(request.cursor):
             yield FusedWindow(blocks[step.index], "", 0, step.index, step.cursor)

@@ -1,0 +1,203 @@
+"""One fused stream: the windows of a rank in their order, computed under credits and packed into frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from fusion.v1 import block_pb2, fusion_pb2
+from fusion_core.vocabulary import Encoding
+from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from services.corpus.ledger import Corpus, Window
+from services.fusion.config import ServiceConfig
+from services.fusion.fuser import Fuser, QuorumLostError, UnfusableTextError
+from services.fusion.order import OrderedWindow, StreamPlan
+from services.rpc.draining import Draining
+from services.rpc.pipeline import Pipeline
+from services.store.backfill_list import BackfillWindow
+from services.store.capture_plan import Place
+from services.wire.block import encode_block, most_block_bytes
+from services.wire.cursor import Cursor
+from services.wire.protocol import MAX_BLOCK_BYTES, PROTOCOL_VERSION
+
+logger = logging.getLogger("ray.serve")
+
+_SKIPPED_BYTES = 512
+"""About what a skipped window takes in a frame."""
+_REASON_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """What a client asks for: candidates per row, their encoding on the wire, and the sources."""
+
+    k: int
+    dtype: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What goes out for one window.
+
+    Attributes:
+        where: which window.
+        cursor: position after it.
+        block: None for a window that is skipped.
+        lacking: sources that took no part in the window, for the client.
+        missing: those of them that may still give it, for the back-fill list.
+        reason: why it is skipped.
+    """
+
+    where: block_pb2.WindowRef
+    cursor: Cursor
+    block: block_pb2.TokenBlock | None
+    lacking: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    reason: str = ""
+
+    def num_bytes(self) -> int:
+        return _SKIPPED_BYTES if self.block is None else self.block.ByteSize()
+
+
+class FusedStream:
+    """What StreamFused does for one call.
+
+    Args:
+        request: how the client opened the stream; its split is one of the corpus.
+        corpus: the data set.
+        settings: what the client asks for.
+        fuser: asks the sources.
+        service: heartbeats, and what is done below the quorum.
+
+    Raises InvalidArgumentError or FailedPreconditionError naming the field of the request that does not fit.
+    """
+
+    def __init__(
+        self,
+        request: fusion_pb2.StreamFusedOpen,
+        corpus: Corpus,
+        settings: AnswerSettings,
+        fuser: Fuser,
+        service: ServiceConfig,
+    ) -> None:
+        self._corpus, self._split = corpus, request.split
+        self._tokens_only = request.tokens_only
+        self._settings = settings
+        self._fuser = fuser
+        self._service = service
+        self._plan = StreamPlan(
+            split_fingerprint=corpus.fingerprint(request.split),
+            num_windows=corpus.num_windows(request.split),
+            seed=request.seed,
+            rank=request.rank,
+            world_size=request.world_size,
+            num_epochs=request.num_epochs if request.HasField("num_epochs") else 1,
+        )
+        self._windows = self._plan.windows(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
+
+    async def responses(
+        self, requests: AsyncIterator[fusion_pb2.StreamFusedRequest], draining: Draining
+    ) -> AsyncGenerator[fusion_pb2.StreamFusedResponse, None]:
+        """Yields the protocol's version, then frames as the credits in `requests` allow, and heartbeats between them.
+
+        Raises ServiceError when the stream cannot go on.
+        """
+        pipeline = Pipeline(
+            self._in_order(),
+            self._send,
+            size=_Sent.num_bytes,
+            may_share=lambda before, after: before.cursor.epoch == after.cursor.epoch,
+            heartbeat_seconds=self._service.heartbeat_seconds,
+        )
+
+        async def read() -> None:
+            async for message in requests:
+                if message.WhichOneof("message") != "credit":
+                    raise InvalidArgumentError("message: after `open` only credits are expected")
+                pipeline.credits.grant(message.credit.blocks)
+
+        try:
+            async with draining.holding(pipeline), aclosing(pipeline.frames(read)) as frames:
+                yield fusion_pb2.StreamFusedResponse(protocol_version=PROTOCOL_VERSION)
+                async for frame in frames:
+                    await self._list_for_backfill(frame)
+                    yield _response(frame)
+        finally:
+            if not self._tokens_only:
+                await asyncio.to_thread(self._fuser.flush)
+
+    async def _in_order(self) -> AsyncIterator[OrderedWindow]:
+        for window in self._windows:
+            yield window
+
+    async def _send(self, ordered: OrderedWindow) -> _Sent:
+        """Computes one window; one that can never be fused is skipped with the reason."""
+        window = await asyncio.to_thread(self._corpus.window, self._split, ordered.index)
+        where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
+        try:
+            encoding = await asyncio.to_thread(self._fuser.encode, window.passage)
+            return await self._fuse(window, encoding, where, ordered.cursor)
+        except UnfusableTextError as error:
+            logger.warning("window %d of %s/%s is skipped: %s", ordered.index, self._corpus.name, self._split, error)
+            return _Sent(where, ordered.cursor, None, lacking=error.refused_by, reason=str(error))
+        except QuorumLostError as error:
+            if self._service.below_quorum == "wait":
+                raise
+            return _Sent(where, ordered.cursor, None, error.missing, error.missing, str(error))
+
+    async def _fuse(self, window: Window, encoding: Encoding, where: block_pb2.WindowRef, cursor: Cursor) -> _Sent:
+        settings = self._settings
+        if self._tokens_only:
+            block = self._fuser.without_distributions(window.passage, encoding)
+            return _Sent(where, cursor, encode_block(block, settings.dtype, where))
+        num_bytes = most_block_bytes(len(window.passage.text), encoding.num_tokens, settings.k, settings.dtype)
+        if num_bytes > MAX_BLOCK_BYTES:
+            raise FailedPreconditionError(
+                f"k: a window of {encoding.num_tokens} tokens with {settings.k} candidates each can take {num_bytes} "
+                f"bytes, and {MAX_BLOCK_BYTES} fit a message; ask for fewer candidates, or prepare smaller windows"
+            )
+        fused = await self._fuser.fuse(
+            window.passage,
+            encoding,
+            names=settings.names,
+            k=settings.k,
+            streamed=True,
+            place=Place(self._plan.split_fingerprint, window.index),
+        )
+        lacking = tuple(share.name for share in fused.block.shares if not share.present)
+        return _Sent(where, cursor, encode_block(fused.block, settings.dtype, where), lacking, fused.missing)
+
+    async def _list_for_backfill(self, frame: list[_Sent]) -> None:
+        """Lists a frame's windows that lack sources, before the client takes them as done."""
+        windows = [BackfillWindow(index=sent.where.index, missing=sent.missing) for sent in frame if sent.missing]
+        skipped = sum(sent.block is None for sent in frame)
+        try:
+            await self._fuser.list_for_backfill(self._corpus.name, self._split, self._plan.split_fingerprint, windows)
+        except UnavailableError as error:
+            if skipped:
+                raise
+            logger.warning("%s", error)
+        for _ in range(skipped):
+            self._fuser.metrics.skipped()
+
+
+def _response(frame: list[_Sent]) -> fusion_pb2.StreamFusedResponse:
+    """A frame on the wire; one without windows is a heartbeat."""
+    if not frame:
+        return fusion_pb2.StreamFusedResponse()
+    return fusion_pb2.StreamFusedResponse(
+        blocks=[sent.block for sent in frame if sent.block is not None],
+        cursor=frame[-1].cursor.to_proto(),
+        skipped=[
+            fusion_pb2.SkippedWindow(
+                window=sent.where, position=position, missing=sent.lacking, reason=sent.reason[:_REASON_CHARACTERS]
+            )
+            for position, sent in enumerate(frame)
+            if sent.block is None
+        ],
+        degraded=sum(sent.block is not None and bool(sent.lacking) for sent in frame),
+    )
