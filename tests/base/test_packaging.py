@@ -1,4 +1,4 @@
-"""What ships: a wheel with the generated stubs inside; and what may import what (DESIGN section 1)."""
+"""The wheel ships with the generated stubs inside, and parts import of each other only what they may."""
 
 from __future__ import annotations
 

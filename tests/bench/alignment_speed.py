@@ -38,7 +38,7 @@ WINDOW = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: Gemma's rows brought to SmolLM2's vocabulary, unless a measurement says otherwise."""
+    """The pair that is measured: Gemma's rows brought to SmolLM2's vocabulary, unless a measurement says otherwise."""
 
     source: Vocabulary
     target: Vocabulary

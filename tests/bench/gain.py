@@ -39,7 +39,7 @@ _DRAWS = 4000
 _PERCENTILES = (2.5, 97.5)
 
 Run = dict[str, Any]
-"""What `gain_runs` keeps of a run."""
+"""The part of a run that `gain_runs` keeps."""
 Task = tuple[str, int, tuple[tuple[str, Any], ...]]
 """Method, seed and changes to the settings."""
 
@@ -126,7 +126,7 @@ def _experiment(quick: bool) -> Experiment:
 
 
 def add_sources(report: Report, experiment: Experiment) -> None:
-    """What the sources are worth on the text that the targets are trained on."""
+    """Add the sources' own losses on the text that the targets are trained on."""
     for name, blocks in experiment.captured.items():
         num_bytes = sum(len(block.text_bytes) for block in blocks)
         nats = sum(block.nats_per_byte * len(block.text_bytes) for block in blocks)

@@ -1,4 +1,4 @@
-"""What a forked process does in the tests of `fusion capture`; imported before the fork with all that takes long."""
+"""The work of a forked process in the tests of `fusion capture`; imported before the fork with all that takes long."""
 
 from __future__ import annotations
 

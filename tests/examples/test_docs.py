@@ -1,4 +1,4 @@
-"""What the pages name exists: files, links, commands with their options, keys of a recipe."""
+"""Everything that the pages name exists: files, links, commands with their options, keys of a recipe."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ REAL_MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class Live:
-    """What is up, and the recipe that it was made from."""
+    """The deployment that is up, and the recipe that it was made from."""
 
     recipe: Recipe
     recipe_file: Path

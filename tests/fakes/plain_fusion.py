@@ -26,7 +26,7 @@ from tests.fakes.tiny_model import make_tiny_model, sentences
 
 @dataclass
 class PlainFusion:
-    """Where it listens, on what it runs, and the recipe that it was made from."""
+    """A running service: its address, its sources, and the recipe that it was made from."""
 
     address: str
     drain: Callable[[], None]

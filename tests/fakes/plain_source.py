@@ -16,7 +16,7 @@ from services.source.servicer import SourceServicer
 
 
 class PlainSource:
-    """Where it listens, how many windows it has scored, and how many it had at once at most.
+    """A running source: its address, the number of windows scored, and the largest number that it had at once.
 
     `hold_after` so many it answers nothing more. A text with `raises_on` in it comes back as the message of an
     exception.

@@ -14,7 +14,7 @@ AWKWARD = [
     "\u0301", "e\u0301", "👩‍👩‍👧", "👍🏽", "🇩🇪", "日本語", "مرحبا", "שלום", "ﬁ²½", "<table>", "<0x41>", "Ġ", "Ċ",
     *SPECIAL, "the", " the", "thing", " other", "def ", "12", "'ll", ".", ",",
 ]  # fmt: skip
-"""What tokenizers have stumbled over: spaces of all kinds, bytes of NUL, joiners, marks, names of control tokens."""
+"""Stumbling blocks of tokenizers: spaces of all kinds, bytes of NUL, joiners, marks, names of control tokens."""
 
 corpus_pieces = st.builds(
     lambda line, a, b: line[min(a, b) : max(a, b)], st.sampled_from(CORPUS), *[st.integers(0, 60)] * 2

@@ -35,7 +35,7 @@ STREAMS, BLOCKS, REQUEST_BYTES = 24, 64, 256 * 1024
 
 @dataclass(frozen=True)
 class Guarded:
-    """What is up."""
+    """The services that are up, and the recipe that they were started with."""
 
     recipe: Recipe
     deployment: Deployment
@@ -67,7 +67,7 @@ class Guarded:
         return {f"{name} {pid}": psutil.Process(pid).memory_info().rss for pid, name in self.processes().items()}
 
     def log_folder(self) -> Path:
-        """Where Ray writes the logs of this cluster and of all that runs in it."""
+        """The folder into which Ray writes the logs of this cluster and of all that runs in it."""
         for process in psutil.Process(self.deployment.pid).children(recursive=True):
             if found := re.search(r"(/\S*/session_[\d_-]+)/", " ".join(process.cmdline())):
                 return Path(found[1]) / "logs"

@@ -73,7 +73,7 @@ def image_version() -> str:
 
 
 def arguments() -> list[str]:
-    """What the Deployment passes to Envoy."""
+    """Return the arguments that the Deployment passes to Envoy."""
     for document in yaml.safe_load_all((_COMPONENT / "gateway.yaml").read_text()):
         if document["kind"] == "Deployment":
             [container] = document["spec"]["template"]["spec"]["containers"]

@@ -85,7 +85,7 @@ def test_a_client_that_does_not_read_holds_up_the_service_and_fills_no_memory(
 
 
 def settled(firehose: Firehose) -> int:
-    """What it has sent once that has not changed for two seconds."""
+    """Return the number of frames sent, once it has not changed for two seconds."""
     deadline, sent, since = time.monotonic() + 60, -1, time.monotonic()
     while time.monotonic() - since < 2:
         assert time.monotonic() < deadline
@@ -159,7 +159,7 @@ def test_the_token_is_wanted_behind_a_good_certificate(door: Gateway) -> None:
 
 @pytest.mark.usefixtures("certified")
 def test_messages_beyond_the_limits_are_refused_and_a_good_client_goes_on(door: Gateway, guarded: Guarded) -> None:
-    """What is beyond gRPC's limit is not even read; what is beyond the service's names the setting."""
+    """Messages beyond gRPC's limit are not even read; beyond the service's the error names the setting."""
     from services.rpc import channel as settings
 
     def send(num_bytes: int) -> grpc.RpcError:

@@ -81,7 +81,7 @@ def test_a_plain_client_and_a_client_of_another_server_are_refused(
 def test_renewed_certificates_are_taken_up_without_a_restart(
     firehose: Firehose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kubelet does it: the folder is a link to the files, and the link is changed at once."""
+    """Certificates change as the kubelet does it: the folder is a link to the files, and the link moves at once."""
     with gateway(tmp_path, firehose.address) as running:
         old = running.authority.client("trainer")
         use(monkeypatch, running.authority, old)

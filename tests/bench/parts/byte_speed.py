@@ -43,7 +43,7 @@ def measure_byte(report: Report, case: Case) -> None:
         projection.warm()
 
     def work(texts: list[bytes], copies: int = 1) -> tuple[Callable[[], Block], int]:
-        """What is measured, for a text of several windows, and how many target tokens it has."""
+        """Return the call to measure, for a text of several windows, and its number of target tokens."""
         windows = [(text, target.encode(text), [model.read(text).block(K) for model in models]) for text in texts]
         config = FusionConfig(strategy="avg_ce", k_out=32)
 

@@ -57,7 +57,7 @@ class Reading:
         self.logprobs_TV = logprobs_TV
 
     def block(self, k: int) -> Block:
-        """What a source service would answer."""
+        """Return the block that a source service would answer with."""
         top = torch.topk(torch.from_numpy(self.logprobs_TV), k, dim=-1)
         tail_T = np.log(np.clip(1.0 - np.exp(top.values.double().numpy()).sum(axis=1), 1e-12, 1.0))
         block = Block(

@@ -1,4 +1,4 @@
-"""What the variants of the gain benchmark train on: one corpus, each source's rows captured once, and fused blocks.
+"""The training data of the gain benchmark's variants: one corpus, each source's rows captured once, and fused blocks.
 
 Everything is the product's own: rows by engine `transformers`, kept in the block store (so that a run that was broken
 off goes on), alignment and fusion by `fusion_core`, windows in the order of the service's stream.
@@ -140,13 +140,13 @@ class Fusing:
         return [projection.project(*both) for both in zip(self._captured[name], self._encodings, strict=True)]
 
     def min_edit(self) -> list[Block]:
-        """As published, the shift put right: see `as_published`."""
+        """Return rows as FuseLLM published them, with the shift put right: see `as_published`."""
         config = MinEditConfig(match="soft", carry_realised=False)
         projections = {name: MinEditProjection(v, self._target, config) for name, v in self._sources.items()}
         return self._published(lambda name, _, block, encoding: projections[name].project(block, encoding))
 
     def transport(self, own: Sequence[Block]) -> list[Block]:
-        """As published; `own` are the target model's rows, among whose candidates it chooses."""
+        """Return rows as PTA-LLM published them; it chooses among the candidates of `own`, the target's rows."""
         config = TransportConfig(match="soft", carry_realised=False, top_k=PUBLISHED_TOP_K)
         projections = {name: TransportProjection(v, self._target, config) for name, v in self._sources.items()}
         return self._published(
@@ -154,7 +154,7 @@ class Fusing:
         )
 
     def _published(self, project: Projector) -> list[Block]:
-        """Of every window the rows of the source with the lowest loss (min_ce, by its own nats per byte)."""
+        """Return for every window the rows of the source with the lowest loss (min_ce, by its own nats per byte)."""
         fused = []
         for index, encoding in enumerate(self._encodings):
             best = min(self._captured, key=lambda name: self._captured[name][index].nats_per_byte)
@@ -185,7 +185,7 @@ def first_candidates(block: Block, k: int) -> Block:
 
 
 def as_published(block: Block) -> Block:
-    """What the published methods train on: the candidates scaled to sum to one, no tail, and a row without any is the
+    """Return the published methods' rows: candidates scaled to sum to one, no tail, and a row without any is the
     realised token (the reference writes the one before it, which is the shift that is put right here)."""
     ids_TK, probs_TK = block.topk_ids_TK.copy(), np.exp(block.topk_logprobs_TK.astype(np.float64))
     probs_TK[ids_TK == PADDING_ID] = 0.0

@@ -55,7 +55,7 @@ METHODS = (CLM_ONLY, BYTE["gemma3"], "byte, avg_ce, window", MIN_EDIT, *list(FUS
 LORA = {"LoRA, CLM only": 1.0, "LoRA, Gemma": 0.5}
 """The runs with a pretrained target, with their lambda."""
 LAMBDA, LAMBDA_OF_PUBLISHED = 0.1, 0.4
-"""Of `byte`, and of `min_edit` and `transport`: the better ones of those in `TRIED`."""
+"""The better settings of those in `TRIED`, for `byte`, and for `min_edit` and `transport`."""
 TRIED: tuple[tuple[str, Mapping[str, float]], ...] = (
     (CLM_ONLY, {"learning_rate": 1e-3}),
     (CLM_ONLY, {}),
@@ -69,7 +69,7 @@ TRIED: tuple[tuple[str, Mapping[str, float]], ...] = (
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """Sizes of the benchmark.
 
     Attributes:
         train_bytes, held_out_bytes: caps of the two splits.
@@ -261,7 +261,7 @@ class Experiment:
         return {source.name: vocabulary_of(source) for source in self.recipe.sources}
 
     def _own_rows(self, seed: int) -> list[Block]:
-        """What the CLM-only target with the same seed says about the train windows."""
+        """Return the rows of the CLM-only target with the same seed over the train windows."""
         model = self.run(CLM_ONLY, seed)["model"]
         source = SourceConfig(name="target", model=model, engine="transformers", dtype="float32", torch_threads=1)
         vocabulary = vocabulary_of(source)

@@ -1,7 +1,7 @@
-"""What all benchmarks share: their two options, a table for people and a JSON file for everything else.
+"""The frame of every benchmark: two options, a table for people and a JSON file for everything else.
 
 A benchmark is run as `python -m tests.bench.NAME [--json FILE] [--quick]`. It adds rows as it measures, and one check
-for each figure that an issue or the README names. A check that fails is shown, and nothing more: the exit code stays
+for each figure that the documentation names. A check that fails is shown, and nothing more: the exit code stays
 0, so that a noisy machine breaks no build.
 """
 
@@ -54,7 +54,7 @@ class Report:
     def check(
         self, name: str, value: float, unit: str, *, at_most: float | None = None, at_least: float | None = None
     ) -> None:
-        """Adds a check of `value` against one bound or both."""
+        """Add a check of `value` against one bound or both."""
         bounds = [
             f"{word} {bound:g}" for word, bound in (("at least", at_least), ("at most", at_most)) if bound is not None
         ]
@@ -63,7 +63,7 @@ class Report:
         self.checks.append(Check(name, float(value), unit, " and ".join(bounds), bool(ok)))
 
     def finish(self, json_file: Path | None) -> None:
-        """Prints the tables and writes the file."""
+        """Print the tables and write the file."""
         console = Console(width=None if sys.stdout.isatty() else 160)
         for title in dict.fromkeys(row.get("table") for row in self.rows):
             rows = [row for row in self.rows if row.get("table") == title]

@@ -124,7 +124,7 @@ def measure_end_to_end(report: Report, case: Case, bare: BareEngine) -> None:
 
 
 def measure_ceiling(report: Report, case: Case) -> None:
-    """What one replica and one proxy carry when the engine costs next to nothing."""
+    """One replica and one proxy carry as much as they can: the engine costs next to nothing."""
     from tests.bench.parts.source_load import Consumer, replica_of
 
     with served(source("made-up", engine="synthetic")) as address:

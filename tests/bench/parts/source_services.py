@@ -20,7 +20,7 @@ _BOS = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Case:
-    """What all measurements share."""
+    """Text and vocabulary that all measurements share."""
 
     vocabulary: Vocabulary
     text: bytes

@@ -31,14 +31,14 @@ CREDITS = 32
 
 @dataclass(frozen=True)
 class Rate:
-    """What went by in a second."""
+    """Text and tokens per second."""
 
     bytes: float
     tokens: float
 
 
 def fused_rate(served: Served, seconds: float) -> Rate:
-    """What the client receives and decodes, once the stream is running."""
+    """Return the rate at which the client receives and decodes, once the stream is running."""
     windows = FusionClient(served.address).stream(everything(served), prefetch_windows=CREDITS)
     try:
         for _ in itertools.islice(windows, 2 * CREDITS):
@@ -55,7 +55,7 @@ def fused_rate(served: Served, seconds: float) -> Rate:
 
 
 def source_rate(served: Served, source: str, seconds: float) -> Rate:
-    """What one source alone gives a client that keeps as many windows under way."""
+    """Return the rate of one source alone, for a client that keeps as many windows under way."""
     from services.source.client import ScoreStream
     from services.wire.passage import Passage
 

@@ -48,7 +48,7 @@ class Served:
 
 
 class Bench:
-    """Where everything is written, and how long is measured."""
+    """The folder for everything that is written, and the length of the measurements."""
 
     def __init__(self, folder: Path, models: Mapping[str, Path], quick: bool) -> None:
         self.folder, self.quick = folder, quick
@@ -67,7 +67,7 @@ class Bench:
     def served(
         self, num_sources: int, tokens_per_second: float | None, window_bytes: int = WINDOW_BYTES
     ) -> Iterator[Served]:
-        """So many sources and one replica of the fusion service."""
+        """Serve `num_sources` sources and one replica of the fusion service."""
         recipe = self._recipe(num_sources, tokens_per_second, window_bytes)
         prepare(recipe)
         with local_serve(serve_config(recipe)) as ray:
