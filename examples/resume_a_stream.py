@@ -32,8 +32,8 @@ def main() -> None:
     # The client grants `prefetch_windows` credits: no more than that is ever on its way.
     stream = FusionClient(options.address).stream(request, prefetch_windows=options.windows)
     for window in islice(stream, options.windows):
-        if isinstance(window, SkippedWindow):  # only where the recipe says service.below_quorum: skip
-            print(f"window {window.index}: skipped, without {', '.join(window.missing)}")
+        if isinstance(window, SkippedWindow):  # too few sources, or a text of which a tokenizer keeps nothing
+            print(f"window {window.index}: skipped, {window.reason}")
         else:
             block = window.block
             print(f"window {window.index}: {block.num_tokens} tokens, {block.nats_per_byte:.3f} nats per byte")
