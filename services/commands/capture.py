@@ -22,7 +22,7 @@ from services.fusion.sources.through_store import refusal
 from services.models.revision import weights_revision
 from services.recipes.recipe import RecipeError
 from services.recipes.resolve import resolve_sources
-from services.source.config import SourceConfig
+from services.source.config import AnySource
 from services.store.capture_plan import CapturePlan, capture_folder, read_plan
 from services.store.captured_split import CapturedSplit
 from services.store.identity import SourceIdentity, window_key
@@ -90,7 +90,7 @@ class Capture:
                 return await source.identity()
         return await source.identity()
 
-    def _stored(self, source: SourceConfig) -> SourceIdentity | None:
+    def _stored(self, source: AnySource) -> SourceIdentity | None:
         """Return the stored identity that a deployment would have now: the same weights under the same settings."""
         fitting = self.scope.stored(source)
         if source.address is None and fitting:
@@ -148,7 +148,7 @@ class Capture:
                 place = store.files.location(f"{path}.parquet")
                 console.print(f"{place}: {error}; deleted", soft_wrap=True)
 
-    async def _capture(self, needed: Sequence[SourceConfig], progress: Progress) -> None:
+    async def _capture(self, needed: Sequence[AnySource], progress: Progress) -> None:
         """Capture from all sources side by side; one that fails does not stop the others."""
         running = (self._capture_source(source, progress) for source in needed)
         results = await asyncio.gather(*running, return_exceptions=True)
@@ -156,7 +156,7 @@ class Capture:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _capture_source(self, config: SourceConfig, progress: Progress) -> None:
+    async def _capture_source(self, config: AnySource, progress: Progress) -> None:
         source = RemoteSource(self.recipe.endpoint(config), self.recipe.service)
         try:
             identity = await self._identity(source)

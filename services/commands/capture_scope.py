@@ -10,7 +10,7 @@ from services.corpus.ledger import Corpus
 from services.fusion.sources.remote import vocabulary_of
 from services.fusion.sources.through_store import stored_identities
 from services.recipes.recipe import Recipe, RecipeError
-from services.source.config import SourceConfig
+from services.source.config import AnySource
 from services.store.identity import SourceIdentity
 from services.store.store import BlockStore
 
@@ -22,10 +22,10 @@ class CaptureScope:
     recipe: Recipe
     corpus: Corpus
     splits: tuple[str, ...]
-    sources: tuple[SourceConfig, ...]
+    sources: tuple[AnySource, ...]
     store: BlockStore
 
-    def stored(self, source: SourceConfig) -> list[SourceIdentity]:
+    def stored(self, source: AnySource) -> list[SourceIdentity]:
         """Return who has windows in the store that this source could have scored: one identity per revision."""
         endpoint = self.recipe.endpoint(source)
         return stored_identities(self.store, endpoint, vocabulary_of(endpoint))

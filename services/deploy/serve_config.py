@@ -21,8 +21,7 @@ def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[st
     service, cores = recipe.service, _cores(recipe)
     applications = [
         source_application(source, source.model_dump(mode="json"), cores.get(source.name, {}))
-        for source in recipe.sources
-        if source.address is None
+        for source in recipe.deployed
     ]
     if service.address is None:
         args = recipe.fusion_service().model_dump(mode="json", by_alias=True)
@@ -66,7 +65,7 @@ def _cores(recipe: Recipe) -> dict[str, dict[str, str]]:
 
     Engines whose OpenMP threads spin on the same cores take each other's time.
     """
-    names = [s.name for s in recipe.sources if s.address is None and s.engine == "vllm" and s.num_gpus == 0]
+    names = [s.name for s in recipe.deployed if s.engine.kind == "vllm" and s.num_gpus == 0]
     cores = sorted(os.sched_getaffinity(0))
     if not names or len(cores) < len(names):
         return {}

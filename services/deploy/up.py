@@ -16,7 +16,7 @@ from services.base.progress_bars import deployment_progress
 from services.deploy.local_ray import Deployment, deployments, port_in_use, start_ray
 from services.deploy.serve_config import serve_config
 from services.recipes.recipe import Recipe
-from services.source.config import SourceConfig
+from services.source.config import AnySource
 
 Answer = TypeVar("Answer")
 ReportStates = Callable[[Mapping[str, str]], None]
@@ -51,7 +51,7 @@ def up(
     service = recipe.service
     log = recipe.run_folder / "ray.log"
     # Logical CPUs are Ray's way to count replicas; one more is for the training job.
-    wanted = sum(source.num_cpus * source.most_replicas for source in recipe.sources if source.address is None)
+    wanted = sum(source.num_cpus * source.most_replicas for source in recipe.deployed)
     wanted += service.num_cpus * service.num_replicas + 2
     wanted += recipe.distill.worker_range[1] * recipe.distill.cpus_per_worker
     pid, gcs_address = start_ray(
@@ -94,7 +94,7 @@ def temporarily_up(
 
 
 @contextmanager
-def sources_up(recipe: Recipe, sources: Sequence[SourceConfig], console: Console) -> Iterator[None]:
+def sources_up(recipe: Recipe, sources: Sequence[AnySource], console: Console) -> Iterator[None]:
     """Deploy sources that do not answer for as long as the block takes; those that run already stay.
 
     Raises UnavailableError when the recipe is up, so that its sources should have answered.

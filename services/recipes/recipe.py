@@ -15,7 +15,7 @@ from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
-from services.source.config import SourceConfig
+from services.source.config import AnySource, SourceConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Of folders that are named in a recipe or on the command line."""
@@ -31,7 +31,7 @@ class Recipe(Settings):
     name: str = Field(pattern=_NAME, description="Name of the run and its folder.")
     output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
     corpus: CorpusConfig
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: tuple[AnySource, ...] = Field(min_length=1)
     target: TargetConfig
     fusion: FusionConfig = FusionConfig()
     service: ServiceConfig = ServiceConfig()
@@ -54,7 +54,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Recipe:
-        limits = {f"sources.{n}.max_text_bytes": s.max_text_bytes for n, s in enumerate(self.sources) if not s.address}
+        limits = {
+            f"sources.{n}.max_text_bytes": s.max_text_bytes
+            for n, s in enumerate(self.sources)
+            if isinstance(s, SourceConfig)
+        }
         corpus = self.corpus
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
             if corpus.window_bytes > limit:
@@ -126,9 +130,17 @@ class Recipe(Settings):
         store = self.service.store
         return store if store is None or "://" in store else str((self.run_folder / store).absolute())
 
-    def endpoint(self, source: SourceConfig) -> SourceEndpoint:
+    @property
+    def deployed(self) -> tuple[SourceConfig, ...]:
+        """The sources without an address."""
+        return tuple(source for source in self.sources if isinstance(source, SourceConfig))
+
+    def endpoint(self, source: AnySource) -> SourceEndpoint:
         """How the fusion service reaches a source, and what tells its stored windows from another's."""
-        deployed = source.address is None
+        as_deployed = {}
+        if isinstance(source, SourceConfig):
+            dtype = None if source.dtype == "auto" else source.dtype
+            as_deployed = {"engine": source.engine_name, "dtype": dtype, "bos_token": source.bos_token}
         return SourceEndpoint(
             name=source.name,
             model=source.model,
@@ -136,9 +148,7 @@ class Recipe(Settings):
             application=source.application_name,
             top_k=source.top_k,
             eos_token=source.eos_token,
-            engine=source.engine if deployed else None,
-            dtype=source.dtype if deployed and source.dtype != "auto" else None,
-            bos_token=source.bos_token,
+            **as_deployed,
         )
 
     def to_yaml(self) -> str:

@@ -11,6 +11,7 @@ from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
+from services.source.config import SourceConfig
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -26,7 +27,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     except RecipeError as error:
         yield str(error)
     for index, source in enumerate(recipe.sources):
-        if source.address is None and source.engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        if (
+            isinstance(source, SourceConfig)
+            and source.engine.kind == "vllm"
+            and importlib.util.find_spec("vllm") is None
+        ):
             yield f"sources[{index}].engine: vllm is not installed here; use transformers, or an address"
     try:
         local_files(recipe.corpus.files or ())

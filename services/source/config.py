@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from services.base.settings import MEMORY_PATTERN, Settings
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
+from services.source.engines.config import EngineConfig, VllmConfig, lift_flat_keys
+from services.source.engines.identity import counted_variables, engine_name
 
 MAX_TOP_K = 1024
-_OF_TRANSFORMERS = ("device", "torch_threads")
-_OF_VLLM = ("engine_args", "placement_strategy")
-_OF_MODELS = ("dtype", "logits_memory_bytes", "trust_remote_code")
-OF_A_DEPLOYMENT = (
-    *("dtype", "device", "max_top_k", "bos_token", "max_text_bytes", "per_client"),
-    *("max_tokens_in_flight", "logits_memory_bytes", "engine_args", "synthetic", "env", "torch_threads", "canary"),
-    *("trust_remote_code", "num_replicas"),
-    *(
-        "autoscaling",
-        "num_cpus",
-        "num_gpus",
-        "memory",
-        "placement_strategy",
-        "max_ongoing_requests",
-        "max_queued_requests",
-    ),
-)
-"""What a source says only where it is deployed, not where it is used by its address."""
-
-
-class SyntheticConfig(Settings):
-    """Engine `synthetic`: made-up distributions at a set pace, from the model folder's tokenizer alone."""
-
-    tokens_per_second: float | None = Field(None, gt=0, description="Pace of the engine; null is as fast as it can.")
-    delay_seconds: float = Field(0, ge=0, description="Added to every text's answer; other texts do not wait for it.")
-    seed: int = Field(0, ge=0, description="Sources with different seeds predict differently.")
 
 
 class CanaryConfig(Settings):
@@ -64,19 +42,12 @@ class AutoscalingConfig(Settings):
         return self
 
 
-class SourceConfig(Settings):
-    """A source model. With an `address` it is used where it runs; without one it is deployed."""
+class _Source(Settings):
+    """Keys of every source."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="Name of the Serve application.")
     model: str = Field(min_length=1, description="Name of a fetched model, or a local folder.")
-    engine: Literal["vllm", "transformers", "synthetic"] = "vllm"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", description="For engine transformers: auto, cpu, cuda, cuda:1 ...")
     top_k: int = Field(64, ge=1, le=MAX_TOP_K, description="Candidates per token asked for by the fusion service.")
-    max_top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, description="Largest top_k that is served; default top_k.")
-    bos_token: str | None = Field(
-        None, description="Token put in front of every text; default the tokenizer's BOS, else its EOS."
-    )
     eos_token: str | None = Field(
         None, description="Token that ends a document, for the end row; default the tokenizer's EOS."
     )
@@ -85,6 +56,17 @@ class SourceConfig(Settings):
         ge=1,
         description="Longest text in tokens, left context and EOS included; one more is kept for BOS. Windows are "
         "planned for it; with an address it says what the source there takes.",
+    )
+
+
+class SourceConfig(_Source):
+    """A source that is deployed: the arguments of its Serve application."""
+
+    address: ClassVar[None] = None
+    engine: EngineConfig = VllmConfig()
+    max_top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, description="Largest top_k that is served; default top_k.")
+    bos_token: str | None = Field(
+        None, description="Token put in front of every text; default the tokenizer's BOS, else its EOS."
     )
     max_text_bytes: int = Field(32_768, ge=1, description="Longest text in bytes, left context included.")
     per_client: PerClient = Field(
@@ -96,26 +78,8 @@ class SourceConfig(Settings):
         ge=1,
         description="Tokens handed to the engine at once; default two batches of what logits_memory_bytes holds.",
     )
-    logits_memory_bytes: int = Field(
-        2 * 1024**3,
-        ge=1,
-        description="Memory of a replica for float32 rows over the whole vocabulary; it bounds the engine's batch.",
-    )
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="Passed on to vllm.AsyncEngineArgs.")
-    synthetic: SyntheticConfig = Field(SyntheticConfig(), description="For engine synthetic.")
     canary: CanaryConfig = Field(CanaryConfig(), description="Checks on the model while it serves.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of the replicas.")
-    trust_remote_code: bool = Field(
-        False, description="Run Python files that the model's folder brings. Tokenizers run none in any case."
-    )
-    torch_threads: int | None = Field(None, ge=1, description="For engine transformers on CPU.")
-
-    address: str | None = Field(
-        None,
-        pattern=ADDRESS_PATTERN,
-        description="host:port of a source that runs already; grpcs://host:port with TLS.",
-    )
-    application: str | None = Field(None, description="Serve application at that address; default the name.")
 
     num_replicas: int = Field(1, ge=1)
     autoscaling: AutoscalingConfig | None = Field(None, description="Instead of a fixed num_replicas.")
@@ -124,49 +88,56 @@ class SourceConfig(Settings):
     memory: str | None = Field(
         None, pattern=MEMORY_PATTERN, description="Memory of a pod on Kubernetes, such as 48Gi; default the manifests'."
     )
-    placement_strategy: Literal["PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD"] = Field(
-        "PACK", description="How Ray places the workers of a replica that takes several GPUs."
-    )
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _lift_flat_keys(cls, values: Any, handler: ModelWrapValidatorHandler[SourceConfig]) -> SourceConfig:
+        if not isinstance(values, Mapping):
+            return handler(values)
+        if values.get("address") is not None:
+            raise ValueError("address: a source with an address is not deployed")
+        if values.get("application") is not None:
+            raise ValueError("application goes with address; a source that is deployed is named by `name`")
+        lifted = lift_flat_keys({key: values[key] for key in values if key not in {"address", "application"}})
+        try:
+            return handler(lifted)
+        except ValidationError as error:
+            raise _named_as_given(error, values) from None
 
     @model_validator(mode="after")
     def _check(self) -> SourceConfig:
         if self.max_top_k is not None and self.max_top_k < self.top_k:
             raise ValueError(f"max_top_k ({self.max_top_k}) must be at least top_k ({self.top_k})")
-        if self.application is not None and self.address is None:
-            raise ValueError("application goes with address; a source that is deployed is named by `name`")
-        self._refuse_idle(
-            OF_A_DEPLOYMENT, self.address is not None, "leave it out with address: the source runs already"
-        )
-        self._refuse_idle(_OF_TRANSFORMERS, self.engine != "transformers", "only engine transformers takes it")
-        self._refuse_idle(_OF_VLLM, self.engine != "vllm", "only engine vllm takes it")
-        self._refuse_idle(_OF_MODELS, self.engine == "synthetic", "engine synthetic loads no model")
-        if "trust_remote_code" in self.engine_args:
-            raise ValueError("engine_args.trust_remote_code: is the source's own key trust_remote_code")
-        self._refuse_idle(("synthetic",), self.engine != "synthetic", "only engine synthetic takes it")
-        self._refuse_idle(("num_replicas",), self.autoscaling is not None, "autoscaling decides it")
-        if self.max_tokens_in_flight is not None:
-            self._refuse_idle(
-                ("logits_memory_bytes",), self.engine != "vllm", "max_tokens_in_flight is set and takes its place"
-            )
-            if self.max_tokens_in_flight <= self.max_tokens:
-                raise ValueError("max_tokens_in_flight must be above max_tokens, or the longest text could never run")
-        if self.num_workers > 1 and self.num_gpus not in {0, self.num_workers}:
-            raise ValueError(
-                f"num_gpus: engine_args ask for {self.num_workers} workers (tensor_parallel_size times "
-                f"pipeline_parallel_size), a GPU each; got {self.num_gpus:g}"
-            )
-        self._refuse_idle(
-            ("placement_strategy",), not self.places_workers, "only a replica that takes several GPUs is placed"
-        )
+        if self.autoscaling is not None and self.num_replicas != 1:
+            raise ValueError("num_replicas: autoscaling decides it")
+        if self.max_tokens_in_flight is not None and self.max_tokens_in_flight <= self.max_tokens:
+            raise ValueError("max_tokens_in_flight must be above max_tokens, or the longest text could never run")
+        if self.max_tokens_in_flight is not None and self.engine.kind == "transformers":
+            default = type(self.engine).model_fields["logits_memory_bytes"].default
+            if self.engine.logits_memory_bytes != default:
+                raise ValueError("logits_memory_bytes: max_tokens_in_flight is set and takes its place")
+        if self.engine.kind == "vllm":
+            self._check_workers(self.engine)
         return self
 
-    def _refuse_idle(self, keys: tuple[str, ...], refused: bool, why: str) -> None:
-        """What would be read and then ignored is an error, unless it says no more than the default."""
-        for key in keys if refused else ():
-            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True):
-                raise ValueError(f"{key}: {why}")
+    def _check_workers(self, engine: VllmConfig) -> None:
+        if engine.num_workers > 1 and self.num_gpus not in {0, engine.num_workers}:
+            raise ValueError(
+                f"num_gpus: engine_args ask for {engine.num_workers} workers (tensor_parallel_size times "
+                f"pipeline_parallel_size), a GPU each; got {self.num_gpus:g}"
+            )
+        if engine.placement_strategy != "PACK" and not self.places_workers:
+            raise ValueError("placement_strategy: only a replica that takes several GPUs is placed")
+
+    def says_more(self, key: str) -> bool:
+        """Whether a key of a source, or one of its engine's, is set to something else than its default."""
+        plain = type(self)(name=self.name, model=self.model, engine=type(self.engine)())
+        if key in {"engine", "synthetic"}:
+            return self.engine != plain.engine
+        mine, default = (self, plain) if key in type(self).model_fields else (self.engine, plain.engine)
+        return bool(getattr(mine, key, None) != getattr(default, key, None))
 
     @property
     def largest_top_k(self) -> int:
@@ -174,21 +145,102 @@ class SourceConfig(Settings):
 
     @property
     def application_name(self) -> str:
-        return self.application or self.name
+        return self.name
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model is asked to compute in; `auto` leaves it to the model's folder."""
+        return "auto" if self.engine.kind == "synthetic" else self.engine.dtype
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """Settings of the engine that change what the model says, beside dtype and weights."""
+        match self.engine.kind:
+            case "vllm":
+                return self.engine.counted | counted_variables(self.env)
+            case "synthetic":  # every row is drawn with as many candidates as are served
+                return {"seed": self.engine.seed, "candidates": self.largest_top_k}
+            case _:
+                return self.engine.counted
+
+    @property
+    def engine_name(self) -> str:
+        """The engine as stored windows name it: with what changes its answers, without its version."""
+        return engine_name(self.engine.kind, self.counted)
 
     @property
     def num_workers(self) -> int:
         """Processes of a replica that hold a part of the model each."""
-        parallel = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
-        sizes = [int(size) for size in parallel]
-        return sizes[0] * sizes[1]
+        return self.engine.num_workers if self.engine.kind == "vllm" else 1
 
     @property
     def places_workers(self) -> bool:
         """Whether Ray places the workers one by one; with executor mp they all live where the replica does."""
-        backend = self.engine_args.get("distributed_executor_backend", "ray")
-        return self.num_workers > 1 and self.num_gpus > 0 and backend == "ray"
+        engine = self.engine
+        return engine.kind == "vllm" and engine.num_workers > 1 and self.num_gpus > 0 and engine.workers_by_ray
+
+    @property
+    def placement_strategy(self) -> str:
+        """How Ray places the workers of a replica."""
+        return self.engine.placement_strategy if self.engine.kind == "vllm" else "PACK"
 
     @property
     def most_replicas(self) -> int:
         return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+
+class SourceAtAddress(_Source):
+    """A source that runs already and is used by its address."""
+
+    bos_token: ClassVar[None] = None
+
+    address: str = Field(
+        pattern=ADDRESS_PATTERN,
+        description="host:port of a source that runs already; grpcs://host:port with TLS.",
+    )
+    application: str | None = Field(None, description="Serve application at that address; default the name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_keys_of_a_deployment(cls, values: Any) -> Any:
+        """Drop the keys that say the default of a deployed source; raises ValueError naming one that says more."""
+        if not isinstance(values, Mapping):
+            return values
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        others = {key: value for key, value in values.items() if key not in own}
+        deployed = SourceConfig.model_validate({"name": "s", "model": "m", "top_k": 1, "max_tokens": 1} | others)
+        for key, value in others.items():
+            is_short_form = key == "engine" and isinstance(value, str)
+            if not is_short_form and deployed.says_more(key):
+                raise ValueError(f"{key}: leave it out with address: the source runs already")
+        return own
+
+    @property
+    def application_name(self) -> str:
+        return self.application or self.name
+
+
+def parse_source(values: Any) -> Any:
+    """Return the source that the values describe, by whether they have an address; raises ValidationError."""
+    if not isinstance(values, Mapping):
+        return values
+    kind = SourceConfig if values.get("address") is None else SourceAtAddress
+    return kind.model_validate(values)
+
+
+AnySource: TypeAlias = Annotated[SourceConfig | SourceAtAddress, BeforeValidator(parse_source)]
+
+
+def _named_as_given(error: ValidationError, values: Mapping[str, Any]) -> ValidationError:
+    """Return the error with settings of the engine by the names under which they were given."""
+    made_up = values.get("synthetic")
+    lines = []
+    for item in error.errors(include_url=False):
+        location = item["loc"]
+        if location[:1] == ("engine",) and len(location) > 1:
+            if location[1] in values:
+                location = location[1:]
+            elif isinstance(made_up, Mapping) and location[1] in made_up:
+                location = ("synthetic", *location[1:])
+        lines.append(InitErrorDetails(type=item["type"], loc=location, input=item["input"], ctx=item.get("ctx", {})))
+    return ValidationError.from_exception_data(error.title, lines)

@@ -73,16 +73,16 @@ def test_tokens_in_flight_follow_from_memory_and_vocabulary(tmp_path: Path, nest
     size = {"vocab_size": 262_144}
     (tmp_path / "config.json").write_text(json.dumps({"text_config": size} if nested else size))
     config = source(logits_memory_bytes=3 * 1000 * 2**20)
-    assert rows_at_once(config, tmp_path) == 1000
+    assert rows_at_once(config.engine, tmp_path) == 1000
     assert tokens_in_flight(config, tmp_path) == 2048  # a whole text of max_tokens and BOS must fit
     assert tokens_in_flight(source(logits_memory_bytes=3 * 4000 * 2**20), tmp_path) == 8000
     explicit = source(max_tokens_in_flight=5000, max_tokens=600)
     assert tokens_in_flight(explicit, tmp_path) == 5000
-    assert rows_at_once(explicit, tmp_path) == 2 * 2**30 // (3 * 2**20)
+    assert rows_at_once(explicit.engine, tmp_path, max_tokens_in_flight=5000) == 2 * 2**30 // (3 * 2**20)
 
 
 def test_a_model_that_hides_its_vocabulary_needs_a_setting(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="max_tokens_in_flight"):
-        rows_at_once(source(), tmp_path)
-    assert rows_at_once(source(max_tokens_in_flight=5000), tmp_path) == 5000
+        rows_at_once(source().engine, tmp_path)
+    assert rows_at_once(source().engine, tmp_path, max_tokens_in_flight=5000) == 5000

@@ -16,7 +16,8 @@ from services.base.errors import InvalidArgumentError
 from services.models.catalogue import resolve_model
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_channel
-from services.source.config import SourceConfig
+from services.source.config import SourceConfig, parse_source
+from services.source.engines.config import TransformersConfig
 from services.source.scorer import Scorer
 from services.wire.block import decode_block
 from services.wire.passage import Passage
@@ -52,7 +53,7 @@ def test_vllm_behind_grpc_agrees_with_transformers(live: Live) -> None:
     assert info.engine.startswith("vllm ")
     assert info.logprobs_path == "tap"  # "flat": the installed vLLM has moved the door, see vllm_tap.py
     over_grpc = [decode_block(message) for message in response.blocks]
-    config = live.recipe.sources[0].model_copy(update={"engine": "transformers", "engine_args": {}})
+    config = live.recipe.sources[0].model_copy(update={"engine": TransformersConfig(dtype="float32")})
     for served, here in zip(over_grpc, scored_here(config, TEXTS, 16), strict=True):
         assert served.vocabulary == here.vocabulary == info.vocabulary
         np.testing.assert_array_equal(served.token_ids_T, here.token_ids_T)
@@ -103,7 +104,7 @@ def test_settings_that_cannot_be_honoured_are_named(tmp_path: Path, changes: dic
     folder = make_tiny_model(tmp_path / "tiny", vocabulary_size=400, seed=2)
     values = {"name": "tiny", "model": str(folder), "engine": "transformers"} | changes
     with pytest.raises(ValueError, match=message):
-        scored_here(SourceConfig.model_validate(values), TEXTS[:1], 4)
+        scored_here(parse_source(values), TEXTS[:1], 4)
 
 
 def test_tokens_in_flight_are_bounded(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.source.config import SourceConfig, SyntheticConfig
+from services.source.config import SourceConfig
 from services.source.engines.base import PromptScores
+from services.source.engines.config import SyntheticConfig
 from services.source.engines.synthetic import SyntheticEngine
 from services.source.scorer import Scorer
 from services.wire.passage import Passage

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from services.models.catalogue import MODELS, RECORD
 from services.recipes.recipe import Recipe, RecipeError
-from services.source.config import OF_A_DEPLOYMENT, SourceConfig
+from services.source.config import AnySource, SourceAtAddress, SourceConfig
 
 GRPC_PORT = 9000
 MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data/runs")
@@ -58,11 +58,11 @@ def port_of_store(url: str) -> int:
     return parts.port or (80 if parts.scheme == "http" else 443)
 
 
-def _by_address(source: SourceConfig) -> SourceConfig:
-    if source.address is not None:
+def _by_address(source: AnySource) -> SourceAtAddress:
+    if isinstance(source, SourceAtAddress):
         return source
-    kept = source.model_dump(exclude_unset=True, exclude=set(OF_A_DEPLOYMENT))
-    return SourceConfig(**kept, address=f"{service_name(source)}:{GRPC_PORT}")
+    kept = source.model_dump(exclude_unset=True, include=set(SourceAtAddress.model_fields))
+    return SourceAtAddress(**kept, address=f"{service_name(source)}:{GRPC_PORT}")
 
 
 def _check_paths(recipe: Recipe) -> None:

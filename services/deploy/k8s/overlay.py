@@ -67,14 +67,13 @@ def overlay_files(
         queue: Kueue queue that admits the training job; none by default.
     """
     inside = cluster_recipe(recipe)
-    deployed = [source for source in recipe.sources if source.address is None]
     fusion = fusion_application(inside, _fusion_args(recipe, inside))
     files = {
         "kustomization.yaml": dump(_kustomization(recipe, inside, base, run_name, nodes, queue)),
         "fusion.yaml": dump(_serve_patch("fusion", "fusion", fusion)),
         "recipe.yaml": _inside_yaml(inside),
     }
-    for source in deployed:
+    for source in recipe.deployed:
         folder = f"sources/{source.name}"
         application = source_application(source, args=source.model_dump(mode="json", exclude_unset=True))
         files[f"{folder}/kustomization.yaml"] = dump(_source_kustomization(source, up(base, 2), nodes))
@@ -126,7 +125,7 @@ def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
 def _kustomization(
     recipe: Recipe, inside: Recipe, base: str, run_name: str, nodes: GpuNodes, queue: str | None
 ) -> dict[str, Any]:
-    sources = [source.name for source in recipe.sources if source.address is None]
+    sources = [source.name for source in recipe.deployed]
     document: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",

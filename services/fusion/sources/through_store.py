@@ -167,8 +167,4 @@ def stored_identities(store: BlockStore, endpoint: SourceEndpoint, vocabulary: V
         for key in ("engine", "dtype", "bos_token", "eos_token")
         if (value := getattr(endpoint, key)) is not None
     }
-    return [
-        identity
-        for identity in store.identities()
-        if wanted.items() <= (identity.model_dump() | {"engine": identity.engine.partition(" ")[0]}).items()
-    ]
+    return [identity for identity in store.identities() if wanted.items() <= identity.model_dump().items()]

@@ -9,15 +9,18 @@ from services.source.engines.base import Engine
 
 
 async def load_engine(config: SourceConfig, folder: Path, vocabulary_size: int) -> Engine:
-    """The engine that the configuration names."""
-    if config.engine == "synthetic":
-        from services.source.engines.synthetic import SyntheticEngine
+    """Load the engine that the configuration names; only that one's libraries are imported."""
+    settings = config.engine
+    match settings.kind:
+        case "synthetic":
+            from services.source.engines.synthetic import SyntheticEngine
 
-        return SyntheticEngine(config.synthetic, vocabulary_size, config.largest_top_k)
-    if config.engine == "vllm":
-        from services.source.engines.vllm import VllmEngine
+            return SyntheticEngine(settings, vocabulary_size, config.largest_top_k)
+        case "vllm":
+            from services.source.engines.vllm import VllmEngine
 
-        return await VllmEngine.load(config, folder)
-    from services.source.engines.transformers import TransformersEngine
+            return await VllmEngine.load(config, settings, folder)
+        case "transformers":
+            from services.source.engines.transformers import TransformersEngine
 
-    return await TransformersEngine.load(config, folder)
+            return await TransformersEngine.load(config, settings, folder)

@@ -6,34 +6,35 @@ import json
 from pathlib import Path
 
 from services.source.config import SourceConfig
+from services.source.engines.config import ModelConfig
 
 _BYTES_PER_ENTRY = 3 * 4
 """The logits, their float32 log-softmax, and one more for what the softmax needs on the way."""
 _FEWEST_ROWS = 256
 
 
-def rows_at_once(config: SourceConfig, folder: Path) -> int:
+def rows_at_once(engine: ModelConfig, folder: Path, *, max_tokens_in_flight: int | None = None) -> int:
     """Rows that fit into logits_memory_bytes: the engine's batch, in tokens.
 
     Never fewer than 256: below that a batch is all overhead, and vLLM refuses to start. Raises ValueError when the
     model's config.json does not say how wide a row is and max_tokens_in_flight is not set.
     """
-    explicit, vocabulary_size = config.max_tokens_in_flight, _model_vocabulary_size(folder)
+    vocabulary_size = _model_vocabulary_size(folder)
     if vocabulary_size is None:
-        if explicit is None:
+        if max_tokens_in_flight is None:
             raise ValueError(f"max_tokens_in_flight: {folder / 'config.json'} has no vocab_size to derive it from")
-        return explicit
-    rows = max(_FEWEST_ROWS, config.logits_memory_bytes // (_BYTES_PER_ENTRY * vocabulary_size))
-    return rows if explicit is None else min(rows, explicit)
+        return max_tokens_in_flight
+    rows = max(_FEWEST_ROWS, engine.logits_memory_bytes // (_BYTES_PER_ENTRY * vocabulary_size))
+    return rows if max_tokens_in_flight is None else min(rows, max_tokens_in_flight)
 
 
 def tokens_in_flight(config: SourceConfig, folder: Path) -> int:
     """The configured bound, else two batches: one that runs and one that waits, so that the engine never does."""
     if config.max_tokens_in_flight is not None:
         return config.max_tokens_in_flight
-    if config.engine == "synthetic":
+    if config.engine.kind == "synthetic":
         return 64 * (config.max_tokens + 1)
-    return max(2 * rows_at_once(config, folder), config.max_tokens + 1)
+    return max(2 * rows_at_once(config.engine, folder), config.max_tokens + 1)
 
 
 def _model_vocabulary_size(folder: Path) -> int | None:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusion_core.arrays import Float32, Int32, Int64
-from services.source.config import SyntheticConfig
 from services.source.engines.base import Engine, PromptScores
+from services.source.engines.config import SyntheticConfig
+from services.source.engines.identity import engine_name
 
 _TABLE_ROWS = 4096
 _CATCH_UP_SECONDS = 0.05
@@ -37,7 +38,7 @@ class SyntheticEngine(Engine):
         self._free_at = 0.0
         rng = np.random.default_rng(config.seed)
         self._ids_RK, self._logprobs_RK, self._outside_R = _table(rng, vocabulary_size, top_k)
-        self.name_and_version = f"synthetic 1 (seed {config.seed})"
+        self.name_and_version = engine_name("synthetic", {"seed": config.seed, "candidates": top_k}, "1")
 
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
         config = self._config

@@ -13,6 +13,8 @@ import numpy as np
 from services.models.pretrained import load_causal_lm
 from services.source.config import SourceConfig
 from services.source.engines.base import Engine, PromptScores
+from services.source.engines.config import TransformersConfig
+from services.source.engines.identity import engine_name
 
 _ROWS_AT_ONCE = 256
 """Rows turned into float32 log-probabilities at one time, beside the model's own logits."""
@@ -24,31 +26,32 @@ class TransformersEngine(Engine):
     path = "arrays"
     determinism = "the same text scores the same on the same machine: every text runs alone"
 
-    def __init__(self, model: Any, version: str, dtype: str) -> None:
+    def __init__(self, model: Any, name_and_version: str, dtype: str) -> None:
         self._model = model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers-engine")
-        self.name_and_version = f"transformers {version}"
+        self.name_and_version = name_and_version
         self.dtype = dtype
 
     @classmethod
-    async def load(cls, config: SourceConfig, folder: Path) -> TransformersEngine:
+    async def load(cls, config: SourceConfig, settings: TransformersConfig, folder: Path) -> TransformersEngine:
         import torch
         import transformers
 
-        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device: {device} is asked for, but torch sees no CUDA device; use auto or cpu")
-        if config.torch_threads:
-            torch.set_num_threads(config.torch_threads)
-        dtype: Any = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        dtype: Any = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
         model: Any = load_causal_lm(
             folder,
             dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=settings.trust_remote_code,
             key=f"sources.{config.name}.trust_remote_code",
         )
         model = model.to(device).eval()
-        return cls(model, transformers.__version__, str(model.dtype).removeprefix("torch."))
+        name = engine_name("transformers", config.counted, transformers.__version__)
+        return cls(model, name, str(model.dtype).removeprefix("torch."))
 
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, list(prompt_ids), top_k)

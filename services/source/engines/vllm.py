@@ -13,6 +13,8 @@ import numpy as np
 
 from services.source.config import SourceConfig
 from services.source.engines.base import Engine, EngineDiedError, PromptScores
+from services.source.engines.config import OWN_VALUES, VllmConfig
+from services.source.engines.identity import counted_variables, engine_name
 from services.source.engines.memory import rows_at_once
 from services.source.engines.vllm_tap import MARK, RawPromptLogprobs, open_tap
 
@@ -27,8 +29,6 @@ _OWN_ARGUMENTS = {
     "skip_tokenizer_init",
     "enable_prefix_caching",
 }
-_CHANGING_ARGUMENTS = ("quantization", "kv_cache_dtype", "hf_overrides")
-"""Engine arguments that change what a model says: they belong to the engine's name, and so to what is stored of it."""
 _PROBE_TOP_K = 2
 
 
@@ -48,37 +48,39 @@ class VllmEngine(Engine):
         )
 
     @classmethod
-    async def load(cls, config: SourceConfig, folder: Path) -> VllmEngine:
-        if clash := _OWN_ARGUMENTS & config.engine_args.keys():
+    async def load(cls, config: SourceConfig, settings: VllmConfig, folder: Path) -> VllmEngine:
+        if clash := _OWN_ARGUMENTS & settings.engine_args.keys():
             raise ValueError(f"engine_args: {', '.join(sorted(clash))} is set from the source's own keys; leave it out")
+        environment = dict(os.environ)  # vLLM adds to it
         import vllm
+        from vllm import envs
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         problem = open_tap()
         arguments: dict[str, Any] = {
-            "max_num_batched_tokens": rows_at_once(config, folder),
-            "load_format": "safetensors",  # vLLM would fall back on pickled weights
+            "max_num_batched_tokens": rows_at_once(settings, folder, max_tokens_in_flight=config.max_tokens_in_flight),
+            **OWN_VALUES,
             "disable_log_stats": True,
             **({"distributed_executor_backend": "ray"} if config.places_workers else {}),
-            **config.engine_args,
+            **settings.engine_args,
         }
         try:
             engine_args = AsyncEngineArgs(
                 model=str(folder),
-                dtype=config.dtype,
+                dtype=settings.dtype,
                 max_model_len=config.max_tokens + 2,  # BOS in front, and the one token that generate insists on
                 max_logprobs=max(config.largest_top_k, _PROBE_TOP_K),
                 skip_tokenizer_init=True,
-                trust_remote_code=config.trust_remote_code,
+                trust_remote_code=settings.trust_remote_code,
                 enable_prefix_caching=False,  # prompt scoring skips the cache anyway
                 **arguments,
             )
         except TypeError as error:
             raise ValueError(f"engine_args: {error}") from error
         async_llm = AsyncLLM.from_engine_args(engine_args)
-        changing = ", ".join(f"{key}={arguments[key]}" for key in _CHANGING_ARGUMENTS if arguments.get(key) is not None)
-        name = f"vllm {vllm.__version__}" + (f" ({changing})" if changing else "")
+        known = {name: environment[name] for name in envs.environment_variables if name in environment}
+        name = engine_name("vllm", config.counted | counted_variables(known), vllm.__version__)
         engine = cls(async_llm, name, str(async_llm.model_config.dtype).removeprefix("torch."))
         try:
             problem = problem or await engine._probe(config)

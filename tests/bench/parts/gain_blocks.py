@@ -53,7 +53,7 @@ def capture(source: SourceConfig, windows: Sequence[Window], store_folder: str) 
         vocabulary=vocabulary.fingerprint,
         bos_token=names[bos],
         eos_token=names.get(-1 if vocabulary.eos_id is None else vocabulary.eos_id, ""),
-        engine=source.engine,
+        engine=source.engine.kind,
         dtype=source.dtype,
         top_k=source.top_k,
     )

@@ -108,7 +108,7 @@ class BareEngine:
             skip_tokenizer_init=True,
             enable_prefix_caching=False,
             disable_log_stats=True,
-            **config.engine_args,
+            **config.engine.engine_args,
         )
 
     def generate(self, prompts: Sequence[list[int]]) -> Any:
