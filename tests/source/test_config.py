@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from services.source.app import deployment_options
-from services.source.config import SourceConfig
+from services.source.config import SourceAtAddress, SourceConfig, parse_source
 from services.source.engines.memory import rows_at_once, tokens_in_flight
 
 
@@ -58,12 +58,111 @@ def test_gpus_of_one_process_group_belong_to_the_replica(values: dict[str, Any])
         ({"synthetic": {"seed": 1}}, "synthetic: only engine synthetic takes it"),
         ({"engine": "synthetic", "dtype": "float32"}, "dtype: engine synthetic loads no model"),
         ({"engine": "synthetic", "engine_args": {"seed": 1}}, "engine_args: only engine vllm takes it"),
+        ({"engine": {"kind": "synthetic"}, "torch_threads": 2}, "torch_threads: only engine transformers takes it"),
+        ({"engine": {"dtype": "float32"}, "dtype": "bfloat16"}, "dtype: 'bfloat16', but engine.dtype is 'float32'"),
+        ({"engine": {"kind": "transformers", "engine_args": {}}}, "engine.engine_args"),
+        ({"engine": "synthetic", "synthetic": 7}, "synthetic: expected a section"),
+        ({"engine": {"kind": ["vllm"]}}, "Input should be 'vllm', 'transformers' or 'synthetic'"),
+        ({"dtype": "int8"}, "\ndtype\n"),
+        ({"engine": {"dtype": "int8"}}, "\nengine.dtype\n"),
+        ({"engine": "synthetic", "synthetic": {"seed": -1}}, "\nsynthetic.seed\n"),
+        ({"address": "host:9000"}, "address: a source with an address is not deployed"),
+        ({"application": "other"}, "application goes with address"),
         ({"max_tokens": 100, "max_tokens_in_flight": 100}, "max_tokens_in_flight must be above max_tokens"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         source(**values)
+    assert message in str(caught.value)
+
+
+FORMS = [
+    ({}, {"engine": {}}),
+    ({"engine": "vllm", "dtype": "float32"}, {"engine": {"kind": "vllm", "dtype": "float32"}}),
+    (
+        {"engine_args": {"max_num_seqs": 2}, "trust_remote_code": True, "device": "auto", "synthetic": {}},
+        {"engine": {"engine_args": {"max_num_seqs": 2}, "trust_remote_code": True}},
+    ),
+    (
+        {"engine": "transformers", "torch_threads": 1, "engine_args": {}, "placement_strategy": "PACK"},
+        {"engine": {"kind": "transformers", "torch_threads": 1}},
+    ),
+    (
+        {"engine": "synthetic", "synthetic": {"seed": 3}, "dtype": "auto"},
+        {"engine": {"kind": "synthetic", "seed": 3}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("flat", "section"), FORMS)
+def test_short_and_long_form_say_the_same(flat: dict[str, Any], section: dict[str, Any]) -> None:
+    """A key that the engine does not have is no mistake where it says its default: older dumps name them all."""
+    assert source(**flat) == source(**section)
+
+
+@pytest.mark.parametrize("values", [values for pair in FORMS for values in pair])
+def test_what_is_written_down_is_read_again(values: dict[str, Any]) -> None:
+    config = source(**values)
+    assert SourceConfig.model_validate(config.model_dump(mode="json")) == config
+    assert SourceConfig.model_validate(config.model_dump(mode="json", exclude_unset=True)) == config
+
+
+DUMPED_BEFORE_SECTIONS = {
+    "name": "s",
+    "model": "m",
+    "engine": "transformers",
+    "dtype": "float32",
+    "device": "auto",
+    "top_k": 16,
+    "max_top_k": None,
+    "bos_token": None,
+    "eos_token": None,
+    "max_tokens": 2047,
+    "max_text_bytes": 32768,
+    "per_client": {"streams": 256, "blocks": 16384, "request_bytes": 33554432},
+    "max_tokens_in_flight": None,
+    "logits_memory_bytes": 2147483648,
+    "engine_args": {},
+    "synthetic": {"tokens_per_second": None, "delay_seconds": 0.0, "seed": 0},
+    "canary": {"interval_seconds": 300.0, "tolerance_nats": 0.05},
+    "env": {},
+    "trust_remote_code": False,
+    "torch_threads": None,
+    "address": None,
+    "application": None,
+    "num_replicas": 1,
+    "autoscaling": None,
+    "num_cpus": 1.0,
+    "num_gpus": 0.0,
+    "placement_strategy": "PACK",
+    "max_ongoing_requests": 64,
+    "max_queued_requests": 256,
+}
+"""A source as run folders and Serve's stored arguments hold it from before there was a section `engine`."""
+
+
+def test_older_dumps_stay_readable() -> None:
+    assert parse_source(DUMPED_BEFORE_SECTIONS) == source(top_k=16, engine={"kind": "transformers", "dtype": "float32"})
+    reached = DUMPED_BEFORE_SECTIONS | {"address": "host:9000", "dtype": "auto"}
+    assert parse_source(reached) == SourceAtAddress(name="s", model="m", top_k=16, address="host:9000")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_replicas": 2}, "num_replicas: leave it out with address"),
+        ({"autoscaling": {"max_replicas": 2}}, "autoscaling: leave it out with address"),
+        ({"dtype": "float32", "torch_threads": None}, "dtype: leave it out with address"),
+        ({"engine": {"kind": "synthetic", "seed": 1}}, "engine: leave it out with address"),
+        ({"engine": "synthetic", "synthetic": {"seed": 1}}, "synthetic: leave it out with address"),
+        ({"colour": "red"}, "colour"),
+        ({"num_replicas": 0}, "num_replicas"),
+    ],
+)
+def test_a_source_at_an_address_takes_no_keys_of_a_deployment(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        parse_source({"name": "s", "model": "m", "address": "host:9000"} | values)
     assert message in str(caught.value)
 
 

@@ -23,6 +23,7 @@ OWN_VALUES = {"load_format": "safetensors"}  # vLLM would fall back on pickled w
 class ModelConfig(Settings):
     """Settings of every engine that loads a model."""
 
+    kind: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     logits_memory_bytes: int = Field(
         2 * 1024**3,
@@ -133,7 +134,9 @@ def lift_flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = section.setdefault("kind", "vllm")
     if not isinstance(kind, str) or kind not in _KINDS:
         return lifted  # it is refused for its kind
-    if kind == "synthetic" and isinstance(made_up, Mapping):
+    if not isinstance(made_up, Mapping):
+        raise ValueError(f"synthetic: expected a section, got {made_up!r}")
+    if kind == "synthetic":
         flat |= made_up
     elif made_up and SyntheticConfig.model_validate(made_up) != SyntheticConfig():
         raise ValueError("synthetic: only engine synthetic takes it")
