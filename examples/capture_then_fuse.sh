@@ -3,7 +3,7 @@
 #
 #     examples/capture_then_fuse.sh [--set KEY=VALUE ...]
 #
-# Run it from the folder that holds docs/, with the environment activated; it takes about a minute on two cores.
+# Run it from the folder that holds docs/, with the environment activated; two cores take a few minutes.
 set -euo pipefail
 examples=$(dirname "$0")
 recipe=$examples/synthetic.yaml
