@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from services.cli.app import app
 from services.recipes.recipe import Recipe
-from services.source.config import SourceConfig
+from services.source.config import parse_source
 from tests.examples.pages import PAGES, REPOSITORY, anchors, code_blocks, code_spans, commands, links, tables, text_of
 
 _FOLDERS = ("services", "fusion_core", "tests", "protos", "k8s", "docs", "examples", "requirements")
@@ -92,6 +92,7 @@ def recipe_schema() -> tuple[dict[str, set[str]], set[str]]:
 @pytest.mark.parametrize(
     ("page", "heading", "section", "column"),
     [
+        ("docs/concepts.md", "Settings of the methods", "fusion", 1),
         ("docs/concepts.md", "The mixture", "fusion", 0),
         ("docs/training.md", "The recipe", "recipe", 0),
         ("docs/training.md", "Section `corpus`", "corpus", 0),
@@ -116,8 +117,8 @@ def test_every_key_of_a_recipe_is_on_a_page() -> None:
     schema = Recipe.model_json_schema(by_alias=True)["$defs"]
     spans = [span for page in PAGES for span in code_spans(text_of(page))]
     named = {word for span in spans for word in re.findall(r"\w+", span)}
-    sections = ("CorpusConfig", "SourceConfig", "TargetConfig", "FusionConfig", "ServiceConfig", "DistillConfig")
-    for section in sections:
+    sections = {name for name in schema if name.endswith("Config")} | {"SourceAtAddress"}
+    for section in sorted(sections):
         assert set(schema[section]["properties"]) - named == set(), section
 
 
@@ -125,4 +126,4 @@ def test_recipes_on_the_pages_are_valid() -> None:
     [recipe] = code_blocks("README.md", "yaml")
     assert len(Recipe.model_validate(yaml.safe_load(recipe)).sources) == 2
     [sources] = code_blocks("docs/sources.md", "yaml")
-    assert [SourceConfig.model_validate(source).name for source in yaml.safe_load(sources)["sources"]]
+    assert [parse_source(source).name for source in yaml.safe_load(sources)["sources"]] == ["gemma3", "elsewhere"]
