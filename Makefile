@@ -77,6 +77,8 @@ lock: $(READY) ## resolve requirements/*.in again, to the newest versions; UPGRA
 	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu
 	env -u UV_FIND_LINKS $(COMPILE) --python-platform x86_64-manylinux_2_28 requirements/gpu.in --extra gpu \
 	  -o requirements/gpu.txt
+	$(BIN)/uv pip compile --quiet $(UPGRADE) --no-header --no-annotate --python-version 3.11 requirements/s3-server.in \
+	  -o requirements/s3-server.txt
 
 clean: ## remove everything that is generated, the environment included
 	rm -rf $(VENV) build .import_linter_cache .mypy_cache .ruff_cache .pytest_cache

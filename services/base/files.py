@@ -11,15 +11,14 @@ from pyarrow import fs
 
 from services.base.atomic import FOREIGN_SECONDS, PARTIAL_SUFFIX, partial_name, sweep_partial, write_whole
 from services.base.credentials import without_credentials
-
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oci", "oss", "r2"}
-"""Protocols under which a file appears when its upload is complete, and folders are only parts of names."""
+from services.base.object_store import PROTOCOLS, without_folders
 
 
 def open_location(location: str | Path, setting: str) -> tuple[Any, str]:
     """Return the pyarrow file system of a folder or URL, and the path there without a slash at its end.
 
-    URLs that pyarrow does not know go to fsspec. Raises ValueError naming `setting` when neither can open it.
+    URLs that pyarrow does not know go to fsspec. Object stores make no folders, so that rights on a prefix are enough.
+    Raises ValueError naming `setting` when neither can open it.
     """
     text = str(location)
     if "://" not in text:
@@ -32,7 +31,15 @@ def open_location(location: str | Path, setting: str) -> tuple[Any, str]:
     except (ValueError, ImportError, OSError, pa.ArrowException) as error:
         problem = f"{without_credentials(text)}: {without_credentials(str(error))}"
         raise ValueError(f"{setting}: cannot open {problem}") from error
+    if text.partition("://")[0] in PROTOCOLS:
+        files = without_folders(files)
     return files, folder.rstrip("/")
+
+
+def join_location(location: str | Path, *parts: str) -> str:
+    """Return the folder or URL with `parts` behind its path; what follows a question mark in a URL stays at the end."""
+    path, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
+    return "/".join([path.rstrip("/"), *parts]) + mark + query
 
 
 class Files:
@@ -45,7 +52,7 @@ class Files:
         self.root = root
         self._files, self._folder = open_location(root, setting)
         self._local = isinstance(self._files, fs.LocalFileSystem)
-        self._has_folders = root.partition("://")[0] not in _OBJECT_STORES
+        self._has_folders = root.partition("://")[0] not in PROTOCOLS
         try:
             self.write(".writable", b"")
             self.delete(".writable")
@@ -55,7 +62,7 @@ class Files:
 
     def location(self, path: str) -> str:
         """Return the full path or URL of a file, for messages."""
-        return without_credentials(f"{self.root.rstrip('/')}/{path}")
+        return without_credentials(join_location(self.root, path))
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file that appears with all its bytes at once; OSError when there is no room."""

@@ -1,4 +1,4 @@
-"""Where fetched models and corpora live, and the lock that keeps two processes from fetching the same thing."""
+"""The folder of fetched models and corpora, and the lock under which one process at a time makes something in it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ class FetchError(Exception):
 
 
 def fusion_home() -> Path:
-    """`$FUSION_HOME`, or `~/.cache/llm-fusion`."""
-    return Path(os.environ.get("FUSION_HOME") or "~/.cache/llm-fusion").expanduser()
+    """Return `$FUSION_HOME`, or `~/.cache/llm-fusion`.
+
+    Raises ValueError when neither is known: HOME is not set and the user has no entry in the password file, as in a
+    container that runs under a number of its own.
+    """
+    folder = Path(os.environ.get("FUSION_HOME") or "~/.cache/llm-fusion")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"FUSION_HOME: set it to a folder that can be written; {folder} has no home here") from error
 
 
 @contextmanager
