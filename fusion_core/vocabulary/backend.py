@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fusion_core.vocabulary.token_bytes import components
+from fusion_core.vocabulary.token_bytes import components, pieces_by_id, split_merge
 
 _NONCE = secrets.token_hex(16)
 
@@ -26,31 +26,42 @@ def _unwritable(token_id: int) -> str:
     return f"\U0010ffff{_NONCE}:{token_id}\U0010fffe"
 
 
-def text_description(description: dict[str, Any], special_ids: frozenset[int]) -> dict[str, Any]:
+def text_description(description: dict[str, Any], control_ids: frozenset[int]) -> dict[str, Any]:
     """The description with control tokens renamed, and everything that adds, cuts or randomises switched off.
 
     Control tokens keep their ids. Renaming them is what makes "<eos>" in user text ordinary text: Unigram models and
-    BPE with `ignore_merges` otherwise find the control token's own name in the vocabulary.
+    BPE with `ignore_merges` otherwise find the control token's own name in the vocabulary. Special tokens that text
+    needs (see `roles`) are ordinary pieces here.
     """
-    model = dict(description["model"])
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {_unwritable(i) if i in special_ids else piece: i for piece, i in vocabulary.items()}
-        unk_token = model.get("unk_token")
-        if unk_token in vocabulary and vocabulary[unk_token] in special_ids:
-            model["unk_token"] = _unwritable(vocabulary[unk_token])
-    else:
-        model["vocab"] = [[_unwritable(i) if i in special_ids else p, s] for i, (p, s) in enumerate(vocabulary)]
-    if "dropout" in model:
-        model["dropout"] = None
+    pieces = pieces_by_id(description)
     added_tokens = [
         {**added, "content": _unwritable(added["id"]), "lstrip": False, "rstrip": False, "normalized": False}
-        if added["id"] in special_ids
+        if added["id"] in control_ids
         else added
         for added in description.get("added_tokens", ())
+        if added["id"] in control_ids or not added["special"] or added["id"] not in pieces
     ]
     changes = {"truncation": None, "padding": None, "post_processor": None}
-    return {**description, **changes, "model": model, "added_tokens": added_tokens}
+    return {**description, **changes, "model": _text_model(description, control_ids), "added_tokens": added_tokens}
+
+
+def _text_model(description: dict[str, Any], control_ids: frozenset[int]) -> dict[str, Any]:
+    model = dict(description["model"])
+    vocabulary = model["vocab"]
+    if "dropout" in model:
+        model["dropout"] = None
+    if isinstance(vocabulary, list):
+        model["vocab"] = [[_unwritable(i) if i in control_ids else p, s] for i, (p, s) in enumerate(vocabulary)]
+        return model
+    renamed = {piece: _unwritable(i) for piece, i in vocabulary.items() if i in control_ids}
+    if not renamed:
+        return model
+    model["vocab"] = {renamed.get(piece, piece): i for piece, i in vocabulary.items()}
+    # Merges that make a control token's name would write it from text.
+    model["merges"] = [merge for merge in model["merges"] if "".join(split_merge(merge)) not in renamed]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    return model
 
 
 def _without_start_of_text(node: Any) -> Any:
@@ -104,6 +115,10 @@ def raw_description(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any]) -> Tokenizer:
-    backend = Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
+    """Return the tokenizer of a description; raises ValueError for one that does not fit together."""
+    try:
+        backend = Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
+    except Exception as error:  # the Rust library raises nothing more specific
+        raise ValueError(f"tokenizer: its description cannot be used: {error}") from error
     backend.encode_special_tokens = True
     return backend

@@ -7,12 +7,17 @@ continuation marks, whose pieces do not say which bytes lie between two words.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from tokenizers import Tokenizer
+
 SPACE_MARKER = "\u2581"
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BETWEEN = "\U0010fffd"
+"""Stands in no piece: the last character for private use."""
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_alphabet() -> dict[int, str]:
@@ -68,6 +73,12 @@ def pieces_by_id(description: dict[str, Any]) -> dict[int, str]:
     return {token_id: piece for token_id, (piece, _) in enumerate(vocabulary)}
 
 
+def split_merge(merge: str | list[str]) -> tuple[str, str]:
+    """The two parts of a merge, which `tokenizer.json` writes as "a b" or as ["a", "b"], by its version."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
 def unknown_id(description: dict[str, Any]) -> int | None:
     """The id that stands for "cannot be represented", which has no bytes of its own."""
     model = description["model"]
@@ -78,29 +89,70 @@ def unknown_id(description: dict[str, Any]) -> int | None:
     return model["vocab"].get(unk_token) if unk_token is not None else None
 
 
+def added_by_id(description: dict[str, Any]) -> dict[int, str]:
+    """The added tokens that are no pieces of the model."""
+    pieces = pieces_by_id(description)
+    added = ((int(token["id"]), token["content"]) for token in description.get("added_tokens", ()))
+    return {token_id: content for token_id, content in added if token_id not in pieces}
+
+
 def bytes_by_id(description: dict[str, Any], special_ids: frozenset[int]) -> list[bytes]:
-    """The bytes of ids 0..V-1; special ids and holes in the numbering have none."""
-    byte_level = is_byte_level(description)
-    marked = any(
-        SPACE_MARKER in str(part)
-        for key in ("normalizer", "pre_tokenizer", "decoder")
-        for part in components(description.get(key))
-    )
-    byte_fallback = bool(description["model"].get("byte_fallback")) or any(
-        part["type"] == "ByteFallback" for part in components(description.get("decoder"))
-    )
+    """The bytes of ids 0..V-1 as the decoder writes them behind other tokens; special ids and holes have none.
 
-    def of_piece(piece: str) -> bytes:
-        if byte_level:
-            try:
-                return bytes(BYTE_OF_CHARACTER[character] for character in piece)
-            except KeyError:  # a piece outside the alphabet stands for itself, as in the ByteLevel decoder
-                return piece.encode("utf-8", "ignore")
-        if byte_fallback and (match := _BYTE_PIECE.fullmatch(piece)):
-            return bytes([int(match[1], 16)])
-        return (piece.replace(SPACE_MARKER, " ") if marked else piece).encode("utf-8", "ignore")
+    A piece of the model that is an added token as well is a piece: Gemma 3's runs of U+2581 are both, and its decoder
+    writes spaces. An added token that is no piece stands for its own text where pieces are written in stand-ins for
+    bytes, because it is found in a text before that is rewritten.
 
-    table = {token_id: of_piece(piece) for token_id, piece in pieces_by_id(description).items()}
-    table |= {added["id"]: added["content"].encode() for added in description.get("added_tokens", ())}
+    Raises:
+        ValueError: a decoder that writes something between tokens, or drops some.
+    """
+    pieces, added = pieces_by_id(description), added_by_id(description)
+    if is_byte_level(description):
+        table = {token_id: _from_alphabet(piece) for token_id, piece in pieces.items()}
+        table |= {token_id: content.encode() for token_id, content in added.items()}
+    else:
+        everything = added | pieces
+        decoded = _decoded(description, list(everything.values()))
+        table = {token_id: text.encode() for token_id, text in zip(everything, decoded, strict=True)}
+        if has_byte_pieces(description):
+            table |= {
+                token_id: bytes([int(match[1], 16)])
+                for token_id, piece in pieces.items()
+                if (match := BYTE_PIECE.fullmatch(piece))
+            }
     size = max(table, default=-1) + 1
     return [b"" if token_id in special_ids else table.get(token_id, b"") for token_id in range(size)]
+
+
+def has_byte_pieces(description: dict[str, Any]) -> bool:
+    """Whether `<0xNN>` stands for a byte."""
+    by_decoder = any(part["type"] == "ByteFallback" for part in components(description.get("decoder")))
+    return by_decoder or bool(description["model"].get("byte_fallback"))
+
+
+def _from_alphabet(piece: str) -> bytes:
+    try:
+        return bytes(BYTE_OF_CHARACTER[character] for character in piece)
+    except KeyError:  # a piece outside the alphabet stands for itself, as in the ByteLevel decoder
+        return piece.encode()
+
+
+def _decoded(description: dict[str, Any], pieces: list[str]) -> list[str]:
+    """Each piece as the decoder writes it in the middle of a text."""
+    if not description.get("decoder"):
+        parts = (part for key in ("normalizer", "pre_tokenizer") for part in components(description.get(key)))
+        marked = any(SPACE_MARKER in str(part) for part in parts)
+        return [piece.replace(SPACE_MARKER, " ") for piece in pieces] if marked else pieces
+    bare = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": description["decoder"]}
+    decoder = Tokenizer.from_str(json.dumps(bare)).decoder
+    # One call for all: a private character stands between each two, and in front, where decoders strip a space.
+    between = [_BETWEEN] * (2 * len(pieces) + 1)
+    between[1::2] = pieces
+    decoded: list[str] = decoder.decode(between).split(_BETWEEN)[1:-1]
+    if len(decoded) != len(pieces) or decoder.decode([_BETWEEN, _BETWEEN]) != 2 * _BETWEEN:
+        kinds = ", ".join(part["type"] for part in components(description["decoder"]))
+        raise ValueError(
+            f"tokenizer: its decoder ({kinds}) writes something between tokens or drops some, so that tokens do not "
+            "determine the bytes of the text; allowed are decoders that write token by token"
+        )
+    return decoded

@@ -20,7 +20,9 @@ from fusion_core.vocabulary.byte_table import ByteTable
 from fusion_core.vocabulary.encoding import Encoding
 from fusion_core.vocabulary.fingerprint import vocabulary_fingerprint
 from fusion_core.vocabulary.first_tokens import FirstTokens
-from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level, unknown_id
+from fusion_core.vocabulary.roles import Roles, control_ids
+from fusion_core.vocabulary.token_bytes import SPACE_MARKER, bytes_by_id, check_supported, is_byte_level
+from fusion_core.vocabulary.tokenizer_files import load_tokenizer
 
 
 class Vocabulary:
@@ -33,15 +35,15 @@ class Vocabulary:
         special_ids: all ids that are control tokens, the unknown token included.
         special_tokens: ids of the control tokens by their names, such as "<bos>".
         has_dummy_prefix: whether a space is put in front of a text before it is split.
+        warnings: what a user should know about the folder that the tokenizer was loaded from, one line each.
         fingerprint: 16 hexadecimal digits that differ when ids, their bytes, the way of splitting or the roles do.
     """
 
-    def __init__(self, description: dict[str, Any], roles: dict[str, int | None], special_ids: frozenset[int]) -> None:
+    def __init__(self, description: dict[str, Any], roles: Roles, special_ids: frozenset[int]) -> None:
         """Takes the parsed content of `tokenizer.json` and the roles; see `from_pretrained` and `from_tokenizer`."""
         check_supported(description)
-        unk_id = unknown_id(description)
-        added_special = {added["id"] for added in description.get("added_tokens", ()) if added["special"]}
-        self.special_ids = special_ids | added_special | ({unk_id} if unk_id is not None else frozenset())
+        self.special_ids = control_ids(description, roles, special_ids)
+        self.warnings: tuple[str, ...] = ()
         self.bos_id, self.eos_id, self.pad_id = roles["bos"], roles["eos"], roles["pad"]
         self.special_tokens = {
             added["content"]: int(added["id"])
@@ -59,10 +61,11 @@ class Vocabulary:
         self._first_tokens = FirstTokens(
             self.byte_table, described, self._backend, byte_level=is_byte_level(description)
         )
+        self._check_spaces(token_bytes)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, eos_token: str | None = None) -> Vocabulary:
-        """Loads the fast tokenizer of a model folder (or hub name).
+        """Load the fast tokenizer of a model folder (or hub name), which splits as its `tokenizer.json` says.
 
         Args:
             folder: where the tokenizer is.
@@ -72,15 +75,10 @@ class Vocabulary:
             ValueError: the folder has no fast tokenizer, or one whose tokens do not stand for bytes (WordPiece), or one
                 that is Python code, or no such control token.
         """
-        from transformers import AutoTokenizer  # takes seconds to import, and only this method needs it
-
-        if isinstance(folder, Path) and not folder.is_dir():
-            raise ValueError(f"tokenizer: no folder {folder}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"tokenizer: cannot load one from {folder}: {error}") from error
-        return cls.from_tokenizer(tokenizer, eos_token=eos_token)
+        tokenizer, warnings = load_tokenizer(folder)
+        vocabulary = cls.from_tokenizer(tokenizer, eos_token=eos_token)
+        vocabulary.warnings = warnings
+        return vocabulary
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, *, eos_token: str | None = None) -> Vocabulary:
@@ -153,6 +151,19 @@ class Vocabulary:
             return 0
         first = self.token_bytes(int(token_ids_T[0]))
         return int(first.startswith(b" ") and len(first) == int(byte_ends_T[0]) + 1)
+
+    def _check_spaces(self, token_bytes: Sequence[bytes]) -> None:
+        """Raise ValueError when no token holds the space between two words, as with a pre-tokenizer for whole words."""
+        word = next((token for token in token_bytes if token.isalpha() and token.islower()), None)
+        if word is None:
+            return
+        text = word + b" " + word
+        tokens = b"".join(token_bytes[token_id] for token_id in self.encode(text).token_ids_T)
+        if b" " not in tokens.strip():
+            raise ValueError(
+                f"tokenizer: it drops the space of {text.decode()!r}, so that its tokens do not determine the bytes of "
+                "a text; allowed are tokenizers whose tokens hold the spaces"
+            )
 
     def _lossless(self, text: bytes, ids: list[int], prefixed: bool) -> Encoding | None:
         """The encoding when the tokens' bytes are exactly the text, after at most a dummy prefix; else None."""
