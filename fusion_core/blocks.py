@@ -24,7 +24,7 @@ class SourceShare:
     """What one source contributed to a fused window.
 
     `weight` is its share of the mixture (0 when it took no part), averaged over the rows of the window;
-    `nats_per_byte` its own loss on the window (NaN when `present` is false).
+    `nats_per_byte` its own loss on the window (NaN when `present` is false, and when it has no usable row).
     """
 
     name: str

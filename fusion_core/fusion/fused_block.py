@@ -37,6 +37,8 @@ def fuse(
 ) -> Block:
     """Return the fused distribution of every target token of one window.
 
+    How the sources are weighed where they do not have the same rows is said in `fusion_core.fusion.weights`.
+
     Args:
         text: the window, UTF-8.
         target: the target's encoding of it, EOS behind it where the block gets an end row.
@@ -50,14 +52,18 @@ def fuse(
     Returns:
         A block of `k_out` candidates per row. A row is a mixture of the sources that could give it, with their
         weights normalised; it is masked when none of weight above zero could. `shares` lists every source, those that
-        did not answer as not present.
+        did not answer as not present, and one that answered without a usable row with weight 0 and no loss.
 
     Raises:
-        TooFewSources: fewer than `min_sources` answered.
-        ValueError: a source's rows are not those of `target`, or strategy `fixed` lacks a weight.
+        TooFewSources: fewer than `min_sources` answered, or with strategy `fixed` none of weight above 0, where one
+            that did not answer has such a weight.
+        ValueError: a source's rows are not those of `target`, or strategy `fixed` lacks a weight, or has only zeros for
+            the sources that were asked.
     """
     present = {name: rows for name, rows in sources.items() if rows is not None}
     _check_quorum(sources, present, config.min_sources if min_sources is None else min_sources)
+    if config.strategy == "fixed":
+        _check_weights(config.weights, sources, present)
     for name, rows in present.items():
         if rows.num_tokens != target.num_tokens:
             raise ValueError(f"source {name!r}: {rows.num_tokens} rows for {target.num_tokens} target tokens")
@@ -94,6 +100,22 @@ def _check_quorum(
         f"min_sources: {len(present)} of {len(sources)} sources answered, at least {min_sources} are needed"
         + (f" (missing: {', '.join(absent)})" if absent else "")
     )
+
+
+def _check_weights(
+    weights: Mapping[str, float], sources: Mapping[str, ProjectedRows | None], present: Mapping[str, ProjectedRows]
+) -> None:
+    """Raise TooFewSources when no source of weight above 0 answered, ValueError when none was asked."""
+    for name in sources:
+        if name not in weights:
+            raise ValueError(f"weights: no weight for source {name!r}, there are {sorted(weights)}")
+    if any(weights[name] > 0 for name in present):
+        return
+    message = f"weights: all sources that answered ({', '.join(present)}) have weight 0"
+    weighted = [name for name in sources if weights[name] > 0]
+    if weighted:
+        raise TooFewSources(f"{message} (missing: {', '.join(weighted)})")
+    raise ValueError(f"{message}; at least one that is asked must have more")
 
 
 def _over_usable(asked_ST: Float64, usable_ST: Bool) -> tuple[Float64, Bool]:

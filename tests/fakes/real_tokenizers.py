@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from services.base.atomic import whole_folder
 from services.base.home import exclusive, fusion_home
@@ -33,6 +36,14 @@ _SHA256 = {
     "qwen3": "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
 }
 FAMILIES = tuple(_SHA256)
+NASTY = (
+    "The capital of  France   is    Paris.\t\tIndeed\r\n\r\n\n   def f(x):\n\treturn x**2 + 1_000_000  # 3.14\n"
+    "I'll, we'LL; HTTPResponse <table></table> \x00\x01\x7f \u00a0\u3000\u200b\u200d\ufeff\u2028"
+    " e\u0301 \u00e9 n\u0303 \u212b \ufb01\u00b2\u00bd "
+    "中文的句子。日本語の文章です。한국어 문장 ไทย हिन्दी नमस्ते مرحبا بالعالم שלום Привет Γειά "
+    "👩‍👩‍👧 👍🏽 🇩🇪 \U0001f9ff <0x41> Ġ Ċ \u2581 \u2581\u2581 <s> </s> <eos> <|endoftext|> <|im_end|> [PAD]  "
+)
+"""Runs of spaces, controls, code, marks to be composed, many scripts, stand-ins and control tokens' names."""
 _FILES = ("tokenizer.json", "tokenizer_config.json")
 _HOME = fusion_home()  # a session's fixture may move it later; these downloads are shared with everyone
 
@@ -58,6 +69,24 @@ def folder(name: str) -> Path:
 def real_vocabulary(name: str) -> Vocabulary:
     """Return the vocabulary of one of `FAMILIES`."""
     return Vocabulary.from_pretrained(folder(name))
+
+
+def flat_block(vocabulary: Vocabulary, text: bytes, k: int = 4) -> Block:
+    """Return a source's block with probability 0.9 spread evenly over the realised token and the ids behind it."""
+    encoding = vocabulary.encode(text)
+    ids_TK = (encoding.token_ids_T[:, None] + np.arange(k, dtype=np.int32)) % vocabulary.size
+    logprobs_TK = np.full(ids_TK.shape, np.log(0.9 / k), dtype=np.float32)
+    return Block(
+        text_bytes=text,
+        token_ids_T=encoding.token_ids_T,
+        byte_ends_T=encoding.byte_ends_T,
+        topk_ids_TK=ids_TK.astype(np.int32),
+        topk_logprobs_TK=logprobs_TK,
+        tail_T=np.full(encoding.num_tokens, np.log(0.1), dtype=np.float32),
+        gold_T=logprobs_TK[:, 0].copy(),
+        vocabulary=vocabulary.fingerprint,
+        mask_T=encoding.lossless_T,
+    )
 
 
 @contextmanager

@@ -133,8 +133,10 @@ class VocabularyMap:
             target_ids_V[missing] = candidates[nearest]
         for role in ("pad_id", "bos_id", "eos_id"):  # EOS last: a token that is both ends the text when predicted
             source_id, target_id = getattr(source, role), getattr(target, role)
-            if source_id is not None:
-                target_ids_V[source_id] = UNMAPPED if target_id is None else target_id
+            if source_id is None or source.token_bytes(source_id):
+                continue  # a piece of text that also plays a role (padding by "!") is mapped as text
+            mapped = target_id is not None and not target.token_bytes(target_id)
+            target_ids_V[source_id] = target_id if mapped else UNMAPPED
         return cls(target_ids_V, source.fingerprint, target.fingerprint)
 
 

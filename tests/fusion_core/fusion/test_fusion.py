@@ -14,9 +14,9 @@ from fusion_core.alignment.byte.projection import ByteProjection
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.blocks import Block
 from fusion_core.fusion import FusionConfig, TooFewSources, fuse
-from fusion_core.vocabulary import Encoding
 from tests.fakes.strategies import random_block, texts
 from tests.fakes.tokenizers import vocabulary
+from tests.fusion_core.fusion.weights_oracle import oracle_weights
 
 TARGET = vocabulary("unigram_prefix")
 NAMES = ("byte_level", "gemma", "metaspace", "unigram_prefix", "unigram_nfkc")
@@ -35,39 +35,6 @@ def distribution(block: Block, t: int) -> dict[int, float]:
 
 def entries(rows: ProjectedRows, t: int) -> dict[int, float]:
     return {x: p for x, p in zip(rows.ids_TM[t].tolist(), rows.probs_TM[t].tolist(), strict=True) if x >= 0}
-
-
-def oracle_weights(
-    sources: dict[str, ProjectedRows], encoding: Encoding, config: FusionConfig
-) -> list[dict[str, float]]:
-    """Per target token the weight of every source before masks, straight from the definition."""
-    num_tokens = encoding.num_tokens
-    num_bytes = np.diff(encoding.byte_ends_T, prepend=0)
-    common = np.logical_and.reduce([rows.mask_T for rows in sources.values()])
-
-    def losses(span: range) -> dict[str, float] | None:
-        where = [t for t in span if common[t]]
-        length = sum(int(num_bytes[t]) for t in where)
-        if not length:
-            return None
-        return {name: -sum(float(rows.gold_T[t]) for t in where) / length for name, rows in sources.items()}
-
-    window = losses(range(num_tokens))
-    step = config.span_tokens if config.scope == "span" else num_tokens
-    weights: list[dict[str, float]] = []
-    for start in range(0, num_tokens, step):
-        span = range(start, min(start + step, num_tokens))
-        loss = losses(span) or window or dict.fromkeys(sources, 0.0)
-        if config.strategy == "fixed":
-            raw = {name: config.weights[name] for name in sources}
-        elif config.strategy == "min_ce":
-            best = min(loss, key=loss.__getitem__)
-            raw = {name: float(name == best) for name in sources}
-        else:
-            raw = {name: math.exp(-(x - min(loss.values())) / config.tau) for name, x in loss.items()}
-        total = sum(raw.values())
-        weights += [{name: w / total for name, w in raw.items()}] * len(span)
-    return weights
 
 
 configs = st.builds(
@@ -174,9 +141,12 @@ def test_fixed_weights_follow_the_configuration() -> None:
     assert [share.weight for share in block.shares] == pytest.approx([0.75, 0.25])
     with pytest.raises(ValueError, match=r"no weight for source 'z', there are \['a', 'b', 'c'\]"):
         fuse(TEXT, encoding, {"z": rows["a"]}, config, TARGET.fingerprint)
-    with pytest.raises(ValueError, match="weight 0"):
-        zero = FusionConfig(strategy="fixed", weights={"a": 0.0, "b": 1.0})
+    zero = FusionConfig(strategy="fixed", weights={"a": 0.0, "b": 1.0})
+    with pytest.raises(TooFewSources, match=r"weight 0 \(missing: b\)"):  # it may answer the next time
         fuse(TEXT, encoding, {"a": rows["a"], "b": None}, zero, TARGET.fingerprint)
+    with pytest.raises(ValueError, match="weight 0; at least one that is asked") as hopeless:
+        fuse(TEXT, encoding, {"a": rows["a"]}, zero, TARGET.fingerprint)
+    assert not isinstance(hopeless.value, TooFewSources)
 
 
 def test_rows_of_another_text_are_refused() -> None:
