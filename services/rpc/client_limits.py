@@ -53,6 +53,11 @@ class ClientLimits:
         self.section = section
         self._held: defaultdict[str, _Held] = defaultdict(_Held)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call and no stream is open."""
+        return not self._held
+
     @contextmanager
     def call(self, client: str, request: Any) -> Iterator[None]:
         """Around a unary call; raises ResourceExhaustedError when the client's calls are too large together."""

@@ -1,22 +1,22 @@
-"""Does the model still compute what it did? A served model can break without an error.
+"""Find out whether the model still computes what it did: a served model can break without an error.
 
-Every block is looked at before it goes out (services/wire/plausible.py). Here is the canary: built-in texts, scored
-at start and at an interval, and compared with the record of the first run on the same weights, engine and dtype. The
-record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where nothing can be written, the first
-run since the start is the record. Arrays of T are of the texts' tokens.
+Every block is looked at before it goes out (services/wire/plausible.py). The canary is a few built-in texts, scored at
+start, at an interval and whenever a text has no plausible answer, and compared with the record of the first run on the
+same weights, engine and dtype. The record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where
+nothing can be written, the first run since the start is the record.
+
+Shape legend: T tokens of all canary texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from fusion_core.arrays import Float32
+from services.base.atomic import whole_file
 from services.base.home import fusion_home
 
 logger = logging.getLogger("ray.serve")
@@ -41,7 +41,7 @@ class CanaryRecord:
         self._first: Float32 | None = None
 
     def drift(self, gold_T: Float32) -> float:
-        """Mean difference from the record in nats per token; the first run becomes the record."""
+        """Return the mean difference from the record in nats per token; the first run becomes the record."""
         if self._first is None:
             self._first = self._read(len(gold_T))
         if self._first is None:
@@ -58,10 +58,7 @@ class CanaryRecord:
 
     def _write(self, gold_T: Float32) -> None:
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._file.parent)
-            with os.fdopen(handle, "wb") as stream:
+            with whole_file(self._file) as partial, partial.open("wb") as stream:
                 np.save(stream, gold_T)
-            Path(temporary).replace(self._file)
         except OSError as error:
             logger.warning("the canary's record lasts only as long as this replica: %s", error)

@@ -16,6 +16,7 @@ class SourceMetrics:
         )
         self.queue_seconds = meter.counter("queue_seconds_total", "Time that texts waited for their turn.")
         self.texts_scored = meter.counter("texts_scored_total", "Texts that went through the engine.")
+        self.texts_refused = meter.counter("texts_refused_total", "Texts to which the model had no plausible answer.")
         self.wire_bytes = meter.counter("wire_bytes_total", "Bytes of encoded blocks.")
         self.errors = meter.counter("errors_total", "Calls that failed, by status code.", labels=("code",))
         self.tokens_in_flight = meter.gauge("tokens_in_flight", "Tokens that the engine holds now.")

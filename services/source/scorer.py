@@ -1,17 +1,20 @@
-"""Texts in, blocks out: tokenises, asks the engine within its limits, and accounts for every bit of mass."""
+"""Texts in, blocks out: tokenise, ask the engine within its limits, and account for all probability mass."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from fusion_core.arrays import Int32
 from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Encoding, Vocabulary
+from services.base.concurrency import Coalesced
 from services.base.errors import InvalidArgumentError, UnavailableError
 from services.source.admission import Admission
 from services.source.canary import TEXTS, CanaryRecord
@@ -22,6 +25,11 @@ from services.source.engines.memory import tokens_in_flight
 from services.source.metrics import SourceMetrics
 from services.wire.passage import Passage
 from services.wire.plausible import implausible_rows
+
+logger = logging.getLogger("ray.serve")
+
+_REFUSED_IN_A_ROW = 8
+"""Number of different texts without an answer, and none with one between them, that make a model broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Prompt:
 
 
 def encode_passages(vocabulary: Vocabulary, passages: Sequence[Passage]) -> list[Prompt]:
-    """Passages in tokens. A vocabulary without EOS gives no end row."""
+    """Return the passages in tokens. A vocabulary without EOS gives no end row."""
     with_context = [passage for passage in passages if passage.context]
     contexts = iter(vocabulary.encode_batch([passage.context for passage in with_context]))
     after = iter(vocabulary.encode_batch([passage.text for passage in with_context], continues=True))
@@ -60,6 +68,7 @@ class Scorer:
 
     Attributes:
         problem: why nothing more is served: the model was found broken. None as long as it is sound.
+        record: the first run of the canary texts, which later ones are compared with; None compares with nothing.
     """
 
     def __init__(
@@ -70,11 +79,15 @@ class Scorer:
         self.vocabulary = vocabulary
         self.bos_id = bos_id
         self.problem: str | None = None
+        self.record: CanaryRecord | None = None
+        self._refused: set[int] = set()
+        self._canary_now = Coalesced(self.check_canary)
         self.metrics = SourceMetrics(config.name)
         self.admission = Admission(max_tokens_in_flight)
 
     @classmethod
     async def load(cls, config: SourceConfig, folder: Path) -> Scorer:
+        """Load tokenizer and engine; raises ValueError naming the key that does not fit the model."""
         vocabulary = Vocabulary.from_pretrained(folder, eos_token=config.eos_token)
         bos_id = _bos_id(config, vocabulary)
         if config.largest_top_k > vocabulary.size:
@@ -93,7 +106,7 @@ class Scorer:
         return self._name(self.vocabulary.eos_id)
 
     def check_top_k(self, top_k: int | None) -> int:
-        """The number of candidates to answer with; raises InvalidArgumentError when it is outside the limits."""
+        """Return the number of candidates to answer with; raises InvalidArgumentError when it is outside the limits."""
         if top_k is None:
             return self.config.top_k
         if not 1 <= top_k <= self.config.largest_top_k:
@@ -101,7 +114,7 @@ class Scorer:
         return top_k
 
     def encode(self, passages: Sequence[Passage]) -> list[Prompt]:
-        """Tokenises passages; raises InvalidArgumentError naming the one that is too long.
+        """Tokenise passages; raises InvalidArgumentError naming the one that is too long.
 
         Context and text are tokenised apart, the text without dummy prefix, so that a row boundary lies between them
         whatever the tokenizer; where the cut is a boundary of the whole document's tokens, these are the same tokens.
@@ -118,34 +131,45 @@ class Scorer:
         return prompts
 
     async def score(self, prompt: Prompt, top_k: int) -> Block:
-        """Scores one encoded passage, waiting its turn while too many tokens are in flight.
+        """Return the block of one encoded passage, after waiting for a turn while too many tokens are in flight.
 
-        Raises UnavailableError once the model is known to be broken.
+        Raises InvalidArgumentError when the model has no plausible answer to this text, UnavailableError once it is
+        known to be broken.
         """
         ids = [self.bos_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
-        return to_block(prompt, await self._ask_engine(ids, top_k), self.vocabulary)
+        scores = await self._ask_engine(ids, top_k)
+        if (found := self._implausible(ids, scores)) is not None:
+            await self._judge(ids, found)
+        if self.problem is not None:
+            raise UnavailableError(self.problem)
+        self._refused.clear()
+        return to_block(prompt, scores, self.vocabulary)
 
     def _name(self, special_id: int | None) -> str:
         names = self.vocabulary.special_tokens
         return next((name for name, token_id in names.items() if token_id == special_id), "")
 
-    async def check_canary(self, record: CanaryRecord) -> None:
-        """Scores the canary texts; what it finds is from then on this scorer's `problem`."""
+    async def check_canary(self) -> None:
+        """Score the canary texts; what is wrong with them is from then on this scorer's `problem`.
+
+        Raises UnavailableError when the engine cannot be asked.
+        """
         top_k = min(8, self.config.largest_top_k)
-        try:
-            prompts = [
-                [self.bos_id, *encoding.token_ids_T[: self.config.max_tokens].tolist()]
-                for encoding in self.vocabulary.encode_batch(TEXTS)
-            ]
-            drift = record.drift(np.concatenate([(await self._ask_engine(p, top_k)).gold_T for p in prompts]))
-        except UnavailableError:
-            return  # the problem is noted, or the engine is gone
+        gold = []
+        for encoding in self.vocabulary.encode_batch(TEXTS):
+            ids = [self.bos_id, *encoding.token_ids_T[: self.config.max_tokens].tolist()]
+            scores = await self._ask_engine(ids, top_k)
+            if (found := self._implausible(ids, scores)) is not None:
+                self._break(found)
+                return
+            gold.append(scores.gold_T)
+        drift = self.record.drift(np.concatenate(gold)) if self.record is not None else 0.0
         if drift > self.config.canary.tolerance_nats:
             self._break(f"the canary texts score {drift:.3f} nats per token off their first run on these weights")
         self.report_state()
 
     async def _ask_engine(self, prompt: list[int], top_k: int) -> PromptScores:
-        """The engine's answer within its limits, looked at before anyone sees it."""
+        """Return the engine's answer within its limits; raises UnavailableError once the model is known as broken."""
         arrived = time.perf_counter()
         async with self.admission.hold(len(prompt)):
             if self.problem is not None:
@@ -157,16 +181,37 @@ class Scorer:
         self.metrics.engine_seconds.inc(time.perf_counter() - entered)
         self.metrics.texts_scored.inc()
         self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
+        return scores
+
+    def _implausible(self, prompt: list[int], scores: PromptScores) -> str | None:
+        """Return why these scores cannot go out; None when they can."""
         token_ids_T = np.asarray(prompt[1:], dtype=np.int32)
         columns = (token_ids_T, scores.gold_T, scores.topk_ids_TK, scores.topk_logprobs_TK)
         if (found := implausible_rows(*columns, vocabulary_size=self.vocabulary.size)) is not None:
-            self._break(found)
-        if self.problem is not None:
-            raise UnavailableError(self.problem)
-        return scores
+            return found
+        if (scores.topk_ids_TK.min(axis=1) >= self.vocabulary.size).any():
+            return "all candidates of a row are beyond the tokenizer's ids"
+        return None
+
+    async def _judge(self, prompt: list[int], found: str) -> NoReturn:
+        """Tell a text that the model cannot answer from a model that is broken; raises for the one or the other."""
+        await self._canary_now.get()
+        if self.problem is None:
+            self._refused.add(hash(tuple(prompt)))
+            self.metrics.texts_refused.inc()
+            logger.warning("source %s refuses a text, its canary being sound: %s", self.config.name, found)
+            if len(self._refused) < _REFUSED_IN_A_ROW:
+                raise InvalidArgumentError(f"the model has no answer to this text: {found}")
+            self._break(f"{_REFUSED_IN_A_ROW} different texts in a row have no answer: {found}")
+        raise UnavailableError(self.problem)
+
+    def close(self) -> None:
+        """End the engine; whatever is asked from then on fails as on a replica that is being stopped."""
+        self.problem = "draining: this replica is being stopped"
+        self.engine.close()
 
     def report_state(self) -> None:
-        """Records what lasts, again and again: Ray exports a gauge only for a while after it was set."""
+        """Set the gauges again: Ray exports one only for a while after it was set."""
         self.metrics.canary_ok.set(self.problem is None)
         self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
 
@@ -176,7 +221,7 @@ class Scorer:
 
 
 def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Block:
-    """Puts the engine's scores into a block; the rows of the context are left out.
+    """Return the engine's scores as a block; the rows of the context are left out.
 
     Candidates beyond the tokenizer's ids (a padded lm_head) are dropped; their mass goes to the tail like all mass that
     is no candidate's.

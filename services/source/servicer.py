@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -28,11 +29,13 @@ from services.rpc.pipeline import Pipeline
 from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
 from services.source.scorer import Prompt, Scorer
-from services.wire.block import check_dtype, encode_block
+from services.wire.block import check_dtype, encode_block, most_block_bytes
 from services.wire.passage import passages_of
+from services.wire.protocol import MAX_BLOCK_BYTES
 
 logger = logging.getLogger("ray.serve")
 
+_LOOK_SECONDS = 0.1
 MAX_TEXTS = 256
 """Texts in one Score call, and texts that a stream may have waiting for credits."""
 
@@ -50,13 +53,17 @@ class SourceServicer:
         engine = self._scorer.engine
         logger.info("source %s serves %s on %s", config.name, config.model, engine.name_and_version)
         identity = (self._revision, self._scorer.vocabulary.fingerprint, self._scorer.bos_token)
-        record = CanaryRecord((*identity, engine.name_and_version, engine.dtype))
-        await self._scorer.check_canary(record)  # before anyone can ask
+        self._scorer.record = CanaryRecord((*identity, engine.name_and_version, engine.dtype))
+        try:
+            await self._scorer.check_canary()  # before anyone can ask
+        except BaseException:
+            engine.close()
+            raise
         if self._scorer.problem is not None:
             logger.error("%s", self._scorer.problem)
-        self._draining = Draining()
+        self._draining = Draining(self._leave)
         self._replica = replica_name()
-        self._canary = asyncio.create_task(_repeat(config.canary.interval_seconds, self._scorer, record))
+        self._canary = asyncio.create_task(_repeat(config.canary.interval_seconds, self._scorer))
 
     @unary
     async def GetSourceInfo(self, request: source_pb2.GetSourceInfoRequest) -> source_pb2.GetSourceInfoResponse:
@@ -86,7 +93,16 @@ class SourceServicer:
             raise InvalidArgumentError(f"texts: 1 to {MAX_TEXTS} texts are allowed, got {len(request.texts)}")
         answer = self._answer(request)
         prompts = await asyncio.to_thread(self._prompts, request)
-        return source_pb2.ScoreResponse(blocks=await gather_or_cancel(*(answer(prompt) for prompt in prompts)))
+        self._check_size(prompts, request, "texts")
+
+        async def numbered(index: int, prompt: Prompt) -> block_pb2.TokenBlock:
+            try:
+                message: block_pb2.TokenBlock = await answer(prompt)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"texts[{index}]: {error}") from error
+            return message
+
+        return source_pb2.ScoreResponse(blocks=await gather_or_cancel(*itertools.starmap(numbered, enumerate(prompts))))
 
     @bidirectional
     async def StreamScores(
@@ -106,7 +122,8 @@ class SourceServicer:
                     case "texts":
                         if waiting.qsize() + len(message.texts.texts) > MAX_TEXTS:
                             raise ResourceExhaustedError(f"texts: at most {MAX_TEXTS} may wait for credits")
-                        for prompt in await asyncio.to_thread(self._prompts, message.texts):
+                        for index, prompt in enumerate(await asyncio.to_thread(self._prompts, message.texts)):
+                            self._check_size([prompt], first.open, f"texts[{index}]")
                             waiting.put_nowait(prompt)
                     case other:
                         raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
@@ -140,9 +157,18 @@ class SourceServicer:
         """Called for every call that ends with an error, see services/rpc/methods.py."""
         self._scorer.metrics.errors.inc(1, {"code": code.name})
 
-    def __del__(self) -> None:
-        if scorer := getattr(self, "_scorer", None):
-            scorer.engine.close()
+    async def close(self) -> None:
+        """End the engine and what runs beside the calls."""
+        self._canary.cancel()
+        await asyncio.gather(self._canary, return_exceptions=True)
+        await self._draining.close()
+        self._scorer.close()
+
+    async def _leave(self) -> None:
+        """End the engine as soon as no call needs it: Serve has told this replica to stop, and kills it when idle."""
+        while not self.client_limits.idle:
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._scorer.close()
 
     def _answer(self, request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen) -> Any:
         """Checks a request's settings and returns the coroutine function that answers one text under them."""
@@ -165,16 +191,29 @@ class SourceServicer:
 
         return answer
 
+    def _check_size(
+        self, prompts: Sequence[Prompt], request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen, field: str
+    ) -> None:
+        """Raises InvalidArgumentError when the answer might not fit a message, before the engine has worked for it."""
+        dtype = check_dtype(request.dtype)
+        top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
+        num_bytes = sum(most_block_bytes(len(p.text), p.encoding.num_tokens, top_k, dtype) for p in prompts)
+        if num_bytes > MAX_BLOCK_BYTES:
+            raise InvalidArgumentError(
+                f"{field}: with {top_k} candidates a token the answer can take {num_bytes} bytes, and "
+                f"{MAX_BLOCK_BYTES} fit a message; ask for fewer texts at once, shorter ones, or a smaller top_k"
+            )
+
     def _prompts(self, request: source_pb2.ScoreRequest | source_pb2.ScoreTexts) -> list[Prompt]:
         limit = self._config.max_text_bytes
         return self._scorer.encode(passages_of(request.texts, request.contexts, max_text_bytes=limit))
 
 
-async def _repeat(interval_seconds: float | None, scorer: Scorer, record: CanaryRecord) -> None:
+async def _repeat(interval_seconds: float | None, scorer: Scorer) -> None:
     while interval_seconds is not None and scorer.problem is None:
         await asyncio.sleep(interval_seconds)
         try:
-            await scorer.check_canary(record)
+            await scorer.check_canary()
         except Exception:  # the next round may do better, and whatever is served is looked at anyway
             logger.exception("source %s: the canary could not be scored", scorer.config.name)
         if scorer.problem is not None:

@@ -73,6 +73,7 @@ async def serve(port: int, config: SourceConfig) -> None:
         source.mode = command[0]
         source.delay_seconds = float(command[1]) if len(command) > 1 else 0.0
     await server.stop(None)
+    await source.close()
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -82,6 +82,7 @@ def plain_source(config: SourceConfig, *, raises_on: bytes | None = None) -> Ite
         ready.set()
         await end.wait()
         await server.stop(None)
+        await servicer.close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()

@@ -62,6 +62,7 @@ def with_servicer(folder: Path, run: Callable[[SourceServicer], Any], **canary: 
         )
         await servicer.__init__(config)  # type: ignore[misc]  # as Serve does
         await run(servicer)
+        await servicer.close()
 
     asyncio.run(main())
 
