@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from services.base.atomic import FOREIGN_SECONDS, PARTIAL_SUFFIX, partial_name, sweep_partial, write_whole
 from services.base.credentials import without_credentials
+from services.base.home import expand_user
 from services.base.object_store import PROTOCOLS, without_folders
 
 
@@ -22,7 +23,7 @@ def open_location(location: str | Path, setting: str) -> tuple[Any, str]:
     """
     text = str(location)
     if "://" not in text:
-        return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+        return fs.LocalFileSystem(), str(expand_user(text, setting).absolute())
     try:
         try:
             files, folder = fs.FileSystem.from_uri(text)

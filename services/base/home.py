@@ -18,16 +18,20 @@ class FetchError(Exception):
 
 
 def fusion_home() -> Path:
-    """Return `$FUSION_HOME`, or `~/.cache/llm-fusion`.
+    """Return `$FUSION_HOME`, or `~/.cache/llm-fusion`; ValueError where neither is known."""
+    return expand_user(os.environ.get("FUSION_HOME") or "~/.cache/llm-fusion", "FUSION_HOME")
 
-    Raises ValueError when neither is known: HOME is not set and the user has no entry in the password file, as in a
-    container that runs under a number of its own.
+
+def expand_user(path: str | Path, setting: str) -> Path:
+    """Return a path with `~` or `~name` in front replaced by that home directory.
+
+    Raises ValueError naming `setting` when there is no such directory: HOME is not set and the user has no entry in the
+    password file, as in a container that runs under a number of its own.
     """
-    folder = Path(os.environ.get("FUSION_HOME") or "~/.cache/llm-fusion")
     try:
-        return folder.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"FUSION_HOME: set it to a folder that can be written; {folder} has no home here") from error
+        raise ValueError(f"{setting}: nobody knows the home directory of {path}; give a path without ~") from error
 
 
 @contextmanager

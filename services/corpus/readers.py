@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.base.errors import SettingError
+from services.base.home import expand_user
 from services.corpus.document import Document
 
 Format = Literal["text", "jsonl", "parquet"]
@@ -26,7 +27,9 @@ def local_files(patterns: Sequence[str]) -> list[Path]:
     """The files that the globs name, each once, sorted; relative globs start at the working directory."""
     found: set[Path] = set()
     for index, pattern in enumerate(patterns):
-        whole = Path(pattern).expanduser().absolute()  # pathlib wants a folder and a relative glob: from the root
+        whole = expand_user(
+            pattern, f"files.{index}"
+        ).absolute()  # pathlib wants a folder and a relative glob: from the root
         files = {path for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))) if path.is_file()}
         if not files:
             raise SettingError(f"files.{index}", f"no file matches {pattern!r}")

@@ -20,7 +20,7 @@ import psutil
 
 from services.base.atomic import write_whole
 from services.base.errors import ServiceError, UnavailableError
-from services.base.home import fusion_home
+from services.base.home import expand_user, fusion_home
 from services.wire.protocol import MAX_MESSAGE_BYTES
 
 _START_SECONDS = 120
@@ -131,7 +131,7 @@ def enable_ray_authentication() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
-    if not Path("~/.ray/auth_token").expanduser().is_file():
+    if not expand_user("~/.ray/auth_token", "RAY_AUTH_TOKEN_PATH").is_file():
         try:
             subprocess.run([_ray(), "get-auth-token", "--generate"], check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.base.home import fusion_home
+from services.base.home import expand_user, fusion_home
 from services.models.packages import Package
 
 RECORD = "fusion-model.json"
@@ -92,7 +92,7 @@ def resolve_model(name_or_path: str) -> Path:
         if not (folder / RECORD).is_file():
             raise ValueError(f"model {name_or_path} is not there yet: run `fusion models fetch {name_or_path}`")
         return folder
-    folder = Path(name_or_path).expanduser()
+    folder = expand_user(name_or_path, "model")
     if (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file():
         return folder.absolute()  # a tokenizer alone is enough for engine synthetic; other engines ask for the rest
     problem = "has no config.json" if folder.is_dir() else "does not exist"

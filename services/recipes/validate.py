@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
+from services.base.home import expand_user
 from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
@@ -58,6 +58,6 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
         except ValueError as error:
             yield f"target.model: {error}"
     if target.tokenizer is not None and target.tokenizer.folder is not None:
-        folder = Path(target.tokenizer.folder).expanduser()
+        folder = expand_user(target.tokenizer.folder, "target.tokenizer.folder")
         if not folder.is_dir():
             yield f"target.tokenizer: no folder {folder}"
