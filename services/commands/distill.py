@@ -6,7 +6,7 @@ from rich.console import Console
 
 from services.commands.prepare import prepare
 from services.deploy.local_ray import deployments
-from services.jobs.ray_job import stop, submit
+from services.jobs.ray_job import job_name, stop, submit
 from services.recipes.load import load_recipe
 from services.recipes.recipe import Recipe, RecipeError
 
@@ -36,7 +36,7 @@ def submit_recipe(
         entrypoint.append("--start-over")
     return submit(
         entrypoint,
-        name=_job_name(recipe, run_name),
+        name=job_name(recipe.name, run_name),
         dashboard=dashboard,
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
@@ -45,11 +45,7 @@ def submit_recipe(
 
 def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) -> str | None:
     """Stop the run's job; return its submission id, None when none runs."""
-    return stop(_job_name(recipe, run_name), dashboard=dashboard or _dashboard(recipe))
-
-
-def _job_name(recipe: Recipe, run_name: str) -> str:
-    return f"{recipe.name}-{run_name}"
+    return stop(job_name(recipe.name, run_name), dashboard=dashboard or _dashboard(recipe))
 
 
 def _check_served(recipe: Recipe) -> None:

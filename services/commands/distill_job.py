@@ -14,6 +14,7 @@ import typer
 
 from services.base.errors import ServiceError
 from services.distill.job import DistillJob
+from services.fusion.result_settings import result_settings
 
 if TYPE_CHECKING:
     from services.recipes.recipe import Recipe
@@ -31,6 +32,7 @@ def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
         application=recipe.service.application,
         config=recipe.distill,
         recipe=recipe.to_yaml(),
+        expected=result_settings(recipe.fusion_service(), {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""The Ray Train job: the driver checks everything that can be known beforehand, then workers run `Trainer`."""
+"""The Ray Train job: the driver checks all that can be known beforehand, then the workers run `DistillWorker`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from services.base.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from services.base.files import open_location
+from services.distill.config import DistillConfig
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
 from services.distill.plan import RunPlan, claim_run, make_plan
 from services.fusion.client import FusionClient
-from services.jobs.storage import StoredCheckpoint, check_writable, mend_snapshot, split_location
+from services.jobs.lease import held_leases
+from services.jobs.storage import STORAGE_KEY, StoredCheckpoint, check_writable, mend_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -52,46 +55,61 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
         start_over: forget checkpoints and logs of the same run folder.
         open_client: opens the stream, here and in every worker.
 
-    Raises ServiceError or ValueError when something does not fit, most of it before any worker starts; ArithmeticError
-    when training diverges; ray.train.TrainingFailedError when workers failed more often than `max_failures`.
+    Raises FailedPreconditionError while another process trains the run; ServiceError or ValueError when something does
+    not fit, most of it before any worker starts; ArithmeticError when training diverges; ray.train.TrainingFailedError
+    when workers failed more often than `max_failures`.
     """
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     plan = make_plan(job, open_client(job))
     check_writable(job.checkpoints)
-    if not start_over:
-        claim_run(job, plan)
+    with held_leases(job.lease_locations, job.run_name):
+        if not start_over:
+            claim_run(job, plan)
+        use_gpu = _join_cluster(job.config)
+        if start_over:
+            # Not before everything has been looked at: a run that is refused forgets no checkpoint.
+            job.start_over()
+            claim_run(job, plan)
+        _train(job, plan, open_client, use_gpu=use_gpu)
+
+
+def _join_cluster(config: DistillConfig) -> bool:
+    """Connect to Ray and check that the run fits; return whether workers get GPUs."""
+    import ray
+
     if not ray.is_initialized():
         # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
         address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
         ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
-    config = job.config
-    storage, name = split_location(job.checkpoints)
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     use_gpu = _use_gpu(config.device, cluster)
-    resources = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
-    placeable = _check_resources(resources, config.worker_range[0], cluster)
+    placeable = _check_resources(_per_worker(config, use_gpu=use_gpu), config.worker_range[0], cluster)
     if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
         # With a single node there is nothing to preempt: skip Ray's watcher and its warning.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if start_over:
-        # Not before everything has been looked at: a run that is refused forgets no checkpoint.
-        job.start_over()
-        claim_run(job, plan)
+    return use_gpu
+
+
+def _train(job: DistillJob, plan: RunPlan, open_client: OpenClient, *, use_gpu: bool) -> None:
+    """Run the workers to their end; raises the error that another attempt would only meet again."""
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    config = job.config
     fallback = mend_snapshot(job.checkpoints)
+    files, checkpoints = open_location(job.checkpoints, STORAGE_KEY)
+    storage, _, name = checkpoints.rpartition("/")
     # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
     trainer = TorchTrainer(
         partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,  # type: ignore[arg-type]  # V2 takes a range
             use_gpu=use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=_per_worker(config, use_gpu=use_gpu),
         ),
         run_config=RunConfig(  # type: ignore[call-arg]
             name=name,
             storage_path=storage,
+            storage_filesystem=files,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -161,6 +179,11 @@ def _quieten_reports() -> None:
     """Drop the line that Ray Train logs for every report, on every worker."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not str(record.msg).startswith("Reporting training result"))
+
+
+def _per_worker(config: DistillConfig, *, use_gpu: bool) -> dict[str, float]:
+    """Return what Ray reserves for a worker."""
+    return {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
 
 def _use_gpu(device: str, cluster: dict[str, float]) -> bool:

@@ -1,18 +1,19 @@
-"""One training run: what it needs to know, and where its files lie."""
+"""One training run: its settings, and where its files lie."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.distill.config import DistillConfig
 from services.jobs.run_folder import RunFolder
-from services.jobs.storage import clear, join_location
+from services.jobs.storage import clear, join_location, split_location
 
 
 @dataclass(frozen=True, slots=True)
 class DistillJob:
-    """Everything that driver and workers need. Folders must be visible to all workers under the same path.
+    """Everything that driver and workers need. All workers must see the folders under the same path.
 
     Attributes:
         run_name: name of the run, unique among the runs of a target.
@@ -26,6 +27,8 @@ class DistillJob:
         token: bearer token; default the one in the workers' environment.
         eval_split: split that `eval_every_steps` scores.
         recipe: the resolved recipe, YAML, to be kept in the run's folder.
+        expected: settings of the fusion service that the recipe names, dotted key and JSON value as in GetFusionInfo; a
+            service that runs otherwise is refused.
     """
 
     run_name: str
@@ -39,19 +42,27 @@ class DistillJob:
     token: str | None = field(default=None, repr=False)
     eval_split: str = "held_out"
     recipe: str = field(default="", repr=False)
+    expected: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def files(self) -> RunFolder:
+        """The files of the run folder."""
         return RunFolder(self.run_folder)
 
     @property
     def checkpoints(self) -> str:
-        """Folder or URL of the checkpoints, Ray Train's own list of them included."""
+        """Folder or URL of the checkpoints and of Ray Train's list of them."""
         if self.config.storage is None:
             return str(self.files.checkpoints.absolute())
         return join_location(self.config.storage, self.run_folder.parent.name, self.run_name, "checkpoints")
 
+    @property
+    def lease_locations(self) -> tuple[str, ...]:
+        """Folders or URLs where only one process may write at a time: that of the run, and that of its checkpoints."""
+        beside_checkpoints, _ = split_location(self.checkpoints)
+        return (str(self.run_folder.absolute()), beside_checkpoints)
+
     def start_over(self) -> None:
-        """Forgets the run."""
+        """Forget the run."""
         clear(self.checkpoints)
         self.files.clear()

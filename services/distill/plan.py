@@ -1,16 +1,19 @@
-"""What the driver finds out before any worker starts, and what it refuses there."""
+"""The fixed quantities and the identity of a run, found out and checked by the driver before any worker starts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fusion.v1 import fusion_pb2
 from fusion_core.vocabulary import Vocabulary
-from services.base.errors import FailedPreconditionError, NotFoundError
+from services.base.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from services.base.retry import Backoff
 from services.distill.config import DistillConfig
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
@@ -21,7 +24,7 @@ _MAY_CHANGE = {
     "gradient_checkpointing", "num_workers", "cpus_per_worker", "memory_per_worker", "torch_threads", "max_failures",
     "micro_batch_windows", "pack_tokens", "parallel", "storage",
 }  # fmt: skip
-"""Settings that a resumed run may have otherwise; all others decide what is learned."""
+"""Settings that may differ when a run is resumed; all others decide what is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class RunPlan:
         vocabulary_size: number of ids.
         bos: the token in front of every window: BOS, or EOS where a tokenizer has none (GPT-2, Qwen).
         num_windows: windows of the split, so of one epoch.
-        settings: what decides the outcome, by key; a checkpoint made under others is not resumed.
+        settings: everything that decides the outcome, by dotted key: target, corpus, training, and how the service
+            fuses which models. A checkpoint made under others is not resumed.
     """
 
     vocabulary: str
@@ -44,21 +48,27 @@ class RunPlan:
 
     @property
     def identity(self) -> str:
-        """Hash of the settings."""
+        """Hash of the settings, which every checkpoint carries."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, config: DistillConfig) -> int:
+        """Optimiser steps of one epoch; the last one may be short."""
         return math.ceil(self.num_windows / config.batch_windows)
 
     def total_steps(self, config: DistillConfig) -> int:
+        """Optimiser steps of all epochs."""
         return config.epochs * self.steps_per_epoch(config)
 
 
-def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
-    """Asks the fusion service and reads the target's tokenizer.
+def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float = 60.0) -> RunPlan:
+    """Ask the fusion service, and read the target's tokenizer.
 
-    Raises FailedPreconditionError when the service fuses into another vocabulary, NotFoundError for an unknown data
-    set, split or source, ValueError for a split without windows or an unusable tokenizer, and what the client raises.
+    A source whose model the service does not know yet is waited for as long as `patience_seconds`.
+
+    Raises FailedPreconditionError when the service fuses into another vocabulary, or with other settings than
+    `job.expected`, or does not name its settings; UnavailableError when it does not know who serves a source;
+    NotFoundError for an unknown data set, split or source; ValueError for a split without windows or an unusable
+    tokenizer; and what the client raises.
     """
     vocabulary = Vocabulary.from_pretrained(job.target_folder)
     bos = vocabulary.bos_id if vocabulary.bos_id is not None else vocabulary.eos_id
@@ -73,8 +83,12 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
     split = _find_split(job, info)
     if split.num_windows == 0:
         raise ValueError(f"corpus: split {job.split} of {job.dataset} has no windows; nothing to train on")
+    sources = () if job.config.tokens_only else _find_sources(job, info)
+    if sources:
+        info = _with_known_sources(sources, info, client, patience_seconds)
+    check_expected(job.expected, info.settings, job.fusion_address)
     decisive = {key: value for key, value in job.config.model_dump(mode="json").items() if key not in _MAY_CHANGE}
-    decisive["sources"] = [] if job.config.tokens_only else sorted(_find_sources(job, info))
+    decisive["sources"] = sorted(sources)
     return RunPlan(
         vocabulary=vocabulary.fingerprint,
         vocabulary_size=vocabulary.size,
@@ -87,12 +101,62 @@ def make_plan(job: DistillJob, client: FusionStream) -> RunPlan:
             "fusion.alignment": None if job.config.tokens_only else info.alignment,
             "fusion.strategy": None if job.config.tokens_only else info.strategy,
             **{f"distill.{key.rstrip('_')}": value for key, value in decisive.items()},
+            **settings_of_rows(info.settings, sources),
         },
     )
 
 
+def settings_of_rows(served: Mapping[str, str], sources: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a fusion service that decide the rows which it fuses from these sources."""
+    chosen = {}
+    for key, value in served.items():
+        section, _, rest = key.partition(".")
+        if section == "sources" and not any(rest.startswith(f"{name}.") for name in sources):
+            continue
+        if key.startswith("fusion.weights.") and key.removeprefix("fusion.weights.") not in sources:
+            continue
+        chosen[key] = json.loads(value)
+    return dict(sorted(chosen.items())) if sources else {}
+
+
+def check_expected(expected: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
+    """Raise FailedPreconditionError naming the first setting that the service at `address` runs otherwise.
+
+    Both are dotted recipe keys and values in JSON. A service that names no settings can only stream tokens.
+    """
+    for key, value in expected.items() if served else ():
+        if json.loads(served.get(key, "null")) != json.loads(value):
+            raise FailedPreconditionError(
+                f"{key}: the recipe says {value}, the fusion service at {address} runs with "
+                f"{served.get(key, 'no such setting')}; leave it as it runs, or start the service with this recipe"
+            )
+
+
+def _with_known_sources(
+    sources: Sequence[str], info: fusion_pb2.GetFusionInfoResponse, client: FusionStream, patience_seconds: float
+) -> fusion_pb2.GetFusionInfoResponse:
+    """Return what the service says once it knows the model behind each of the sources."""
+    backoff = Backoff(0.5, longest_seconds=5.0, patience_seconds=patience_seconds)
+    while True:
+        if not info.settings:
+            raise FailedPreconditionError(
+                "fusion: the fusion service does not name the settings that it fuses with, so that a run could not be "
+                "told from one under others; it is older than this trainer, update it"
+            )
+        unknown = [name for name in sources if f"sources.{name}.revision" not in info.settings]
+        if not unknown:
+            return info
+        if backoff.exhausted:
+            raise UnavailableError(
+                f"sources.{unknown[0]}: has not answered yet and nothing of it is stored; which model it serves is "
+                "part of a run's identity, so start it, or leave it out (distill.sources)"
+            )
+        time.sleep(backoff.next_pause())
+        info = client.info()
+
+
 def claim_run(job: DistillJob, plan: RunPlan) -> None:
-    """Writes the run's record and recipe into its folder; raises FailedPreconditionError, see `claim_run_folder`."""
+    """Write the run's record and recipe into its folder; raises FailedPreconditionError, see `claim_run_folder`."""
     details = {
         "config": job.config.model_dump(mode="json", by_alias=True),
         "total_steps": plan.total_steps(job.config),
@@ -111,7 +175,7 @@ def _find_split(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> fusi
 
 
 def _find_sources(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[str, ...]:
-    """Names of the sources whose rows are fused."""
+    """Return the names of the sources whose rows are fused."""
     known = tuple(source.name for source in info.sources)
     for name in job.config.sources or ():
         if name not in known:

@@ -1,4 +1,4 @@
-"""A run to watch while it goes on: metrics for Prometheus through Ray, and events for TensorBoard."""
+"""Shows a run while it goes on: metrics for Prometheus through Ray, and events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _COUNTERS = {
 
 
 def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], None]:
-    """What takes the metrics of every step, on rank 0.
+    """Return a function that takes the metrics of every step, on rank 0.
 
-    The share of time that the trainer starves is data_wait_seconds_total over step_seconds_total, and for the last step
-    data_wait_share.
+    The share of time that training waits for data is data_wait_seconds_total over step_seconds_total; for the last step
+    alone it is data_wait_share.
     """
     from tensorboardX import SummaryWriter
 

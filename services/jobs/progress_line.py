@@ -1,10 +1,11 @@
-"""One line of progress that people can read and `submit` can parse: it crosses Ray's job log as plain text."""
+"""One line of progress that people can read and `ray_job` can parse: it crosses Ray's job log as plain text."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ _LINE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """State of a run after a step."""
 
     run_name: str
@@ -32,6 +33,7 @@ class Progress:
     eta_seconds: float
 
     def line(self) -> str:
+        """Return the state as the line that `parse_progress` reads."""
         return (
             f"[distill {self.run_name}] step {self.step}/{self.total_steps}  epoch {self.epoch}  loss {self.loss:.4f}"
             f"  {self.tokens_per_second:.0f} tokens/s  waiting {100 * self.wait_share:.0f} %"
@@ -39,12 +41,12 @@ class Progress:
         )
 
 
-def parse_progress(line: str) -> Progress | None:
-    """The progress in a line of a job's log, which may carry a prefix of Ray's; None for any other line."""
+def parse_progress(line: str) -> RunProgress | None:
+    """Return the progress in a line of a job's log, which may carry a prefix of Ray's; None for any other line."""
     found = _LINE.search(line)
     if found is None:
         return None
-    return Progress(
+    return RunProgress(
         run_name=found["run"],
         step=int(found["step"]),
         total_steps=int(found["total"]),
@@ -56,31 +58,66 @@ def parse_progress(line: str) -> Progress | None:
     )
 
 
-class ProgressPrinter:
-    """A line every few seconds, and at the end."""
+@dataclass(slots=True)
+class _Pace:
+    """Steps of one kind, the time that they took, and how much of it they waited for data."""
 
-    def __init__(self, run_name: str, total_steps: int, *, done_steps: int, done_tokens: int, enabled: bool) -> None:
+    steps: int = 0
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+
+
+class ProgressPrinter:
+    """Prints a line every few seconds, and at the end.
+
+    Sources score the windows of the first epoch; those of later epochs are kept and come without them. The time that is
+    left counts the two apart: until a later epoch has begun, its steps are taken to last as long as the first one's
+    without their waiting.
+    """
+
+    def __init__(
+        self,
+        run_name: str,
+        total_steps: int,
+        *,
+        steps_per_epoch: int,
+        done_tokens: int,
+        enabled: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._run_name, self._total_steps, self._enabled = run_name, total_steps, enabled
-        self._started = self._shown = time.monotonic()
-        self._done_steps, self._done_tokens = done_steps, done_tokens
-        self._waited = 0.0
+        self._steps_per_epoch, self._done_tokens, self._clock = steps_per_epoch, done_tokens, clock
+        self._started = self._shown = self._last = clock()
+        self._scored, self._kept = _Pace(), _Pace()
 
     def show(self, row: dict[str, Any]) -> None:
-        """Takes the metrics of a step."""
-        now, step = time.monotonic(), row["step"]
-        self._waited += row["data_wait_seconds"]
+        """Take the metrics of a step, and print them when it is time."""
+        now, step = self._clock(), row["step"]
+        pace = self._scored if row["epoch"] == 0 else self._kept
+        pace.steps += 1
+        pace.seconds += now - self._last
+        pace.waited_seconds += row["data_wait_seconds"]
+        self._last = now
         if not self._enabled or (now - self._shown < _INTERVAL_SECONDS and step != self._total_steps):
             return
         self._shown = now
         seconds = max(1e-6, now - self._started)
-        progress = Progress(
+        progress = RunProgress(
             run_name=self._run_name,
             step=step,
             total_steps=self._total_steps,
             epoch=row["epoch"],
             loss=row["loss"],
             tokens_per_second=(row["total_tokens"] - self._done_tokens) / seconds,
-            wait_share=min(1.0, self._waited / seconds),
-            eta_seconds=seconds / (step - self._done_steps) * (self._total_steps - step),
+            wait_share=min(1.0, (self._scored.waited_seconds + self._kept.waited_seconds) / seconds),
+            eta_seconds=self._seconds_left(step),
         )
         logger.info(progress.line())
+
+    def _seconds_left(self, step: int) -> float:
+        to_score = max(0, self._steps_per_epoch - step)
+        to_repeat = self._total_steps - step - to_score
+        scored, kept = self._scored, self._kept
+        if kept.steps == 0:
+            kept = _Pace(scored.steps, max(0.0, scored.seconds - scored.waited_seconds))
+        return to_score * scored.seconds / max(1, scored.steps) + to_repeat * kept.seconds / max(1, kept.steps)

@@ -1,4 +1,4 @@
-"""Submits a training run through Ray's job API and follows it."""
+"""Jobs through Ray's job API: submitted, followed to their end, stopped."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ _POLL_SECONDS = 1.0
 _LOST_SECONDS = 60.0
 
 
+def job_name(*parts: str) -> str:
+    """Return one name for several, such as those of recipe and run: other parts, another name.
+
+    Parts are joined by a hyphen, and hyphens within them are doubled. Each part must begin with a letter or digit.
+    """
+    assert all(part[:1].isalnum() for part in parts), parts
+    return "-".join(part.replace("-", "--") for part in parts)
+
+
 def submit(
     entrypoint: Sequence[str],
     *,
@@ -31,11 +40,11 @@ def submit(
     detach_on_interrupt: bool = True,
     console: Console | None = None,
 ) -> int:
-    """Starts a job, or joins the one of the same name that still runs; returns its exit code, 0 when not followed.
+    """Start a job, or join the one of the same name that still runs; return its exit code, 0 when not followed.
 
     Args:
         entrypoint: command of the driver, run on the cluster's head node.
-        name: identity of the run; the submission id is `name` and the number of the attempt, such as `a-fused-2`.
+        name: see `job_name`; the submission id is the name and the number of the attempt, such as `a-fused-2`.
         dashboard: address of Ray's dashboard, `http://host:8265`.
         env: environment variables of the job, shown on the dashboard: no secrets.
         follow: print logs and progress until the end.
@@ -60,21 +69,21 @@ def submit(
             raise ServiceError(f"job {submission_id} was refused: {error}") from error
         console.print(f"submitted {submission_id} to {dashboard}", highlight=False)
     if not follow:
-        console.print(_hint(submission_id, dashboard), highlight=False, soft_wrap=True)
+        console.print(_commands_for(submission_id, dashboard), highlight=False, soft_wrap=True)
         return 0
     try:
-        asyncio.run(_follow(client, submission_id, console))
+        asyncio.run(_print_log(client, submission_id, console))
     except KeyboardInterrupt:
         if not detach_on_interrupt:
             raise
         console.print(f"\ndetached; {submission_id} goes on", highlight=False)
-        console.print(_hint(submission_id, dashboard), highlight=False, soft_wrap=True)
+        console.print(_commands_for(submission_id, dashboard), highlight=False, soft_wrap=True)
         return 0
     return _exit_code(client, submission_id, console)
 
 
 def stop(name: str, *, dashboard: str) -> str | None:
-    """Stops the running job of that name; returns its submission id, None when none runs."""
+    """Stop the running job of that name; return its submission id, None when none runs."""
     client = _connect(dashboard)
     submission_id, running = _submission_id(client, name)
     if not running:
@@ -93,7 +102,7 @@ def _connect(dashboard: str) -> Any:
 
 
 def _submission_id(client: Any, name: str) -> tuple[str, bool]:
-    """The running job of that name, or the id of the next attempt."""
+    """Return (id, True) of the running job of that name, or (id, False) of the next attempt."""
     attempts: dict[int, Any] = {}
     for job in client.list_jobs():
         prefix, _, number = (job.submission_id or "").rpartition("-")
@@ -105,15 +114,15 @@ def _submission_id(client: Any, name: str) -> tuple[str, bool]:
     return f"{name}-{max(attempts, default=0) + 1}", False
 
 
-def _hint(submission_id: str, dashboard: str) -> str:
+def _commands_for(submission_id: str, dashboard: str) -> str:
     return (
         f"follow: ray job logs -f {submission_id} --address {dashboard}\n"
         f"stop:   ray job stop {submission_id} --address {dashboard}"
     )
 
 
-async def _follow(client: Any, submission_id: str, console: Console) -> None:
-    """Prints the job's log until the job has ended."""
+async def _print_log(client: Any, submission_id: str, console: Console) -> None:
+    """Print the job's log until the job has ended."""
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[state]}", markup=False),
@@ -131,7 +140,7 @@ async def _follow(client: Any, submission_id: str, console: Console) -> None:
 
 
 async def _lines(client: Any, submission_id: str) -> AsyncIterator[str]:
-    """Complete lines of the job's log, each once. A connection that drops is taken up again."""
+    """Yield complete lines of the job's log, each once. A connection that drops is taken up again."""
     seen = 0
     lost_since: float | None = None
     clock = asyncio.get_running_loop().time

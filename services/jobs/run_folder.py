@@ -1,4 +1,4 @@
-"""The folder of a run: which file lies where."""
+"""The files of a run by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Names of the files of a run."""
+    """Paths of everything in the folder of a run."""
 
     path: Path
 
@@ -25,12 +25,12 @@ class RunFolder:
 
     @property
     def evaluations(self) -> Path:
-        """A line per evaluation during training."""
+        """A line per evaluation during training; see services/jobs/step_log.py."""
         return self.path / "evaluations.jsonl"
 
     @property
     def record(self) -> Path:
-        """Settings and versions of the run; see services/jobs/run_record.py."""
+        """The settings and versions of the run; see services/jobs/run_record.py."""
         return self.path / "run.json"
 
     @property
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model, a Hugging Face folder; there once the run has ended."""
+        """The trained model, a Hugging Face folder; it appears at the end of the run."""
         return self.path / "model"
 
     @property
@@ -59,7 +59,7 @@ class RunFolder:
         return self.path / "events"
 
     def clear(self) -> None:
-        """Deletes what a run wrote. Files of others in the folder stay."""
+        """Delete the files of a run. Files of others in the folder stay."""
         for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.adapter, self.events):

@@ -1,4 +1,4 @@
-"""`run.json`: under which settings and versions a run was started; what a resumed run must agree with."""
+"""`run.json`: the settings and versions that a run was started under, which a resumed run must agree with."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from services.base.atomic import write_whole
 from services.base.errors import FailedPreconditionError
 from services.base.version import git_revision
 from services.jobs.run_folder import RunFolder
@@ -19,13 +19,13 @@ _PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy"
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What `run.json` says of a run.
+    """The content of `run.json`.
 
     Attributes:
         run_name: name of the run.
-        settings: by dotted key, what decides the outcome; a checkpoint made under others is not resumed.
+        settings: everything that decides the outcome, by dotted key; a checkpoint made under others is not resumed.
         identity: hash of the settings, which every checkpoint carries.
-        details: whatever else is worth keeping; it decides nothing.
+        details: other facts worth keeping, which decide nothing.
         recipe: the resolved recipe, YAML, kept beside the record; empty for none.
     """
 
@@ -37,7 +37,7 @@ class RunRecord:
 
 
 def claim_run_folder(record: RunRecord, files: RunFolder, checkpoints: str) -> None:
-    """Writes `run.json` and the run's recipe; `checkpoints` is the folder or URL of the run's checkpoints.
+    """Write `run.json` and the run's recipe; `checkpoints` is the folder or URL of the run's checkpoints.
 
     Raises FailedPreconditionError naming the setting that differs from those of a checkpoint that this run would go on
     from.
@@ -47,18 +47,22 @@ def claim_run_folder(record: RunRecord, files: RunFolder, checkpoints: str) -> N
     if newest is not None and path.exists():
         earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
         now: dict[str, Any] = json.loads(json.dumps(record.settings))
-        for key in now | earlier:
-            if earlier.get(key) != now.get(key):
+        remedy = "start over (--start-over) or choose another run name"
+        for key, value in earlier.items():
+            if value != now.get(key):
                 raise FailedPreconditionError(
-                    f"{key}: run {record.run_name} was started with {earlier.get(key)!r}, now {now.get(key)!r} is "
-                    "asked; start over (--start-over) or choose another run name"
+                    f"{key}: run {record.run_name} was started with {value!r}, now {now.get(key)!r} is asked; {remedy}"
                 )
-    if newest is not None and newest.plan != record.identity:
+        if unrecorded := sorted(now.keys() - earlier.keys()):
+            raise FailedPreconditionError(
+                f"{unrecorded[0]}: run {record.run_name} did not record it when it was started (by an earlier version, "
+                f"perhaps), now it is {now[unrecorded[0]]!r}; nothing says that the two agree, so {remedy}"
+            )
+    if newest is not None and newest.identity != record.identity:
         raise FailedPreconditionError(
             f"checkpoint: {newest.name} in {newest.location} belongs to another target, data set or training settings; "
             "start over (--start-over) or choose another run name"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = {
         "run_name": record.run_name,
         "settings": record.settings,
@@ -67,15 +71,9 @@ def claim_run_folder(record: RunRecord, files: RunFolder, checkpoints: str) -> N
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
     }
-    _write(path, json.dumps(values, indent=2))
+    write_whole(path, json.dumps(values, indent=2))
     if record.recipe:
-        _write(files.recipe, record.recipe)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_whole(files.recipe, record.recipe)
 
 
 def _version(package: str) -> str | None:

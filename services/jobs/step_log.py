@@ -1,4 +1,4 @@
-"""What a run leaves behind line by line: metrics and the ledger of consumed windows. Written by rank 0.
+"""The logs of a run, a line per step: metrics and the ledger of consumed windows. Written by rank 0.
 
 `metrics.jsonl`, a line per step:
     step, epoch                    counted from 1 and from 0
@@ -12,7 +12,7 @@
     masked_share                   share of this step's tokens that the fusion loss left out
     covered_mass                   mean mass that reached the candidates before the cut to K, weighted by tokens
     source_weights                 per source, mean share of the mixture, weighted by tokens
-`ledger.jsonl`, a line per step: epoch, step, and the place of every consumed window in the split's ledger, and of every
+`ledger.jsonl`, a line per step: epoch, step, and the place in the split's ledger of every consumed window and of every
 skipped one.
 `evaluations.jsonl`, a line per evaluation: step, epoch, nats_per_byte of the held-out split.
 """
@@ -21,41 +21,45 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from services.jobs.run_folder import RunFolder
+
+_BLOCK_BYTES = 1 << 16
+"""Bytes of a log that are read at a time from its end."""
 
 
 class RunLogs:
     """The logs of a run; does nothing on workers where it is not enabled."""
 
     def __init__(self, files: RunFolder, *, after_step: int, enabled: bool) -> None:
-        """Drops what earlier attempts wrote behind `after_step`."""
+        """Drop the lines that earlier attempts wrote behind `after_step`."""
         self._logs: dict[str, StepLog] = {}
         if enabled:
             paths = {"metrics": files.metrics, "ledger": files.ledger, "evaluations": files.evaluations}
             self._logs = {name: StepLog(path, after_step=after_step) for name, path in paths.items()}
 
     def step(self, metrics: dict[str, Any], windows: Sequence[int], skipped: Sequence[int]) -> None:
-        """A step's metrics, the windows that it consumed, and those that the stream left out."""
+        """Write a step's metrics, the windows that it consumed, and those that the stream left out."""
         if self._logs:
             where = {"epoch": metrics["epoch"], "step": metrics["step"]}
             self._logs["metrics"].write(metrics)
             self._logs["ledger"].write({**where, "windows": list(windows), "skipped": list(skipped)})
 
     def evaluation(self, step: int, epoch: int, nats_per_byte: float) -> None:
-        """A score on the held-out split."""
+        """Write a score on the held-out split."""
         if self._logs:
             self._logs["evaluations"].write({"step": step, "epoch": epoch, "nats_per_byte": nats_per_byte})
 
     def sync(self) -> None:
-        """Brings all rows to disk; called before a checkpoint that builds on them becomes visible."""
+        """Bring all rows to disk; called before a checkpoint that builds on them becomes visible."""
         for log in self._logs.values():
             log.sync()
 
     def close(self) -> None:
+        """Close all files."""
         for log in self._logs.values():
             log.close()
 
@@ -64,26 +68,28 @@ class StepLog:
     """A file of JSON lines with a `step` each, in which a resumed run goes on exactly behind its checkpoint."""
 
     def __init__(self, path: Path, *, after_step: int) -> None:
-        """Opens for appending, and drops what lies behind `after_step`: those steps will be taken again."""
+        """Open for appending, and drop the lines behind `after_step`: those steps will be taken again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
         _truncate(path, after_step)
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
+        """Append a line."""
         self._stream.write(json.dumps(row) + "\n")
         self._stream.flush()
 
     def sync(self) -> None:
+        """Bring the lines to disk."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._stream.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a log; a killed writer may leave half a line at the end, which is left out."""
+    """Return all complete rows of a log; half a line at the end, which a killed writer may leave, is left out."""
     if not path.exists():
         return []
     rows = []
@@ -95,10 +101,52 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def last_row(path: Path) -> dict[str, Any] | None:
+    """Return the last complete row of a log, read from its end; None when there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as stream:
+        return next((row for _, line in _lines_backwards(stream) if (row := _row(line)) is not None), None)
+
+
 def _truncate(path: Path, after_step: int) -> None:
+    """Cut a log behind its last row of at most `after_step`; only the rows that go, and that one, are read."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row["step"] <= after_step]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    temporary.replace(path)
+    with path.open("r+b") as stream:
+        keep = 0
+        for start, line in _lines_backwards(stream):
+            if (row := _row(line)) is not None and row["step"] <= after_step:
+                keep = start + len(line)
+                break
+        stream.truncate(keep)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a line's row; None for half a line."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) else None
+
+
+def _lines_backwards(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file from the last one to the first, each with the offset at which it starts."""
+    start = stream.seek(0, os.SEEK_END)
+    kept = b""  # read already, and not yet known to be whole lines
+    while start > 0:
+        size = min(_BLOCK_BYTES, start)
+        start -= size
+        stream.seek(start)
+        kept = stream.read(size) + kept
+        # The first line of what is there may begin before it.
+        first_end = kept.find(b"\n") + 1 if start > 0 else 0
+        if start > 0 and first_end == 0:
+            continue
+        at = len(kept)
+        while at > first_end:
+            begin = max(kept.rfind(b"\n", 0, at - 1) + 1, first_end)
+            yield start + begin, kept[begin:at]
+            at = begin
+        kept = kept[:first_end]

@@ -7,13 +7,18 @@ import os
 import random
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
 import ray
 import torch
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from tensorboardX.proto.event_pb2 import Event
@@ -24,7 +29,7 @@ from services.distill.job import DistillJob
 from services.distill.plan import make_plan
 from services.fusion.client import FusedWindow, StreamRequest
 from services.jobs.step_log import read_rows
-from services.jobs.storage import mend_snapshot
+from services.jobs.storage import mend_snapshot, newest_complete
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, train, weights
 
@@ -62,6 +67,24 @@ def scalars(events: Path) -> list[tuple[int, str]]:
             found += [(event.step, value.tag) for value in event.summary.value]
             start += length + 16
     return found
+
+
+class ShelfFileSystem(DirFileSystem):
+    """A protocol that pyarrow does not know, and that every process reads from the same disk."""
+
+    protocol = "shelf"
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__("/", LocalFileSystem(auto_mkdir=True), **settings)
+
+
+HOLDER = """
+import sys
+from services.jobs.lease import held_leases
+with held_leases(sys.argv[1:], "run"):
+    print("holds", flush=True)
+    sys.stdin.readline()
+"""
 
 
 def open_fake(tokenizer: Path, _job: DistillJob) -> FakeFusion:
@@ -110,6 +133,34 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
         folder.name for folder in (store / tmp_path.name / "run" / "checkpoints").iterdir() if folder.is_dir()
     )
     assert kept == ["step-00000009", "step-00000010"]
+
+
+@pytest.mark.usefixtures("_ray")
+def test_checkpoints_at_a_url_that_only_fsspec_knows(tmp_path, target):
+    fsspec.register_implementation("shelf", ShelfFileSystem, clobber=True)
+    job = job_in(tmp_path / "toy" / "run", target, epochs=1, torch_threads=1, storage=f"shelf://{tmp_path}/store")
+    run(job, open_client=partial(open_fake, target))
+    assert newest_complete(job.checkpoints) == newest_complete(tmp_path / "store" / "toy" / "run" / "checkpoints") or (
+        newest_complete(job.checkpoints).step == 5  # type: ignore[union-attr]
+    )
+    rows = read_rows(job.files.metrics)
+    run(job, open_client=partial(open_fake, target))
+    assert read_rows(job.files.metrics) == rows, "gone on from the last step, of which none is left"
+
+
+def test_a_run_that_another_process_trains_is_refused_and_not_forgotten(tmp_path, target):
+    job = job_in(tmp_path, target, epochs=1)
+    train(job, FakeFusion(target, corpus(18)))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, *job.lease_locations], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "holds\n"
+    for start_over in (False, True):
+        with pytest.raises(FailedPreconditionError, match=f"process {holder.pid} on .* trains it since"):
+            run(job, start_over=start_over, open_client=partial(open_fake, target))
+    assert newest_complete(job.checkpoints) is not None and job.files.metrics.exists()
+    assert not job.files.record.exists()
+    holder.communicate("end\n", timeout=60)
 
 
 def test_what_another_attempt_would_only_meet_again_is_no_failure_of_the_worker(tmp_path, target):

@@ -5,6 +5,7 @@ The windows come in the order of the real service; the fused rows are made up fr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -101,6 +102,14 @@ class FakeFusion:
         self.ends = ends
         self.skipped = skipped
         self.requests: list[StreamRequest] = []
+        self.settings: dict[str, object] = {
+            "fusion.alignment.method": "byte", "fusion.strategy": "fixed", "fusion.k_out": 8, "fusion.tau": 0.05,
+            "fusion.weights.left": 0.25, "fusion.weights.right": 0.75, "service.below_quorum": "skip",
+        }  # fmt: skip
+        for share in SHARES:
+            self.settings[f"sources.{share.name}.model"] = f"model of {share.name}"
+            self.settings[f"sources.{share.name}.revision"] = f"revision of {share.name}"
+            self.settings[f"sources.{share.name}.top_k"] = 16
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
         return fusion_pb2.GetFusionInfoResponse(
@@ -111,7 +120,9 @@ class FakeFusion:
                 for split, texts in self.splits.items()
             ],
             sources=[fusion_pb2.SourceStatus(name=share.name, serving=True) for share in SHARES],
+            alignment="byte",
             strategy="fixed",
+            settings={key: json.dumps(value) for key, value in self.settings.items()},
         )
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:

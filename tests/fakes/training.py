@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,9 +24,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def job_in(folder: Path, target_folder: Path, **changes: object) -> DistillJob:
+def job_in(
+    folder: Path, target_folder: Path, *, expected: Mapping[str, str] | None = None, **changes: object
+) -> DistillJob:
+    """A run with `changes` to the settings of training; `expected` is what its recipe says of the service."""
     config = DistillConfig.model_validate(SETTINGS | changes)
-    return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config)
+    return DistillJob("run", folder, target_folder, "toy", "train", "nowhere:1", config, expected=expected or {})
 
 
 def keeping(job: DistillJob) -> KeepCheckpoint:

@@ -6,15 +6,17 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from ray.job_submission import JobStatus
 from rich.console import Console
 
 from services.base.errors import ServiceError, UnavailableError
 from services.jobs import ray_job as module
-from services.jobs.progress_line import Progress, parse_progress
-from services.jobs.ray_job import stop, submit
+from services.jobs.progress_line import RunProgress, parse_progress
+from services.jobs.ray_job import job_name, stop, submit
 
-NOW = Progress(
+NOW = RunProgress(
     "fused", step=3, total_steps=40, epoch=1, loss=2.5, tokens_per_second=1234, wait_share=0.25, eta_seconds=61
 )
 
@@ -114,6 +116,22 @@ def test_attempts_are_counted_and_a_running_one_is_joined(run):
     assert "toy-fused-2 is running already" in text
     assert "ray job stop toy-fused-2 --address http://ray:8265" in text
     assert stop("toy-fused", dashboard="http://ray:8265") == "toy-fused-2" and jobs.stopped == ["toy-fused-2"]
+
+
+NAMES = st.from_regex(r"[a-c][a-c_.-]{0,5}", fullmatch=True)
+
+
+@given(one=st.tuples(NAMES, NAMES), other=st.tuples(NAMES, NAMES))
+@example(one=("a", "b-c"), other=("a-b", "c"))
+@example(one=("a-", "b"), other=("a", "-b"[1:]))
+def test_other_recipes_and_runs_have_other_jobs(one, other):
+    assert (job_name(*one) == job_name(*other)) == (one == other)
+
+
+def test_the_job_of_another_run_is_not_joined(run):
+    jobs = FakeJobs(jobs=[("toy--fused-1", JobStatus.RUNNING), ("toy-fused--2-1", JobStatus.RUNNING)])
+    run(jobs, follow=False)
+    assert jobs.submitted["submission_id"] == "toy-fused-1"
 
 
 def test_control_c_detaches(run):

@@ -1,4 +1,4 @@
-"""The target as training sees it: backbone, lm_head and loss in one module, and its Hugging Face folder."""
+"""The target as training runs it: backbone, lm_head and loss in one module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusion_core.losses import FusionLoss, Losses, fused_losses
 from services.distill.data.batch import Batch
+from services.models.weights import last_hidden_states
 
 
 class DistillModule(nn.Module):
@@ -33,7 +34,7 @@ class DistillModule(nn.Module):
         self.autocast = autocast
 
     def forward(self, batch: Batch, clm_weights_N: Tensor, fusion_weights_N: Tensor | None) -> Losses:
-        """See `fusion_core.losses.fused_losses` for the weights and the result."""
+        """Return the losses of a batch; see `fusion_core.losses.fused_losses` for the weights and the result."""
         return fused_losses(
             self._states(batch)[batch.valid_BL],
             self.model.get_output_embeddings().weight,
@@ -48,29 +49,19 @@ class DistillModule(nn.Module):
         )
 
     def _states(self, batch: Batch) -> Tensor:
-        """Last hidden states, [B, L, D]."""
+        """Return the last hidden states, [B, L, D]."""
         with torch.autocast(batch.inputs_BL.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            # No attention mask: padding stands behind the tokens of its row, where causal attention never looks from
-            # them, and its own positions are not read. Without a mask attention takes its fastest path, unless the
-            # positions start anew within a row: then transformers makes the mask that keeps packed windows apart.
-            states_BLD: Tensor = self.model.base_model(
-                input_ids=batch.inputs_BL, position_ids=batch.positions_BL, use_cache=False
-            ).last_hidden_state
-        return states_BLD
+            return last_hidden_states(self.model, batch.inputs_BL, batch.positions_BL)
 
     @torch.no_grad()
     def check_packing(self) -> None:
-        """Raises ValueError when the model lets packed windows see each other (recurrent layers, for one, do)."""
+        """Raise ValueError when the model lets packed windows see each other, as recurrent layers do."""
         device = next(self.parameters()).device
         window = torch.arange(5, device=device) % self.vocabulary_size
         where = torch.arange(5, device=device)
 
         def states(*windows: Tensor) -> Tensor:
-            inputs, positions = torch.cat(windows)[None], where.repeat(len(windows))[None]
-            result: Tensor = self.model.base_model(
-                input_ids=inputs, position_ids=positions, use_cache=False
-            ).last_hidden_state
-            return result[0]
+            return last_hidden_states(self.model, torch.cat(windows)[None], where.repeat(len(windows))[None])[0]
 
         training = self.training
         self.eval()

@@ -88,7 +88,7 @@ class DistillWorker:
         progress = ProgressPrinter(
             self._job.run_name,
             self._plan.total_steps(config),
-            done_steps=start.step,
+            steps_per_epoch=self._plan.steps_per_epoch(config),
             done_tokens=start.tokens,
             enabled=rank == 0,
         )
