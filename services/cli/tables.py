@@ -73,7 +73,7 @@ def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
         ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
         for model, values in ranked:
             nats, accuracy = values["nats_per_byte"], values["accuracy"]
-            interval = f"{nats['low']:.4f} to {nats['high']:.4f}"
+            interval = "-" if nats["low"] is None else f"{nats['low']:.4f} to {nats['high']:.4f}"
             taught_by = str(trainings.get(model, ""))
             table.add_row(domain, model, taught_by, f"{nats['value']:.4f}", interval, f"{accuracy['value']:.3f}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""What a trained model stands for in a comparison: the fused target, or one of its controls."""
+"""The part that a trained model plays in a comparison: the fused target, or one of its controls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Training:
 
 
 def training_of(run_folder: Path) -> Training | None:
-    """What `run.json` says; by the folder's name where it says nothing, and None where that says nothing either."""
+    """Return what `run.json` says of a run; else what the folder's name says, None where that says nothing either."""
     try:
         settings = json.loads(RunFolder(run_folder).record.read_text(encoding="utf-8"))["settings"]
         sources = tuple(settings["distill.sources"])
@@ -48,8 +48,10 @@ def training_of(run_folder: Path) -> Training | None:
 
 
 def comparisons(trainings: Mapping[str, Training]) -> list[tuple[str, str]]:
-    """Pairs of a model and the control that it is held against: what sources taught against CLM only, what several
-    taught together against each of them alone."""
+    """Return pairs of a model and the control that it is compared with.
+
+    A model that sources taught is compared with CLM only, one that several taught also with each source alone.
+    """
     pairs = []
     for name, training in trainings.items():
         for control, its in trainings.items():

@@ -14,13 +14,13 @@ from typing import Any, Literal
 def evaluate_tasks(
     folder: Path, tasks: Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Runs every task of the folder `tasks` on the model in `folder`; the numbers of each, by the harness' names.
+    """Run every task of the folder `tasks` on the model in `folder`; return the numbers of each, by the harness' names.
 
     Raises ValueError when the harness is not installed, or naming the folder that has no tasks, or the task that fails.
     """
     if not list(tasks.glob("**/*.yaml")):
         raise ValueError(f"--tasks: no *.yaml in {tasks}")
-    # Read when the harness is imported: what a task names must be there, and is not looked for elsewhere.
+    # The harness reads these when it is imported: data that a task names must lie here, nothing is fetched.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
         import lm_eval

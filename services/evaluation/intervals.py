@@ -17,25 +17,28 @@ from fusion_core.arrays import Float64, Int32
 from services.evaluation.nats_per_byte import Scores
 
 ALL = "all"
+MIN_DOCUMENTS = 8
+"""The fewest documents that give an interval: a bootstrap over one has no width, over a few it is far too narrow."""
 _DRAWS = 2000
 _PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value, and the 95 % interval around it."""
+    """A value, and the 95 % interval around it; None for both ends where the documents are too few for one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | None]:
+        """Return the fields by name."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def domain_of(document: str) -> str:
-    """Domain of a document by its name in the corpus: the top folder, or else the file that holds many documents; whole
-    files side by side in one folder are one domain."""
+    """Return the domain of a document by its name in the corpus: the top folder, or else the file that holds many
+    documents; whole files side by side in one folder are one domain."""
     folder, in_folder, _ = document.partition("/")
     file, in_file, _ = document.rpartition("#")
     if in_folder:
@@ -44,27 +47,27 @@ def domain_of(document: str) -> str:
 
 
 def compare(models: Mapping[str, Scores], documents: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """Scores of every model on the same windows; `documents` names the document of each window.
+    """Compare the scores of models on the same windows; `documents` names the document of each window.
 
     Returns, by domain and for `all`: the number of bytes and documents; by model `nats_per_byte` and `accuracy` with
-    intervals, and `difference_from` every other model in nats per byte (below 0 where this one is better). Accuracy is
-    the share of the positions where a token starts in every model's tokenisation at which the model's likeliest token
-    is the one that comes.
+    intervals (from `MIN_DOCUMENTS` documents on), and `difference_from` every other model in nats per byte (below 0
+    where this one is better). Accuracy is the share of the positions where a token starts in every model's tokenisation
+    at which the model's likeliest token is the one that comes.
     """
     domains: dict[str, list[int]] = {ALL: list(range(len(documents)))}
     by_domain = [domain_of(document) for document in documents]
     if len(set(by_domain)) > 1:
         for domain in sorted(set(by_domain)):
             domains[domain] = [index for index, name in enumerate(by_domain) if name == domain]
-    return {name: _compare(models, documents, windows, seed) for name, windows in domains.items()}
+    return {name: _compare_windows(models, documents, windows, seed) for name, windows in domains.items()}
 
 
-def _compare(
+def _compare_windows(
     models: Mapping[str, Scores], documents: Sequence[str], windows: Sequence[int], seed: int
 ) -> dict[str, Any]:
     names = list(dict.fromkeys(documents[window] for window in windows))
-    place = {name: number for number, name in enumerate(names)}
-    document_W = np.array([place[documents[window]] for window in windows])
+    numbers = {name: number for number, name in enumerate(names)}
+    document_W = np.array([numbers[documents[window]] for window in windows])
     draws_RD = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_DRAWS)
 
     def per_document(values_W: npt.NDArray[Any]) -> Float64:
@@ -80,11 +83,13 @@ def _compare(
         accuracy_R = draws_RD @ hits_MD[model] / np.maximum(1, draws_RD @ positions_D)
         value = float(nats_D.sum() / bytes_D.sum())
         result["models"][model] = {
-            "nats_per_byte": _interval(value, drawn_MR[model]).to_json(),
-            "accuracy": _interval(float(hits_MD[model].sum() / max(1, positions_D.sum())), accuracy_R).to_json(),
+            "nats_per_byte": _interval(value, drawn_MR[model], len(names)).to_json(),
+            "accuracy": _interval(
+                float(hits_MD[model].sum() / max(1, positions_D.sum())), accuracy_R, len(names)
+            ).to_json(),
             "difference_from": {
                 other: _interval(
-                    value - float(nats_MD[other].sum() / bytes_D.sum()), drawn_MR[model] - drawn_MR[other]
+                    value - float(nats_MD[other].sum() / bytes_D.sum()), drawn_MR[model] - drawn_MR[other], len(names)
                 ).to_json()
                 for other in models
                 if other != model
@@ -96,7 +101,7 @@ def _compare(
 def _hits(
     models: Mapping[str, Scores], windows: Sequence[int], per_document: Any
 ) -> tuple[dict[str, Float64], Float64]:
-    """Hits per document of every model at the positions that all models share, and the number of these positions."""
+    """Return hits per document of every model at the positions that all models share, and the number of these."""
     hits_MW: dict[str, list[int]] = {model: [] for model in models}
     positions_W = []
     for window in windows:
@@ -114,6 +119,8 @@ def _hits(
     return hits, per_document(np.array(positions_W, dtype=np.float64))
 
 
-def _interval(value: float, drawn_R: Float64) -> Interval:
+def _interval(value: float, drawn_R: Float64, num_documents: int) -> Interval:
+    if num_documents < MIN_DOCUMENTS:
+        return Interval(value, None, None)
     low, high = np.percentile(drawn_R, _PERCENTILES)
     return Interval(value, float(low), float(high))

@@ -1,4 +1,4 @@
-"""Nats per byte of any causal language model in a Hugging Face folder: the one measure that tokenizers share.
+"""Nats per byte of any causal language model in a Hugging Face folder: the measure that compares across tokenizers.
 
 Every window stands alone behind the model's own BOS, and all its bytes are predicted.
 Shape legend: W windows, B windows of a batch, L positions, V vocabulary.
@@ -60,7 +60,7 @@ def nats_per_byte(
     torch_threads: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Scores windows of text with a model.
+    """Score windows of text with a model.
 
     Args:
         folder: Hugging Face folder with weights and a fast tokenizer.
@@ -124,7 +124,7 @@ def _check_lengths(model: Any, encodings: Sequence[Encoding]) -> None:
 
 
 def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int]]:
-    """Windows of similar length together, so that little is padded."""
+    """Yield batches of windows of similar length, so that little is padded."""
     order = sorted(range(len(encodings)), key=lambda i: encodings[i].num_tokens)
     batch: list[int] = []
     for index in order:
@@ -140,8 +140,10 @@ def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int
 def _score(
     model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
 ) -> list[tuple[float, Bool]]:
-    """-log probability per window, and which tokens were the likeliest. Right padding needs no mask: causal attention
-    does not look ahead."""
+    """Return per window the -log probability and which tokens were the likeliest.
+
+    Right padding needs no mask: causal attention does not look ahead.
+    """
     length = max(encoding.num_tokens for encoding in encodings)
     inputs_BL = torch.full((len(encodings), length), bos, dtype=torch.int64)
     for row, encoding in enumerate(encodings):

@@ -167,7 +167,7 @@ class _Lease:
     def _refusal(self, holder: dict[str, Any]) -> FailedPreconditionError:
         return FailedPreconditionError(
             f"run {self._run_name}: {_name(holder)} trains it since {holder.get('since', 'just now')} and holds its "
-            f"lease in {self._files.place(_FOLDER)}; wait for its end, stop it, or choose another run name"
+            f"lease in {self._files.location(_FOLDER)}; wait for its end, stop it, or choose another run name"
         )
 
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from services.evaluation.intervals import MIN_DOCUMENTS
 from tests.bench.parts.gain_runs import BYTE, CLM_ONLY, FULL, LORA, METHODS, MIN_EDIT, QUICK, TRIED, Experiment
 from tests.bench.parts.report import Report, arguments
 
@@ -67,8 +68,10 @@ def differences(
     return result
 
 
-def interval(values_R: np.ndarray) -> tuple[float, float, float]:
-    """(value, low, high) from the value itself and the draws behind it."""
+def interval(values_R: np.ndarray, num_documents: int) -> tuple[float, float | None, float | None]:
+    """Return (value, low, high) from the value itself and the draws behind it; no ends from too few documents."""
+    if num_documents < MIN_DOCUMENTS:
+        return float(values_R[0]), None, None
     low, high = np.percentile(values_R[1:], _PERCENTILES)
     return float(values_R[0]), float(low), float(high)
 
@@ -78,11 +81,12 @@ def add_rows(
 ) -> dict[str, np.ndarray]:
     """Adds a row per method and one per difference from those in `against`; returns what `differences` does."""
     document_W, bytes_W = experiment.held_out_documents(len(next(iter(results.values()))[0]["nats_W"]))
+    num_documents = int(document_W.max()) + 1
     drawn = differences(
         {method: np.array([run["nats_W"] for run in runs]) for method, runs in results.items()}, document_W, bytes_W
     )
     for method, runs in results.items():
-        value, low, high = interval(drawn[method])
+        value, low, high = interval(drawn[method], num_documents)
         per_seed = [sum(run["nats_W"]) / bytes_W.sum() for run in runs]
         report.row(
             table=table,
@@ -97,7 +101,7 @@ def add_rows(
         )
     for method, other in product(results, against):
         if other in drawn and other != method:
-            value, low, high = interval(drawn[method] - drawn[other])
+            value, low, high = interval(drawn[method] - drawn[other], num_documents)
             cells = {"method": method, "minus": other, "nats_per_byte": value, "low": low, "high": high}
             report.row(table=f"{table}: differences", **cells)
     return drawn
@@ -140,12 +144,12 @@ def add_sources(report: Report, experiment: Experiment) -> None:
         )
 
 
-def add_checks(report: Report, drawn: dict[str, np.ndarray], best_single: str) -> None:
+def add_checks(report: Report, drawn: dict[str, np.ndarray], best_single: str, num_documents: int) -> None:
+    """Add the figures that are claimed; an upper end only where there are documents enough for one."""
     for other in (CLM_ONLY, MIN_EDIT):
-        if other in drawn:
-            _, _, high = interval(drawn[BEST] - drawn[other])
+        if other in drawn and (high := interval(drawn[BEST] - drawn[other], num_documents)[2]) is not None:
             report.check(f"{BEST} minus {other}, upper end of the interval", high, "nats/byte", at_most=0.0)
-    value, _, _ = interval(drawn[BEST] - drawn[best_single])
+    value, _, _ = interval(drawn[BEST] - drawn[best_single], num_documents)
     report.check(f"{BEST} minus best single source ({best_single})", value, "nats/byte", at_most=0.0)
 
 
@@ -192,7 +196,8 @@ def main() -> None:
         best_single = min(alone, key=lambda name: np.sum([run["nats_W"] for run in of(alone)[name]]))
         add_rows(report, "single sources, two seeds", of(alone), experiment, (best_single,))
     drawn = add_rows(report, "target from scratch", of(targets), experiment, (CLM_ONLY, MIN_EDIT, best_single))
-    add_checks(report, drawn, best_single)
+    document_W, _ = experiment.held_out_documents(len(experiment.held_out))
+    add_checks(report, drawn, best_single, int(document_W.max()) + 1)
     if longer:
         add_rows(report, "more training without sources", of(longer), experiment, list(longer)[:1])
     if pretrained:

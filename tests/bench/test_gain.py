@@ -67,11 +67,14 @@ def test_differences_are_paired_over_documents_and_seeds():
     base_SW = hard_W + rng.normal(0, 1, (3, 60))
     drawn = differences({"base": base_SW, "better": base_SW - 0.05 * bytes_W}, document_W, bytes_W)
     assert drawn["base"][0] == pytest.approx(base_SW.sum() / (3 * bytes_W.sum()))
-    assert interval(drawn["better"] - drawn["base"]) == pytest.approx((-0.05, -0.05, -0.05))
-    value, low, high = interval(drawn["base"])
+    assert interval(drawn["better"] - drawn["base"], 30) == pytest.approx((-0.05, -0.05, -0.05))
+    value, low, high = interval(drawn["base"], 30)
+    assert low is not None and high is not None
     assert low < value < high and high - low > 0.1
     # One document that is far better with one seed alone makes the difference uncertain.
     lucky_SW = base_SW.copy()
     lucky_SW[0, :2] -= 200
-    value, low, high = interval(differences({"a": base_SW, "b": lucky_SW}, document_W, bytes_W)["b"] - drawn["base"])
+    lucky = differences({"a": base_SW, "b": lucky_SW}, document_W, bytes_W)["b"]
+    value, low, high = interval(lucky - drawn["base"], 30)
     assert value < 0 and high == pytest.approx(0, abs=1e-9)
+    assert interval(drawn["base"], 7) == (drawn["base"][0], None, None)

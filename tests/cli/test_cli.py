@@ -234,7 +234,7 @@ def test_eval_of_the_recipe_s_own_models_goes_into_its_report(written: Any, tmp_
     assert "untouched target" in done.stdout and "fused" in done.stdout
     evaluation = json.loads((recipe.run_folder / "evaluation.json").read_text())
     models = evaluation["domains"]["all"]["models"]
-    assert models["fused"]["difference_from"]["untouched target"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert models["fused"]["difference_from"]["untouched target"] == {"value": 0.0, "low": None, "high": None}
     assert fusion("report", str(recipe.run_folder)).returncode == 0
     assert "untouched target" in (recipe.run_folder / "report.html").read_text()
     assert fusion("eval", str(recipe_file), "--split", "nothing").returncode == 2

@@ -98,6 +98,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 88 <= covered <= 99
 
 
+@pytest.mark.parametrize(("num_documents", "has_interval"), [(1, False), (7, False), (8, True)])
+def test_few_documents_give_values_without_intervals(num_documents, has_interval):
+    """Every document in two windows: what counts is documents."""
+    nats = np.linspace(1, 2, 2 * num_documents)
+    windows = [[0]] * len(nats)
+    models = {
+        "a": made(nats, windows, windows, [1] * len(nats)),
+        "b": made(nats[::-1], windows, windows, [1] * len(nats)),
+    }
+    result = compare(models, [f"file.txt#{i // 2}" for i in range(len(nats))])["all"]
+    assert result["documents"] == num_documents
+    scores = result["models"]["a"]
+    for score in (scores["nats_per_byte"], scores["accuracy"], scores["difference_from"]["b"]):
+        assert score["value"] is not None
+        assert [score["low"] is not None, score["high"] is not None] == [has_interval] * 2
+
+
 def test_tasks_of_the_harness_are_local_files(tmp_path, target, monkeypatch):
     with pytest.raises(ValueError, match=r"--tasks: no \*.yaml in"):
         evaluate_tasks(target, tmp_path)

@@ -85,7 +85,7 @@ def test_scores_with_intervals_are_shown_by_domain(run_folder):
         control = {"nats_per_byte": score(1.8, 1.7, 1.9), "accuracy": score(0.3, 0.29, 0.31)}
         return {
             "bytes": 1234,
-            "documents": 5,
+            "documents": 12,
             "models": {"clm_only": control, "fused": fused | {"difference_from": {"clm_only": difference}}},
         }
 
@@ -98,6 +98,22 @@ def test_scores_with_intervals_are_shown_by_domain(run_folder):
     assert "fused minus clm_only: -0.1000 nats per byte (-0.1500 to -0.0500): better beyond the interval" in report
     assert "no difference beyond the interval" in report.split("held_out: code")[1]
     assert (run_folder / "domains.png").exists()
+
+
+def test_too_few_documents_give_no_verdict(run_folder):
+    """Also where an earlier version wrote an interval, which of one document has no width."""
+    for low, high in ((-0.1, -0.1), (None, None)):
+        score = {"value": -0.1, "low": low, "high": high}
+        values = {"nats_per_byte": {"value": 1.7, "low": low, "high": high}, "accuracy": score}
+        models = {"clm_only": values, "fused": values | {"difference_from": {"clm_only": score}}}
+        domains = {"all": {"bytes": 9, "documents": 7, "models": models}}
+        evaluation = {"corpus": "toy", "split": "held_out", "domains": domains}
+        (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
+        report = write_report(run_folder).read_text()
+        assert "| fused | fused: all | 1.7000 | - |" in report
+        assert "9 bytes in 7 documents: too few for intervals, which need 8." in report
+        assert "fused minus clm_only: -0.1000 nats per byte: no verdict from 7 documents, 8 are needed" in report
+        assert "beyond the interval" not in report and (run_folder / "domains.png").exists()
 
 
 def test_fused_targets_are_held_against_every_control(run_folder):

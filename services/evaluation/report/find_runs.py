@@ -1,4 +1,4 @@
-"""The training runs that lie below a folder, and how far each has come."""
+"""The training runs below a folder, and how far each has come."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 from services.jobs.run_folder import RunFolder
-from services.jobs.step_log import read_rows
+from services.jobs.step_log import last_row
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """A training run as its folder shows it.
+    """A training run, as far as its folder shows it.
 
     Attributes:
         folder: of the run.
@@ -35,7 +35,7 @@ class RunState:
 
 
 def find_runs(folder: Path) -> Iterator[RunState]:
-    """Runs in `folder` or up to two levels below it, in the order of their names; damaged records are passed over."""
+    """Yield runs in `folder` or up to two levels below it, in the order of their names; skip damaged records."""
     for pattern in ("run.json", "*/run.json", "*/*/run.json"):
         for record in sorted(folder.glob(pattern)):
             files = RunFolder(record.parent)
@@ -44,13 +44,13 @@ def find_runs(folder: Path) -> Iterator[RunState]:
                 total, revision = int(facts.get("total_steps", 0)), str(facts["git_revision"])
             except (OSError, ValueError, KeyError):
                 continue
-            rows = read_rows(files.metrics)
-            latest = files.metrics if rows else record
+            last = last_row(files.metrics)
+            latest = files.metrics if last else record
             yield RunState(
                 folder=files.path,
-                step=rows[-1]["step"] if rows else 0,
+                step=last["step"] if last else 0,
                 total_steps=total,
-                loss=rows[-1]["loss"] if rows else None,
+                loss=last["loss"] if last else None,
                 done=(files.model / "config.json").is_file(),
                 changed=datetime.fromtimestamp(latest.stat().st_mtime),
                 git_revision=revision,

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it: pictures are inside, nothing is loaded."""
+"""A report as one HTML page: pictures are inside it, and a browser loads nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _IMAGE = re.compile(r'src="([^":]+\.png)"')
 
 
 def write_page(markdown: str, title: str, path: Path) -> None:
-    """Writes `markdown` as HTML; its pictures are read from the folder of `path`."""
+    """Write `markdown` as HTML; its pictures are read from the folder of `path`."""
     from markdown_it import MarkdownIt
 
     def embed(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves over tokens and steps, and held-out scores by domain."""
+"""Pictures of runs: curves over tokens and steps, and held-out scores by domain."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from services.evaluation.intervals import MIN_DOCUMENTS
+
 Rows = Sequence[Mapping[str, Any]]
 
 _LABELS = {"clm": "CLM loss, nats per token", "fusion": "fusion loss, nats per token"}
 
 
 def draw_loss(runs: Mapping[str, Rows], key: str, path: Path) -> Path | None:
-    """One line per run over the tokens seen; None, and no file, when no run has the value."""
+    """Draw a line per run over the tokens seen; None, and no file, when no run has the value."""
     lines = {
         name: [(row["total_tokens"], row[key]) for row in rows if row[key] is not None] for name, rows in runs.items()
     }
@@ -21,7 +23,7 @@ def draw_loss(runs: Mapping[str, Rows], key: str, path: Path) -> Path | None:
 
 
 def draw_step_values(runs: Mapping[str, Rows], values: Mapping[str, str], label: str, path: Path) -> Path | None:
-    """One line per run and value over the steps; `values` maps a metric to what the legend calls it."""
+    """Draw a line per run and value over the steps; `values` maps a metric to its name in the legend."""
     lines = {
         f"{name}: {shown}" if shown else name: [(row["step"], row[key]) for row in rows if row[key] is not None]
         for key, shown in values.items()
@@ -31,7 +33,7 @@ def draw_step_values(runs: Mapping[str, Rows], values: Mapping[str, str], label:
 
 
 def draw_domains(domains: Mapping[str, Any], path: Path) -> Path | None:
-    """Bars of nats per byte with their intervals, a group per domain; see services/evaluation/intervals.py."""
+    """Draw bars of nats per byte with their intervals, a group per domain; see services/evaluation/intervals.py."""
     if not domains:
         return None
     models = list(next(iter(domains.values()))["models"])
@@ -40,24 +42,25 @@ def draw_domains(domains: Mapping[str, Any], path: Path) -> Path | None:
         for number, model in enumerate(models):
             scores = [domain["models"][model]["nats_per_byte"] for domain in domains.values()]
             values = [score["value"] for score in scores]
-            below = [score["value"] - score["low"] for score in scores]
-            above = [score["high"] - score["value"] for score in scores]
-            places = [place + (number - (len(models) - 1) / 2) * width for place in range(len(scores))]
-            axes.bar(places, values, width, yerr=[below, above], capsize=3, label=model)
+            few = [domain["documents"] < MIN_DOCUMENTS for domain in domains.values()]
+            below = [0.0 if no else score["value"] - score["low"] for no, score in zip(few, scores, strict=True)]
+            above = [0.0 if no else score["high"] - score["value"] for no, score in zip(few, scores, strict=True)]
+            left = [index + (number - (len(models) - 1) / 2) * width for index in range(len(scores))]
+            axes.bar(left, values, width, yerr=None if all(few) else [below, above], capsize=3, label=model)
         axes.set_xticks(range(len(domains)), list(domains))
-        axes.set_ylabel("held-out nats per byte, 95 % interval")
+        axes.set_ylabel("held-out nats per byte" + ("" if all(few) else ", 95 % interval"))
         axes.legend()
     return path
 
 
 def draw_evaluations(runs: Mapping[str, Rows], path: Path) -> Path | None:
-    """Held-out nats per byte over steps; None, and no file, when no run was evaluated while training."""
+    """Draw held-out nats per byte over steps; None, and no file, when no run was evaluated while training."""
     lines = {name: [(row["step"], row["nats_per_byte"]) for row in rows] for name, rows in runs.items()}
     return _lines(lines, "step", "held-out nats per byte", path)
 
 
 def draw_source_weights(runs: Mapping[str, Rows], path: Path) -> Path | None:
-    """Share of every source in the mixture over steps; None, and no file, without sources."""
+    """Draw the share of every source in the mixture over steps; None, and no file, without sources."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for run, rows in runs.items():
         for row in rows:
@@ -90,7 +93,7 @@ def _lines(
 
 @contextmanager
 def _axes(path: Path) -> Iterator[Any]:
-    """Axes of a figure that is written to `path`; no display and no global state."""
+    """Yield axes of a figure, and write it to `path`; no display and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""`report.md` and `report.html` of a run folder: what was reached, and at which cost.
+"""`report.md` and `report.html` of a run folder: scores, training and its cost, with pictures.
 
 A run folder holds `summary.json` (nats per byte of every model) or `evaluation.json` (with intervals, by domain), and
 training runs, each a folder with `metrics.jsonl`.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from services.evaluation.controls import CLM_ONLY, FUSED, Training, comparisons, training_of
-from services.evaluation.intervals import ALL
+from services.evaluation.intervals import ALL, MIN_DOCUMENTS
 from services.evaluation.report.html_page import write_page
 from services.evaluation.report.pictures import (
     draw_domains,
@@ -26,11 +26,11 @@ from services.evaluation.report.run_summary import RunSummary, summarise
 from services.jobs.step_log import read_rows
 
 EVALUATION = "evaluation.json"
-"""Scores with intervals, per domain; what `fusion eval` writes."""
+"""Name of the file that `fusion eval` writes: scores with intervals, per domain."""
 
 
 def write_report(run_folder: Path) -> Path:
-    """Writes report.md with its pictures and report.html, one page with all of it; returns the path of report.md.
+    """Write report.md with its pictures and report.html, one page with all of it; return the path of report.md.
 
     Raises ValueError when there is nothing to report on.
     """
@@ -79,7 +79,7 @@ def _pictures(runs: dict[str, Path], evaluation: dict[str, Any], folder: Path) -
 
 
 def verdict(nats_per_byte: dict[str, float]) -> str | None:
-    """One sentence: was the fused target better than the same target without fusion? None when one is missing."""
+    """Return in a sentence whether the fused target beats the same target without fusion; None when one is missing."""
     clm_only, fused = nats_per_byte.get(CLM_ONLY), nats_per_byte.get(FUSED)
     if clm_only is None or fused is None:
         return None
@@ -95,7 +95,7 @@ def verdict(nats_per_byte: dict[str, float]) -> str | None:
 
 
 def _training_runs(run_folder: Path) -> Iterator[tuple[str, Path]]:
-    """Metrics of every training run below the folder; of the folder itself when it is one."""
+    """Yield name and metrics.jsonl of every training run below the folder; of the folder itself when it is one."""
     below = sorted(run_folder.glob("*/metrics.jsonl"))
     for path in below or [run_folder / "metrics.jsonl"]:
         if path.exists():
@@ -134,7 +134,7 @@ def _held_out(summary: dict[str, Any], targets: set[str]) -> list[str]:
 
 
 def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
-    """A table per domain, and whether the fused targets are better than their controls beyond the interval."""
+    """Return a table per domain, and verdicts: are fused targets better than their controls beyond the interval?"""
     lines: list[str] = []
     trainings = _trainings(evaluation, run_folder)
     for domain, result in evaluation.get("domains", {}).items():
@@ -146,15 +146,20 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
                 [
                     name,
                     str(trainings.get(name, "")),
-                    *_with_interval(values["nats_per_byte"]),
+                    *_with_interval(values["nats_per_byte"], result["documents"]),
                     f"{100 * values['accuracy']['value']:.1f} %",
                 ]
                 for name, values in ranked
             ],
         )
-        lines += ["", f"{result['bytes']:,} bytes in {result['documents']} documents.", ""]
+        lines += [
+            "",
+            f"{result['bytes']:,} bytes in {result['documents']} documents{_too_few(result['documents'])}.",
+            "",
+        ]
         for name, control in comparisons(trainings):
-            lines += [_paired_verdict(name, control, result["models"][name]["difference_from"][control]), ""]
+            difference = result["models"][name]["difference_from"][control]
+            lines += [_paired_verdict(name, control, difference, result["documents"]), ""]
     if lines:
         lines.append(
             "Intervals: bootstrap over documents; differences are paired. Accuracy: share of the positions where a "
@@ -164,7 +169,7 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
 
 
 def _trainings(evaluation: dict[str, Any], run_folder: Path) -> dict[str, Training]:
-    """How the scored models were trained, as far as that is known; sources and untouched models are left out."""
+    """Return how the scored models were trained, as far as that is known; sources and untouched models are left out."""
     known = {name: Training.from_json(value) for name, value in evaluation.get("trainings", {}).items()}
     for name in evaluation.get("domains", {}).get(ALL, {}).get("models", {}):
         if name not in known and (training := training_of(run_folder / name)) is not None:
@@ -182,12 +187,22 @@ def _tasks(evaluation: dict[str, Any]) -> list[str]:
     return ["## lm-evaluation-harness", "", *_table(["task", "model", "metric", "value"], rows)] if rows else []
 
 
-def _with_interval(score: dict[str, float]) -> tuple[str, str]:
+def _with_interval(score: dict[str, Any], num_documents: int) -> tuple[str, str]:
+    """Return a value and its interval as text, `-` where there are too few documents for one."""
+    if num_documents < MIN_DOCUMENTS:
+        return f"{score['value']:.4f}", "-"
     return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"
 
 
-def _paired_verdict(name: str, control: str, difference: dict[str, float]) -> str:
-    value, interval = _with_interval(difference)
+def _too_few(num_documents: int) -> str:
+    return "" if num_documents >= MIN_DOCUMENTS else f": too few for intervals, which need {MIN_DOCUMENTS}"
+
+
+def _paired_verdict(name: str, control: str, difference: dict[str, Any], num_documents: int) -> str:
+    value, interval = _with_interval(difference, num_documents)
+    if num_documents < MIN_DOCUMENTS:
+        reason = f"no verdict from {num_documents} documents, {MIN_DOCUMENTS} are needed"
+        return f"**{name} minus {control}: {value} nats per byte: {reason}.** Of one seed."
     verdict = "no difference beyond the interval"
     if difference["high"] < 0:
         verdict = "better beyond the interval"

@@ -1,4 +1,4 @@
-"""A run in a few numbers, from its metrics; steps that were taken twice after a crash count once."""
+"""The totals and means of a run, from its metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunSummary:
 
 
 def summarise(metrics: Path) -> RunSummary | None:
-    """Reads a `metrics.jsonl`; None when it is absent or empty."""
+    """Return the totals of a `metrics.jsonl`; None when it is absent or empty."""
     rows = read_rows(metrics)
     if not rows:
         return None
@@ -69,7 +69,7 @@ def summarise(metrics: Path) -> RunSummary | None:
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float | None:
-    """Mean weighted by tokens over the rows that have a value."""
+    """Return the mean, weighted by tokens, over the rows that have a value."""
     having = [row for row in rows if row[key] is not None]
     tokens = sum(row["tokens"] for row in having)
     return sum(row[key] * row["tokens"] for row in having) / tokens if tokens else None
