@@ -70,7 +70,8 @@ REFUSED = {
 def made(name: str, values: dict[str, object]):
     """A model of some thousand random weights; keys that its configuration does not have are left out."""
     kind = name.partition(",")[0]
-    known = AutoConfig.for_model(kind).to_dict()
+    default = AutoConfig.for_model(kind)
+    known = {*default.to_dict(), *default.attribute_map}
     config = AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key in known})
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -138,10 +139,11 @@ def _shape(config: TargetConfig) -> Any:
         values = dict(config.architecture)
         model_type = values.pop("model_type")
         try:
-            known = AutoConfig.for_model(model_type).to_dict()
+            default = AutoConfig.for_model(model_type)
         except ValueError as error:
             raise ValueError(f"target.architecture.model_type: transformers does not know {model_type}") from error
-        if unknown := sorted(set(values) - set(known)):
+        known = {*default.to_dict(), *default.attribute_map, *inspect.signature(type(default)).parameters}
+        if unknown := sorted(set(values) - known):
             raise ValueError(f"target.architecture.{unknown[0]}: the configuration of {model_type} has no such key")
         return AutoConfig.for_model(model_type, **values)
     assert config.config is not None
