@@ -26,6 +26,8 @@ from fusion_core.losses.rows import SparseRows
 
 _CHUNK_ELEMENTS = 1 << 24
 """Logits per chunk: 64 MiB of float32."""
+_PRODUCT_ELEMENTS = 1 << 24
+"""Largest temporary for the lm_head's gradient, where its type is not the product's."""
 
 
 class Losses(NamedTuple):
@@ -55,6 +57,7 @@ def fused_losses(
     beta: float = 0.5,
     vocabulary_size: int | None = None,
     chunk_tokens: int | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> Losses:
     """Losses of N tokens; row n of every argument belongs to the prediction of token n.
 
@@ -71,6 +74,9 @@ def fused_losses(
         vocabulary_size: number of ids; all rows of the lm_head when not set.
         chunk_tokens: tokens per chunk; by default as many as make 64 MiB of logits, or as much as the hidden states
             take if that is more (so that the lm_head's gradient is not read and written too often).
+        compute_dtype: type of the three matrix products (logits, and the two gradients); that of the hidden states when
+            not set. In bfloat16 they accumulate in float32 and round their result. The softmax, the losses and the sum
+            of the lm_head's gradient over chunks are float32 at least, and gradients have the type of their input.
     """
     if loss not in FUSION_LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(FUSION_LOSSES)}, got {loss!r}")
@@ -92,7 +98,14 @@ def fused_losses(
         rows,
         clm_weights_N,
         fusion_weights_N,
-        _Plan(loss, temperature, beta, vocabulary_size=size, chunk_tokens=min(chunk, max(1, num_tokens))),
+        _Plan(
+            loss,
+            temperature,
+            beta,
+            vocabulary_size=size,
+            chunk_tokens=min(chunk, max(1, num_tokens)),
+            compute_dtype=compute_dtype or hidden_ND.dtype,
+        ),
     )
     return Losses(total=total, clm_N=clm_N, fusion_N=None if rows is None else fusion_N)
 
@@ -104,6 +117,7 @@ class _Plan:
     beta: float
     vocabulary_size: int
     chunk_tokens: int
+    compute_dtype: torch.dtype
 
 
 class _ChunkedLosses(torch.autograd.Function):
@@ -121,7 +135,7 @@ class _ChunkedLosses(torch.autograd.Function):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         num_tokens = hidden_ND.shape[0]
         dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        used_VD = head_VD[: plan.vocabulary_size].to(hidden_ND.dtype)
+        used_VD = head_VD[: plan.vocabulary_size].to(plan.compute_dtype)
         clm_weights_N = clm_weights_N.to(dtype)
         clm_N = hidden_ND.new_zeros(num_tokens, dtype=dtype)
         fusion_N = hidden_ND.new_zeros(num_tokens, dtype=dtype)
@@ -129,12 +143,12 @@ class _ChunkedLosses(torch.autograd.Function):
         # The accumulator is float32 whatever the weights are: chunks add up.
         grad_head_VD = torch.zeros_like(head_VD, dtype=dtype) if need_head else None
         # All chunks share these: fresh pages for every chunk would cost more than the arithmetic on them.
-        logits_buffer_CV = hidden_ND.new_empty((plan.chunk_tokens, plan.vocabulary_size))
+        logits_buffer_CV = used_VD.new_empty((plan.chunk_tokens, plan.vocabulary_size))
         probs_buffer_CV = torch.empty_like(logits_buffer_CV, dtype=dtype)
 
         for start in range(0, num_tokens, plan.chunk_tokens):
             stop = min(start + plan.chunk_tokens, num_tokens)
-            hidden_CD = hidden_ND[start:stop]
+            hidden_CD = hidden_ND[start:stop].to(plan.compute_dtype)
             logits_CV = torch.mm(hidden_CD, used_VD.T, out=logits_buffer_CV[: stop - start])
             probs_CV = probs_buffer_CV[: stop - start]
             torch.log_softmax(logits_CV, dim=-1, dtype=dtype, out=probs_CV)
@@ -150,10 +164,10 @@ class _ChunkedLosses(torch.autograd.Function):
                     probs_CV, rows.slice(start, stop), weights_C1, fusion_weights_N[start:stop].to(dtype), plan
                 )
             grad_CV.scatter_add_(1, tokens_C1, -weights_C1)
-            if grad_CV.dtype != hidden_ND.dtype:
+            if grad_CV.dtype != plan.compute_dtype:
                 grad_CV = logits_CV.copy_(grad_CV)
             if grad_hidden_ND is not None:
-                torch.mm(grad_CV, used_VD, out=grad_hidden_ND[start:stop])
+                _write_product(grad_hidden_ND[start:stop], grad_CV, used_VD)
             if grad_head_VD is not None:
                 _add_product(grad_head_VD[: plan.vocabulary_size], grad_CV.T, hidden_CD)
 
@@ -175,12 +189,21 @@ class _ChunkedLosses(torch.autograd.Function):
         return (*grads, *([None] * 5))
 
 
+def _write_product(result_CD: Tensor, left_CV: Tensor, right_VD: Tensor) -> None:
+    if result_CD.dtype == left_CV.dtype:
+        torch.mm(left_CV, right_VD, out=result_CD)
+    else:
+        result_CD.copy_(left_CV @ right_VD)
+
+
 def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """Adds a matrix product, without a temporary where the types allow it."""
+    """Add a matrix product: without a temporary where the types allow it, else with small ones."""
     if sum_VD.dtype == left_VC.dtype:
         sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD += left_VC @ right_CD
+        return
+    step = max(1, _PRODUCT_ELEMENTS // right_CD.shape[1])
+    for first in range(0, len(sum_VD), step):
+        sum_VD[first : first + step] += left_VC[first : first + step] @ right_CD
 
 
 def _fusion_chunk(

@@ -12,6 +12,7 @@ from services.distill.data.batch import collate, pack
 from services.distill.target.module import DistillModule
 from services.models.weights import check_head, load_model
 from tests.fakes.fusion_stream import FakeFusion, corpus
+from tests.fakes.product_types import ProductTypes
 
 
 @pytest.fixture
@@ -71,6 +72,18 @@ def test_the_first_row_is_predicted_from_bos_alone(blocks, target):
     tokens = torch.tensor([[0, *blocks[0].token_ids_T.tolist()]])
     logprobs = torch.log_softmax(model(input_ids=tokens).logits[0, :-1], dim=-1)
     torch.testing.assert_close(clm, -logprobs.gather(1, tokens[0, 1:, None])[:, 0])
+
+
+def test_under_autocast_the_lm_head_multiplies_in_bfloat16(blocks, target):
+    module = DistillModule(load_model(target), vocabulary_size=300, autocast=torch.bfloat16)
+    batch = collate(pack(blocks, None), bos=0, vocabulary_size=300)
+    weights = torch.full((batch.num_tokens,), 1 / batch.num_tokens)
+    with ProductTypes() as recorded:
+        losses = module(batch, weights, weights)
+    assert len(recorded.types_with(300)) == 3, "the logits and two gradients"
+    assert all(types == {torch.bfloat16} for types in recorded.types_with(300))
+    losses.total.backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in module.parameters())
 
 
 def test_no_windows_make_a_batch_without_rows_that_still_has_gradients(target):

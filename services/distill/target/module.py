@@ -46,6 +46,7 @@ class DistillModule(nn.Module):
             temperature=self.temperature,
             beta=self.beta,
             vocabulary_size=self.vocabulary_size,
+            compute_dtype=self.autocast,  # autocast ends before the loss, and norms give float32 under it
         )
 
     def _states(self, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusion_core.losses import FUSION_LOSSES, SparseRows, fused_losses
+from tests.fakes.product_types import ProductTypes
 
 
 def random_rows(generator: torch.Generator, n: int, k: int, v: int, dtype: torch.dtype) -> SparseRows:
@@ -189,6 +190,35 @@ def test_bfloat16_states_with_float32_weights_stay_near_the_oracle():
     losses.total.backward()
     assert low.grad is not None and low.grad.dtype == torch.bfloat16
     assert full_head.grad is not None and full_head.grad.dtype == torch.float32
+
+
+def test_products_in_bfloat16_have_the_gradients_of_float32():
+    """As under autocast: float32 states and weights, bfloat16 asked for."""
+    generator = torch.Generator().manual_seed(8)
+    n, d, v = 256, 64, 500
+    states, weights = torch.randn(n, d, generator=generator), torch.randn(v, d, generator=generator) * 0.3
+    tokens = torch.randint(0, v, (n,), generator=generator)
+    rows = random_rows(generator, n, 16, v, torch.float32)
+    scale = torch.full((n,), 0.5 / n)
+    gradients, values, products = [], [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, head = states.clone().requires_grad_(), weights.clone().requires_grad_()
+        with ProductTypes() as recorded:
+            losses = fused_losses(
+                hidden, head, tokens, rows,
+                clm_weights_N=scale, fusion_weights_N=scale, chunk_tokens=100, compute_dtype=dtype,
+            )  # fmt: skip
+        losses.total.backward()
+        assert hidden.grad is not None and head.grad is not None
+        assert hidden.grad.dtype == head.grad.dtype == losses.clm_N.dtype == torch.float32
+        gradients.append((hidden.grad, head.grad))
+        values.append(losses.total.item())
+        products.append(recorded.types_with(v))
+    assert products[0] and all(types == {torch.float32} for types in products[0])
+    assert len(products[1]) == 3 * 3 and all(types == {torch.bfloat16} for types in products[1])
+    assert values[1] == pytest.approx(values[0], rel=1e-3) and values[1] != values[0]
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() / exact.norm() < 1e-2
 
 
 def test_clm_only_frozen_head_and_no_rows():
