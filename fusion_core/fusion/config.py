@@ -27,7 +27,7 @@ class FusionConfig(BaseModel):
         min_sources: a window with fewer sources than that is refused.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     alignment: AlignmentConfig = ByteConfig()
     strategy: Literal["min_ce", "avg_ce", "fixed"] = "avg_ce"

@@ -13,7 +13,9 @@ MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 class Settings(BaseModel):
     """A section of a recipe. Errors name the key and what is allowed; see `explain`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def explain(error: ValidationError) -> str:

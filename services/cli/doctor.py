@@ -1,4 +1,4 @@
-"""`fusion doctor`: what this machine has, and what would stand in the way."""
+"""`fusion doctor`: what this machine has, and what is missing or taken."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def show_checks(console: Console) -> bool:
 
 
 def checks() -> Iterator[Check]:
-    """All findings, in order."""
+    """Yield all findings, in order."""
     version = sys.version.split()[0]
     yield Check("Python", version, sys.version_info >= (3, 11))
     for package in ("torch", "transformers", "ray", "grpcio"):
@@ -63,7 +63,7 @@ def checks() -> Iterator[Check]:
     up = deployments()
     for name, port in _DEFAULT_PORTS.items():
         taken = port_in_use("127.0.0.1", port)
-        ours = any(str(port) in f"{d.grpc_address} {d.dashboard}" or name == "HTTP" for d in up)
+        ours = any(port in deployment.ports for deployment in up)
         finding = f"{port} " + ("in use by `fusion up`" if taken and ours else "in use" if taken else "free")
         yield Check(f"{name} port", finding, None if taken else True)
     for name in MODELS:

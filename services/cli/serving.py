@@ -35,9 +35,11 @@ def up(
     with user_errors():
         enable_ray_authentication()
         checked = read_recipe(recipe, set_)
-        recipe_file = prepare(checked, print_note)
+        from services.deploy.up import check_free
         from services.deploy.up import up as start  # imports Ray, which reads its mode then
 
+        check_free(checked)
+        recipe_file = prepare(checked, print_note, save=False)
         with deployment_progress(err) as progress:
             only = [checked.service.application] if no_sources else None
             deployment = start(checked, recipe_file, progress, only=only)

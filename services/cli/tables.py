@@ -35,11 +35,19 @@ def show_runs(runs: Iterable[RunState], console: Console) -> None:
 
 
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
-    """Print the likeliest tokens at every place of the text and behind it; then the sources' weights."""
+    """Fuse a text and print its tokens as `show_block` does."""
     client = FusionClient(address, application=application, patience_seconds=0)
     # The end row is the prediction of what follows the text, whether it ends there or not.
     [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
-    names = _token_texts(block)
+    show_block(block, _served_vocabulary(block.vocabulary), top, console)
+
+
+def show_block(block: Block, vocabulary: Vocabulary | None, top: int, console: Console) -> None:
+    """Print the likeliest tokens at every place of a block's text and behind it; then the sources' weights.
+
+    Without the `vocabulary` of the block's ids, candidates are shown as numbers.
+    """
+    names = _token_texts(block, vocabulary)
     table = Table(title=f"target vocabulary {block.vocabulary}", title_justify="left")
     table.add_column("token", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
@@ -60,7 +68,7 @@ def show_fused(text: str, address: str, application: str, top: int, sources: lis
         console.print(f"source {share.name}: {state}")
     masked = 1.0 - float(np.mean(block.mask_T))
     console.print(
-        f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}",
+        f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}"
     )
 
 
@@ -118,19 +126,24 @@ def _candidates(block: Block, row: int, top: int, names: dict[int, str]) -> list
     return [*shown, f"{math.exp(block.tail_T[row]):.3f}"]
 
 
-def _token_texts(block: Block) -> dict[int, str]:
-    """Return readable tokens of all candidates, from the vocabulary of the deployment that answered."""
-    vocabulary = _served_vocabulary(block.vocabulary)
+def _token_texts(block: Block, vocabulary: Vocabulary | None) -> dict[int, str]:
+    """Return the readable text of every candidate, by id."""
     ids = {int(i) for i in np.unique(block.topk_ids_TK) if i >= 0}
     if vocabulary is None:
         return {i: f"#{i}" for i in ids}
     control = {token_id: name for name, token_id in vocabulary.special_tokens.items()}
-    return {i: control.get(i) or _quote(vocabulary.token_bytes(i)) for i in ids}
+    return {i: _printable(control.get(i, "")) or _quote(vocabulary.token_bytes(i)) for i in ids}
 
 
 def _quote(data: bytes) -> str:
     """Return a token's text with white space made visible."""
-    return data.decode("utf-8", errors="backslashreplace").replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    text = data.decode("utf-8", errors="backslashreplace")
+    return _printable(text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥"))
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes for what a terminal would obey instead of print."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _served_vocabulary(fingerprint: str) -> Vocabulary | None:

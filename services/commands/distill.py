@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 from services.commands.prepare import prepare
@@ -53,13 +55,23 @@ def _check_served(recipe: Recipe) -> None:
     for deployment in deployments():
         if deployment.name != recipe.name:
             continue
-        served = load_recipe(deployment.recipe)
-        asked, up = recipe.model_dump(), served.model_dump()
-        for key in ("corpus", "sources", "target", "fusion"):
-            if asked[key] != up[key]:
+        asked, served = recipe.model_dump(by_alias=True), load_recipe(deployment.recipe).model_dump(by_alias=True)
+        for section in ("corpus", "sources", "target", "fusion", "service"):
+            if (key := _first_difference(section, asked[section], served[section])) is not None:
                 raise RecipeError(
                     f"{key}: differs from what is up; `fusion down {recipe.name}` and `fusion up` with the change"
                 )
+
+
+def _first_difference(key: str, asked: Any, served: Any) -> str | None:
+    """Return the dotted key of the first setting that differs; None when all are the same."""
+    if isinstance(asked, dict) and isinstance(served, dict):
+        parts = [(str(name), asked.get(name), served.get(name)) for name in sorted({*asked, *served}, key=str)]
+    elif isinstance(asked, list | tuple) and isinstance(served, list | tuple) and len(asked) == len(served):
+        parts = [(str(index), *pair) for index, pair in enumerate(zip(asked, served, strict=True))]
+    else:
+        return None if asked == served else key
+    return next((found for name, *pair in parts if (found := _first_difference(f"{key}.{name}", *pair))), None)
 
 
 def _dashboard(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""What has to lie on disk before anything starts: the corpus in windows, the target's folder, the resolved recipe."""
+"""Makes what services and training need on disk: the corpus in windows, the target's folder, the resolved recipe."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from services.corpus.ledger import Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.distill.target.prepare import prepare_target
 from services.models.catalogue import resolve_model
-from services.models.packages import file_sha256
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve, resolve_sources
+from services.recipes.tokenizers import check_tokenizers, tokenizer_identity
 
 
 def prepare(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
-    """Makes what is missing, leaves alone what is there; returns the resolved recipe's file.
+    """Make what is missing, leave alone what is there; return the file of the resolved recipe, in the run folder.
 
-    The file says what is served: a training run on services that are up must not write it (`save=False`).
+    With `save=False` a file that is there stays: it holds what is served, which a training run must not change.
 
     Raises RecipeError or ValueError naming the key that cannot be honoured.
     """
     resolve_sources(recipe)
+    check_tokenizers(recipe, tried=_tried_tokenizers(recipe))
     try:
         recipe.run_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -36,10 +37,19 @@ def prepare(recipe: Recipe, print_line: Callable[[str], None] = lambda line: Non
     return path
 
 
-def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None) -> Corpus:
-    """The corpus in windows that suit the tokenizers of all sources and of the target; both are made when missing.
+def _tried_tokenizers(recipe: Recipe) -> set[str]:
+    """Return the identities of the tokenizers that the windows on disk were planned with."""
+    try:
+        record = Corpus.open(recipe.corpus_folder).record
+    except ValueError:
+        return set()
+    return {identity for name, identity, *_ in record["planned_for"] if name in record["vocabularies"]}
 
-    The target comes in between: its tokenizer may be trained on the corpus, and the windows are planned for it too.
+
+def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None) -> Corpus:
+    """Return the corpus in windows that suit the tokenizers of all sources and of the target; make what is missing.
+
+    The target comes second: its tokenizer may be trained on the text, and the windows are planned for it too.
     """
 
     print_line(f"corpus {recipe.corpus.name}")
@@ -75,13 +85,13 @@ def _source_tokenizers(recipe: Recipe, print_line: Callable[[str], None]) -> Ite
 
 
 def _tokenizer(name: str, folder: Path, max_tokens: int | None, *, reads_context: bool) -> WindowTokenizer:
-    file = folder / "tokenizer.json"
-    identity = file_sha256(file) if file.is_file() else str(folder)
-    return WindowTokenizer(name, identity, lambda: Vocabulary.from_pretrained(folder), max_tokens, reads_context)
+    return WindowTokenizer(
+        name, tokenizer_identity(folder), lambda: Vocabulary.from_pretrained(folder), max_tokens, reads_context
+    )
 
 
 def _max_positions(folder: Path) -> int | None:
-    """The longest window that the target can be trained on: BOS and all its tokens but the last."""
+    """Return the longest window that the target can be trained on: BOS and all its tokens but the last."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions: int | None = config.get("text_config", config).get("max_position_embeddings")
     return positions

@@ -44,7 +44,7 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         if source.model in MODELS:
             with model_progress(console, source.model) as progress:
                 fetch(source.model, progress)
-    recipe_file = prepare(recipe, print_line)
+    recipe_file = prepare(recipe, print_line, save=False)
     corpus = Corpus.open(recipe.corpus_folder)
     with temporarily_up(recipe, recipe_file, console) as deployment:
         client = FusionClient(deployment.grpc_address, application=deployment.application)

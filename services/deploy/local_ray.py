@@ -27,19 +27,19 @@ _START_SECONDS = 120
 _STOP_SECONDS = 10
 
 RAY_SETTINGS = {
-    # Ray gives its workers niceness 15: whatever else runs on the machine would pass services that others wait for.
+    # Ray gives its workers niceness 15, so that anything else on the machine would go before the services.
     "RAY_worker_niceness": "0",
-    # Serve looks every ten seconds whether its proxy lives, which everything runs through.
+    # Serve asks its proxy for health every ten seconds; every call goes through it.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    # Serve's own limit is two gigabytes, read into memory before anybody looks whose they are.
+    # Serve's own limit is two gigabytes, read into memory before the token is looked at.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
 }
-"""In the environment of a cluster on this machine, unless the user says otherwise there."""
+"""Environment variables of a cluster on this machine; the user's own values come first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Services that `fusion up` left running."""
+    """Services that `fusion up` left running. `ports` are those that they listen on."""
 
     name: str
     recipe: str
@@ -50,6 +50,7 @@ class Deployment:
     grpc_address: str
     application: str
     log: str
+    ports: tuple[int, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -66,19 +67,20 @@ class Deployment:
         write_whole(_state_file(self.name), json.dumps(asdict(self), indent=2))
 
     def stop(self) -> None:
-        """Ends the cluster and every process that it started, the engines' included."""
+        """End the cluster and every process that it started, the engines' included."""
         if (process := self._process()) is not None:
             _end(process)
         _state_file(self.name).unlink(missing_ok=True)
 
 
 def deployments() -> list[Deployment]:
-    """All deployments that run now; files of those that died are removed."""
+    """Return all deployments that run now; records of those that died are removed."""
     found = []
     for path in sorted(_state_file("x").parent.glob("*.json")):
         try:
-            deployment = Deployment(**json.loads(path.read_text()))
-        except (ValueError, TypeError):
+            values = json.loads(path.read_text())
+            deployment = Deployment(**{**values, "ports": tuple(values.get("ports", ()))})
+        except (ValueError, TypeError, AttributeError):
             continue
         if deployment.running:
             found.append(deployment)
@@ -88,11 +90,11 @@ def deployments() -> list[Deployment]:
 
 
 def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tuple[int, str]:
-    """Starts a Ray head that outlives this process; returns its pid and GCS address.
+    """Start a Ray head that outlives this process; return its pid and GCS address.
 
-    Ray takes the machine's own address where `host` is a loopback one, so its ports can be reached from outside: what
-    keeps strangers out is its token, see `enable_ray_authentication`. Raises UnavailableError with the end of the log
-    when it does not come up.
+    Ray uses the machine's own address where `host` is a loopback one, so its ports can be reached from outside; its
+    token keeps strangers out, see `enable_ray_authentication`. Raises UnavailableError with the end of the log when
+    it does not come up.
     """
     gcs_port = free_port(host)
     command = [
@@ -109,20 +111,20 @@ def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tu
         )
     deadline = time.monotonic() + _START_SECONDS
     try:
-        while not _listens(host, dashboard_port):
+        while not (_listens(host, dashboard_port) and _has_listener(process.pid, dashboard_port)):
             if process.poll() is not None or time.monotonic() > deadline:
                 tail = log.read_text(errors="replace")[-2000:]
                 raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
             time.sleep(0.2)
     except BaseException:  # Ctrl-C does not reach a session of its own
-        with _ended_by_itself():
+        with _ignore_ended():
             _end(psutil.Process(process.pid))
         raise
     return process.pid, f"{host}:{gcs_port}"
 
 
 def enable_ray_authentication() -> None:
-    """Turns Ray's token authentication on for this process and those it starts, unless RAY_AUTH_MODE says otherwise.
+    """Turn Ray's token authentication on for this process and those it starts, unless RAY_AUTH_MODE says otherwise.
 
     Call it before Ray is imported: Ray reads the mode once. The token is Ray's own, in the place where Ray keeps it, so
     that stock `ray` commands of the same user find it.
@@ -144,13 +146,13 @@ def _ray() -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For Ray's processes: `python` in a job's entrypoint is the interpreter that runs the services."""
+    """Return the environment of Ray's processes: `python` there is the interpreter that runs the services."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**RAY_SETTINGS, **os.environ, "PATH": path}
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on now, and that no outgoing connection gets by chance before it is used.
+    """Return a TCP port that nothing listens on, and that no outgoing connection gets by chance before it is used.
 
     It lies between the ports of Ray's workers and those that Linux gives to outgoing connections.
     """
@@ -161,7 +163,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def port_in_use(host: str, port: int) -> bool:
-    """Whether binding the port would fail."""
+    """Return whether binding the port would fail."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -174,13 +176,13 @@ def port_in_use(host: str, port: int) -> bool:
 
 
 def _end(process: psutil.Process) -> None:
-    """Ends a process and all that it started: with SIGTERM to the first, with SIGKILL to whatever is left."""
-    with _ended_by_itself():
+    """End a process with SIGTERM, and whatever it started and is left after that with SIGKILL."""
+    with _ignore_ended():
         family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
         for survivor in alive:
-            with _ended_by_itself():
+            with _ignore_ended():
                 survivor.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
 
@@ -191,12 +193,23 @@ def _listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
+def _has_listener(pid: int, port: int) -> bool:
+    """Return whether the process, or one that it started, listens on the port: it may be another cluster's."""
+    with _ignore_ended():
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            for connection in member.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                    return True
+    return False
+
+
 def _state_file(name: str) -> Path:
     return fusion_home() / "deployments" / f"{name}.json"
 
 
 @contextmanager
-def _ended_by_itself() -> Iterator[None]:
+def _ignore_ended() -> Iterator[None]:
     try:
         yield
     except psutil.NoSuchProcess:

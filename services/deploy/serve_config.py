@@ -14,9 +14,9 @@ from services.source.config import SourceConfig
 
 
 def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[str, Any]:
-    """The declarative Serve config: an application for each source without an address, and the fusion service.
+    """Return the Serve config: an application for each source without an address, and the fusion service.
 
-    `only`: names of the applications that are wanted, all by default.
+    `only`: names of the applications to include, all by default.
     """
     service, cores = recipe.service, _cores(recipe)
     applications = [
@@ -40,7 +40,7 @@ def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[st
 def source_application(
     source: SourceConfig, args: Mapping[str, Any], env: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Serve's entry for one source; `env` is overruled by the source's own."""
+    """Return Serve's entry for one source; the source's own variables come before those of `env`."""
     return {
         "name": source.name,
         "route_prefix": f"/{source.name}",
@@ -51,7 +51,7 @@ def source_application(
 
 
 def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Serve's entry for the fusion service."""
+    """Return Serve's entry for the fusion service."""
     return {
         "name": recipe.service.application,
         "route_prefix": f"/{recipe.service.application}",
@@ -61,9 +61,9 @@ def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any
 
 
 def _cores(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Cores of their own for vLLM engines that share this machine's CPU.
+    """Return environment variables that give vLLM engines on this machine's CPU cores of their own, by source.
 
-    Engines whose OpenMP threads spin on the same cores take each other's time.
+    OpenMP threads of two engines that spin on the same cores slow each other down.
     """
     names = [s.name for s in recipe.deployed if s.engine.kind == "vllm" and s.num_gpus == 0]
     cores = sorted(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ import psutil
 from rich.console import Console
 
 from services.base.errors import ServiceError, UnavailableError
+from services.base.home import exclusive, fusion_home
 from services.base.progress_bars import deployment_progress
 from services.deploy.local_ray import Deployment, deployments, port_in_use, start_ray
 from services.deploy.serve_config import serve_config
@@ -19,6 +20,9 @@ from services.recipes.recipe import Recipe
 from services.source.config import AnySource
 
 Answer = TypeVar("Answer")
+_PORTS = ("grpc_port", "http_port", "dashboard_port")
+"""Keys of the section `service` with the ports that a deployment listens on."""
+
 ReportStates = Callable[[Mapping[str, str]], None]
 """Receives the state of every application, by name."""
 
@@ -26,13 +30,16 @@ ReportStates = Callable[[Mapping[str, str]], None]
 def check_free(recipe: Recipe) -> None:
     """Raise ServiceError when this recipe runs already or a port that it needs is taken."""
     service = recipe.service
+    wanted = {f"service.{key}": getattr(service, key) for key in _PORTS}
     for other in deployments():
         if other.name == recipe.name:
             raise ServiceError(f"{recipe.name} is up already; `fusion down {recipe.name}` ends it")
-    for key in ("grpc_port", "http_port", "dashboard_port"):
-        port = getattr(service, key)
+        for key, port in wanted.items():
+            if port in other.ports:  # it may not listen there yet
+                raise ServiceError(f"{key}: port {port} is that of {other.name}, which is up; choose another")
+    for key, port in wanted.items():
         if port_in_use(service.host, port):
-            raise ServiceError(f"service.{key}: port {port} is in use; stop what listens there or choose another")
+            raise ServiceError(f"{key}: port {port} is in use; stop what listens there or choose another")
 
 
 def up(
@@ -43,37 +50,54 @@ def up(
     only: Collection[str] | None = None,
     timeout_seconds: float = 900,
 ) -> Deployment:
-    """Start Ray and the services on this machine and returns when all serve; raises ServiceError when one cannot.
+    """Start Ray and the services on this machine and return when all serve; raises ServiceError when one cannot.
 
-    `only`: names of the applications to start, all by default.
+    Args:
+        recipe: the run.
+        recipe_file: where the recipe is kept as it is served.
+        report: receives the state of every application while they start.
+        only: names of the applications to start, all by default.
+        timeout_seconds: how long the applications may take to start.
     """
-    check_free(recipe)
+    # One at a time from the look at the ports to the record that names them: two that start in the same moment would
+    # both find them free.
+    with exclusive(fusion_home() / "deployments" / "starting"):
+        check_free(recipe)
+        recipe.save(recipe_file)
+        deployment = _start(recipe, recipe_file)
+    try:
+        deploy(serve_config(recipe, only), deployment.dashboard, report, timeout_seconds=timeout_seconds)
+    except BaseException:
+        deployment.stop()
+        raise
+    return deployment
+
+
+def _start(recipe: Recipe, recipe_file: Path) -> Deployment:
+    """Start Ray with the logical CPUs that the recipe's replicas, workers and job count; record where it is."""
     service = recipe.service
     log = recipe.run_folder / "ray.log"
-    # Logical CPUs are Ray's way to count replicas; one more is for the training job.
     wanted = sum(source.num_cpus * source.most_replicas for source in recipe.deployed)
     wanted += service.num_cpus * service.num_replicas + 2
     wanted += recipe.distill.worker_range[1] * recipe.distill.cpus_per_worker
     pid, gcs_address = start_ray(
-        host=service.host,
-        dashboard_port=service.dashboard_port,
-        num_cpus=int(wanted + 0.999),
-        log=log,
+        host=service.host, dashboard_port=service.dashboard_port, num_cpus=int(wanted + 0.999), log=log
     )
+    process = psutil.Process(pid)
     deployment = Deployment(
         name=recipe.name,
         recipe=str(recipe_file.absolute()),
         pid=pid,
-        pid_created=psutil.Process(pid).create_time(),
+        pid_created=process.create_time(),
         gcs_address=gcs_address,
         dashboard=f"http://{service.host}:{service.dashboard_port}",
         grpc_address=recipe.fusion_address,
         application=service.application,
         log=str(log),
+        ports=tuple(getattr(service, key) for key in _PORTS),
     )
     try:
         deployment.save()
-        deploy(serve_config(recipe, only), deployment.dashboard, report, timeout_seconds=timeout_seconds)
     except BaseException:
         deployment.stop()
         raise
@@ -105,7 +129,6 @@ def sources_up(recipe: Recipe, sources: Sequence[AnySource], console: Console) -
     if any(deployment.name == recipe.name for deployment in deployments()):
         raise UnavailableError(f"source {sources[0].name} does not answer, though {recipe.name} is up; see its log")
     recipe_file = recipe.run_folder / "recipe.yaml"
-    recipe.save(recipe_file)
     with temporarily_up(recipe, recipe_file, console, only=[source.name for source in sources]):
         yield
 

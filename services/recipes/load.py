@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from services.base.credentials import without_credentials
 from services.base.settings import explain
 from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.strict_yaml import StrictYamlError, read_yaml
 
 
 def shipped_recipes() -> list[str]:
@@ -38,9 +39,9 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
             shipped = ", ".join(shipped_recipes())
             raise RecipeError(f"{path}: cannot be read ({error}); shipped recipes are {shipped}") from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {error}") from error
+        values = read_yaml(text)
+    except StrictYamlError as error:
+        raise RecipeError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected a mapping with the keys {', '.join(Recipe.model_fields)}")
     for key, value in (overrides or {}).items():
@@ -59,9 +60,9 @@ def read_overrides(settings: Iterable[str]) -> dict[str, Any]:
         if not separator or not key:
             raise RecipeError(f"--set {setting}: expected KEY=VALUE, such as distill.epochs=2")
         try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from error
+            overrides[key] = read_yaml(value)
+        except StrictYamlError as error:
+            raise RecipeError(f"--set {without_credentials(setting)}: {error}") from error
     return overrides
 
 

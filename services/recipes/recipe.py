@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 
 from fusion_core.fusion import FusionConfig
 from services.base.atomic import write_whole
+from services.base.credentials import refuse_credentials
 from services.base.settings import Settings
 from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.recipes.strict_yaml import write_yaml
 from services.source.config import AnySource, SourceConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
@@ -91,6 +92,13 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _no_credentials(self) -> Recipe:
+        for key, location in (("service.store", self.service.store), ("distill.storage", self.distill.storage)):
+            if location is not None:
+                refuse_credentials(location, key)
+        return self
+
+    @model_validator(mode="after")
     def _sources_are_there(self) -> Recipe:
         names, asked = [source.name for source in self.sources], self.distill.sources or ()
         if unknown := sorted(set(asked) - set(names)):
@@ -152,9 +160,9 @@ class Recipe(Settings):
         )
 
     def to_yaml(self) -> str:
-        """The recipe with every default filled in, for use from any working folder."""
+        """Return the recipe with every default filled in, for use from any working folder."""
         values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
-        return yaml.safe_dump(values, sort_keys=False)
+        return write_yaml(values)
 
     def save(self, path: Path) -> None:
         """Write `to_yaml`."""

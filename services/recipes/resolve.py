@@ -1,4 +1,4 @@
-"""Find the folders of the models that a recipe names."""
+"""Finds the folders of the models that a recipe names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from services.recipes.recipe import Recipe, RecipeError
 
 
 def resolve_sources(recipe: Recipe) -> dict[str, Path]:
-    """Folders of the sources' models, which the fusion service needs for their tokenizers; raises RecipeError."""
+    """Return the folder of each source's model, which the fusion service needs for its tokenizer, by source.
+
+    Raises RecipeError naming the key whose folder is not there.
+    """
     return {
         source.name: resolve(f"sources[{index}].model", source.model) for index, source in enumerate(recipe.sources)
     }
 
 
 def resolve(key: str, model: str) -> Path:
-    """Folder of the model that a recipe names under `key`; raises RecipeError."""
+    """Return the folder of the model that a recipe names under `key`; raises RecipeError."""
     try:
         return resolve_model(model)
     except ValueError as error:

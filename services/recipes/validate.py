@@ -1,4 +1,4 @@
-"""`fusion validate`: everything that can be known about a recipe before anything is started."""
+"""`fusion validate`: finds what is wrong with a recipe before anything is started."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
+from services.recipes.tokenizers import tokenizer_problems
 from services.source.config import SourceConfig
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises RecipeError with a line per problem: missing models and files, engines and devices that are not there."""
+    """Raise RecipeError with a line per problem: missing models, files, engines and devices, unusable tokenizers."""
     problems = list(_problems(recipe))
     if problems:
         raise RecipeError("\n".join(problems))
@@ -38,6 +39,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     except ValueError as error:
         yield f"corpus.{error}"
     yield from _target_problems(recipe)
+    yield from tokenizer_problems(recipe)
     if recipe.distill.device == "cuda":
         import torch
 

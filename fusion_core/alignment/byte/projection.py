@@ -36,7 +36,7 @@ class ByteConfig(BaseModel):
             moved onto it, for measuring the mapping by itself, and needs follow_tokens to be false.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["byte"] = "byte"
     follow_tokens: bool = True

@@ -41,7 +41,7 @@ class MinEditConfig(BaseModel):
         published_fallback: the rows of the reference implementation, for comparison only; nothing is carried then.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["min_edit"] = "min_edit"
     match: Literal["hard", "soft"] = "soft"

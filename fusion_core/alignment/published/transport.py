@@ -48,7 +48,7 @@ class TransportConfig(BaseModel):
             target's own candidates has none otherwise.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["transport"] = "transport"
     match: Literal["hard", "soft"] = "soft"

@@ -53,7 +53,7 @@ class VocabularyMapConfig(BaseModel):
         cache_dir: where finished maps are kept; null keeps none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Strategy = "min_edit"
     window: int = Field(default=5, ge=1)

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from services.recipes.strict_yaml import StrictDumper
+
 HEADER = "# Made by `fusion k8s render`: change the recipe, or patch it from an overlay of your own.\n"
 
 
@@ -42,7 +44,7 @@ def up(base: str, levels: int) -> str:
     return base if "://" in base else os.path.normpath("../" * levels + base)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(StrictDumper):
     """Block scalars for text of several lines, so that a Serve config inside a manifest can be read."""
 
 

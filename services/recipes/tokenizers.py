@@ -1,0 +1,83 @@
+"""Loads every tokenizer that a recipe names and tries it on a text: what is refused later is known before a start."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from fusion_core.vocabulary import Vocabulary
+from services.models.catalogue import resolve_model
+from services.models.packages import file_sha256
+from services.recipes.recipe import Recipe, RecipeError
+from services.source.config import AnySource
+
+_PROBE = "The capital of  France,\nnaïve 数字 12345:\n\tif x != 1: 👍\n"
+"""Runs of spaces, accents, Chinese, digits, a tab, line ends and an emoji."""
+
+
+def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
+    """Raise RecipeError with a line per tokenizer that cannot be used, naming its key.
+
+    `tried`: identities of tokenizers that have been used before; loading a large one takes seconds.
+    """
+    if problems := list(tokenizer_problems(recipe, tried=tried)):
+        raise RecipeError("\n".join(problems))
+
+
+def tokenizer_identity(folder: Path) -> str:
+    """Return what changes when the tokenizer of a model folder does, without loading it."""
+    file = folder / "tokenizer.json"
+    return file_sha256(file) if file.is_file() else str(folder)
+
+
+def tokenizer_problems(recipe: Recipe, *, tried: Collection[str] = ()) -> Iterator[str]:
+    """Yield a line per tokenizer that cannot be loaded or makes no token of a text; missing folders are left out."""
+    loaded: dict[Path, Vocabulary | str] = {}
+    for key, folder, source in _folders(recipe):
+        if tried and tokenizer_identity(folder) in tried:
+            continue
+        if folder not in loaded:
+            loaded[folder] = _load(folder)
+        vocabulary = loaded[folder]
+        if isinstance(vocabulary, str):
+            yield f"{key}: {vocabulary}"
+        elif source is not None:
+            yield from _role_problems(key.removesuffix(".model"), source, vocabulary)
+
+
+def _folders(recipe: Recipe) -> Iterator[tuple[str, Path, AnySource | None]]:
+    """Yield key and folder of every tokenizer that a recipe names, and the source that it belongs to."""
+    named: list[tuple[str, str, AnySource | None]] = [
+        (f"sources[{index}].model", source.model, source) for index, source in enumerate(recipe.sources)
+    ]
+    if recipe.target.model is not None:
+        named.append(("target.model", recipe.target.model, None))
+    for key, name, source in named:
+        with suppress(ValueError):  # not there: reported by who looks for folders
+            yield key, resolve_model(name), source
+    tokenizer = recipe.target.tokenizer
+    if tokenizer is not None and tokenizer.folder is not None:
+        folder = Path(tokenizer.folder).expanduser()
+        if folder.is_dir():
+            yield "target.tokenizer", folder, None
+
+
+def _load(folder: Path) -> Vocabulary | str:
+    """Return the folder's vocabulary, or in one line why it cannot be used."""
+    try:
+        vocabulary = Vocabulary.from_pretrained(folder)
+        encoding = vocabulary.encode(_PROBE.encode())
+    except ValueError as error:
+        return " ".join(str(error).split())
+    if not encoding.num_tokens:
+        return f"tokenizer: that of {folder} makes no token of a text"
+    return vocabulary
+
+
+def _role_problems(key: str, source: AnySource, vocabulary: Vocabulary) -> Iterator[str]:
+    for role in ("bos_token", "eos_token"):
+        name = getattr(source, role, None)
+        if name is not None and name not in vocabulary.special_tokens:
+            known = ", ".join(vocabulary.special_tokens) or "none"
+            yield f"{key}.{role}: {name!r} is no special token of {source.model}; it has {known}"

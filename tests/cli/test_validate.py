@@ -1,0 +1,101 @@
+"""A recipe that cannot work is refused before anything starts: exit code 2, and one line per mistake that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from services.cli.app import app
+from services.fusion.config import ServiceConfig
+from services.recipes.load import load_recipe, shipped_recipes
+from services.recipes.recipe import RecipeError
+from tests.cli.conftest import Fusion, Written
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_validate_accepts_what_is_good(fusion: Fusion, recipe_file: Path) -> None:
+    done = fusion("validate", str(recipe_file))
+    assert done.returncode == 0, done.stderr
+    assert "2 sources" in done.stdout
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_good(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+BAD_RECIPES = [
+    ("colour", "red", "colour: unknown key"),
+    ("fusion.strategy", "best", "fusion.strategy: Input should be 'min_ce', 'avg_ce' or 'fixed'"),
+    ("fusion.tau", 0, "fusion.tau: "),
+    ("fusion.alignment", "bytes", "fusion.alignment: Input tag 'bytes' found using 'method' does not match"),
+    ("fusion.alignment", "transport", "fusion.alignment: transport matches candidates with those of a source"),
+    ("fusion.min_sources", 3, "fusion.min_sources: 3 is more than the 2 sources"),
+    ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
+    ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
+    ("sources.0.model", "/no/such/folder", "sources[0].model: "),
+    ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
+    ("distill.lambda", -0.1, "distill.lambda: Input should be greater than or equal to 0"),
+    ("distill.sources", ["tiny", "gemma"], "distill.sources: no source is called gemma; there are smollm2, tiny"),
+    ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm', 'transformers' or 'synthetic'"),
+    ("sources.0.top_k", 0, "sources.0.top_k: "),
+    ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
+    ("service.grpc_port", 70000, "service.grpc_port: "),
+    ("service.dashboard_port", 12345, "service.dashboard_port: 10002 to 19999 are the ports of Ray's workers"),
+    ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
+    ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
+    ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
+    pytest.param(
+        "distill.device",
+        "cuda",
+        "distill.device: cuda is asked for, but torch sees no CUDA device",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+    ),
+    ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
+    ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
+    ("corpus.name", "../elsewhere", "corpus.name: "),
+    ("name", "../elsewhere", "name: "),
+    ("distill.prefetch_windows", 2000, "distill.prefetch_windows: 2000 is more than service.per_client.blocks = 1024"),
+    ("service.store", "s3://key:hush@bucket/x", "service.store: a s3:// URL with credentials in it is not allowed"),
+    ("distill.storage", "s3://b?secret_key=hush", "distill.storage: a s3:// URL with credentials in it is not allowed"),
+    ("fusion.tau", float("inf"), ".inf is no finite number"),
+    ("fusion.tau", "inf", "fusion.tau: Input should be a finite number"),
+    ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_RECIPES)
+def test_validate_names_the_key(written: Written, key: str, value: Any, message: str) -> None:
+    done = CliRunner().invoke(app, ["validate", written(key, value)], terminal_width=200)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    assert "hush" not in done.output
+
+
+def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for content, message in ((None, "shipped recipes are"), ("{", "not YAML"), ("- a", "expected a mapping")):
+        path = tmp_path / "recipe.yaml"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(path)
+
+
+def test_set_changes_a_key_and_refuses_what_is_no_setting(fusion: Fusion, recipe_file: Path) -> None:
+    assert load_recipe(recipe_file, {"distill.lambda": 1}).distill.lambda_ == 1
+    done = fusion("validate", str(recipe_file), "--set", "distill.lambda")
+    assert (done.returncode, "expected KEY=VALUE" in done.stderr) == (2, True)
+
+
+def test_store_lies_in_the_run_folder_unless_told_otherwise(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.fusion_service().service.store == str(recipe.run_folder / "store")
+    assert load_recipe(recipe_file, {"service.store": None}).fusion_service().service.store is None
+    assert ServiceConfig().store == "store"

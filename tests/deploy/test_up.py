@@ -1,0 +1,49 @@
+"""Two `fusion up` in the same moment: one starts, the other is refused and deploys nothing onto its cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.deploy.local_ray import deployments, free_port
+from tests.fakes.tiny_model import make_tiny_model, sentences
+
+FUSION = str(Path(sys.executable).parent / "fusion")
+
+
+@pytest.mark.timeout(600)
+def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("FUSION_HOME", str(home))
+    model = make_tiny_model(tmp_path / "tiny", vocabulary_size=300, seed=1)
+    for number in range(6):
+        (tmp_path / f"{number}.txt").write_text(sentences(300, seed=number))
+    recipe = {
+        "output_dir": str(tmp_path / "runs"),
+        "corpus": {"files": [f"{tmp_path}/*.txt"], "window_bytes": 128, "shared_run_bytes": None},
+        "sources": [{"name": "s", "model": str(model), "engine": "synthetic", "max_tokens": 255}],
+        "target": {"model": str(model)},
+        "service": {"grpc_port": free_port(), "http_port": free_port(), "dashboard_port": free_port()},
+    }
+    starting = []
+    for name in ("first", "second"):  # two recipes on the same ports
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **recipe}))
+        command = [FUSION, "up", str(tmp_path / f"{name}.yaml"), "--no-sources"]
+        starting.append(
+            subprocess.Popen(command, env={**os.environ, "COLUMNS": "300"}, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=500)[1] for process in starting]
+        codes = [process.returncode for process in starting]
+        assert sorted(codes) == [0, 2], said
+        [running] = deployments()
+        assert running.name == ("first", "second")[codes.index(0)]
+        assert f"is that of {running.name}, which is up" in said[codes.index(2)]
+    finally:
+        for deployment in deployments():
+            deployment.stop()

@@ -1,0 +1,134 @@
+"""Tokenizers that cannot be used are named by `fusion validate` and `prepare`, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from fusion_core.vocabulary import Vocabulary
+from services.cli.app import app
+from services.commands.prepare import prepare
+from services.corpus.ledger import Corpus
+from services.recipes.load import load_recipe
+from services.recipes.recipe import RecipeError
+from tests.fakes.tiny_model import make_tiny_model, sentences
+from tests.fakes.tokenizers import train
+
+Written = Callable[..., Path]
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> Path:
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def wordpiece() -> Tokenizer:
+    words = {word: index for index, word in enumerate(["<unk>", "<bos>", "<eos>", "<pad>", "the", "##s"])}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def silent() -> Tokenizer:
+    """A tokenizer whose normalizer leaves nothing of any text."""
+    tokenizer = Tokenizer.from_str(train("byte_level", 640).to_str())
+    tokenizer.normalizer = normalizers.Replace(Regex(r"[\s\S]"), "")
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", vocabulary_size=400, seed=1)
+
+
+@pytest.fixture
+def written(good: Path, tmp_path: Path) -> Written:
+    """Writes a recipe of two sources and a target on folders that are good unless given."""
+    (tmp_path / "texts").mkdir()
+    for number in range(8):
+        (tmp_path / "texts" / f"{number}.txt").write_text(sentences(300, seed=number))
+
+    def write(first: Path = good, second: Path = good, target: Any = None, **source: Any) -> Path:
+        recipe = {
+            "name": "tried",
+            "output_dir": str(tmp_path / "runs"),
+            "corpus": {"files": [f"{tmp_path}/texts/*"], "window_bytes": 128, "shared_run_bytes": None},
+            "sources": [
+                {"name": "a", "model": str(first), "engine": "transformers", "max_tokens": 255, **source},
+                {"name": "b", "model": str(second), "engine": "transformers", "max_tokens": 255},
+            ],
+            "target": target or {"model": str(good)},
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return path
+
+    return write
+
+
+def refusal(recipe: Path) -> str:
+    """The line with which `fusion validate` ends; `prepare` says the same and makes nothing."""
+    done = CliRunner().invoke(app, ["validate", str(recipe)], terminal_width=300)
+    assert done.exit_code == 2, done.output
+    [line] = done.stderr.splitlines()
+    with pytest.raises(RecipeError) as error:
+        prepare(load_recipe(recipe))
+    assert line == f"error: {error.value}"
+    assert not load_recipe(recipe).run_folder.exists()
+    return line
+
+
+def test_good_tokenizers_are_good(written: Written) -> None:
+    assert CliRunner().invoke(app, ["validate", str(written())]).exit_code == 0
+
+
+def test_wordpiece_is_refused_wherever_it_stands(written: Written, good: Path, tmp_path: Path) -> None:
+    folder = save(wordpiece(), tmp_path / "wordpiece")
+    assert "sources[0].model: " in refusal(written(first=folder))
+    assert "WordPiece" in refusal(written(first=folder))
+    assert "sources[1].model: " in refusal(written(second=folder))
+    assert "target.model: " in refusal(written(target={"model": str(folder)}))
+    scratch = {"tokenizer": str(folder), "config": {"hidden_size": 32, "num_layers": 1, "num_heads": 2}}
+    assert "target.tokenizer: " in refusal(written(target=scratch))
+
+
+def test_a_tokenizer_that_makes_no_token_of_a_text_is_refused(written: Written, tmp_path: Path) -> None:
+    assert "makes no token of a text" in refusal(written(first=save(silent(), tmp_path / "silent")))
+
+
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(written: Written, tmp_path: Path) -> None:
+    folder = save(wordpiece(), tmp_path / "broken")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE",\n')
+    assert "sources[0].model: tokenizer: " in refusal(written(first=folder))
+
+
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_a_role_that_the_tokenizer_has_not_is_refused(written: Written, role: str) -> None:
+    assert f"sources[0].{role}: '<nothing>' is no special token of" in refusal(written(**{role: "<nothing>"}))
+
+
+def test_what_windows_were_planned_with_is_not_loaded_again(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(written())
+    prepare(recipe)
+    planned = Corpus.open(recipe.corpus_folder).record
+    loaded: list[Any] = []
+    load = Vocabulary.from_pretrained
+    monkeypatch.setattr(Vocabulary, "from_pretrained", lambda *args, **more: loaded.append(args) or load(*args, **more))
+    prepare(recipe)
+    assert (loaded, Corpus.open(recipe.corpus_folder).record) == ([], planned)
+    changed = save(train("llama3", 640), tmp_path / "changed")
+    prepare(load_recipe(written(second=changed)))
+    assert {str(folder) for [folder] in loaded if str(folder) == str(changed)} == {str(changed)}
+    assert json.dumps(planned) != json.dumps(Corpus.open(recipe.corpus_folder).record)
