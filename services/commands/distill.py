@@ -42,6 +42,7 @@ def submit_recipe(
         dashboard=dashboard,
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
+        console=console,
     )
 
 
