@@ -34,7 +34,7 @@ def up(
 
     with user_errors():
         enable_ray_authentication()
-        checked = read_recipe(recipe, set_)
+        checked, is_open = read_recipe(recipe, set_), read_token() is None
         from services.deploy.up import check_free
         from services.deploy.up import up as start  # imports Ray, which reads its mode then
 
@@ -45,7 +45,7 @@ def up(
             deployment = start(checked, recipe_file, progress, only=only)
         print_line(f"fusion service: {deployment.grpc_address} (application {deployment.application})")
         print_line(f"Ray dashboard:  {deployment.dashboard}")
-        if read_token() is None:
+        if is_open:
             print_note("warning: no FUSION_TOKEN is set, and Serve's gRPC port listens on all interfaces")
         print_line(f"recipe:         {deployment.recipe}")
 

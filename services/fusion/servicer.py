@@ -18,6 +18,7 @@ from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
 from services.fusion.result_settings import result_settings
 from services.fusion.stream import AnswerSettings, FusedStream
+from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining
 from services.rpc.health import health_response
@@ -33,6 +34,7 @@ class FusionServicer:
     """Methods of fusion.v1.FusionService and grpc.health.v1.Health."""
 
     async def __init__(self, config: FusionServiceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        accepted_tokens()  # a malformed one is refused now, not at every call
         self._config = config
         self.client_limits = ClientLimits(config.service.per_client, "service.per_client")
         self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}

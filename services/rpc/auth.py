@@ -2,33 +2,49 @@
 
 The file may hold several tokens, a line each: the first is sent, all are accepted. So a token is rotated without a
 refused call: the new one is added below the old, then put above it, and then the old one goes.
+
+White space around a token, such as a line end, is no part of it. A token of anything but visible ASCII characters could
+not travel in a call's metadata: it is refused by the name of its variable, and never shown.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from services.base.errors import UnauthenticatedError
+from services.base.errors import InvalidArgumentError, UnauthenticatedError
 from services.rpc.tracing import trace_metadata
 
 Metadata = tuple[tuple[str, str], ...]
 
+_TOKEN = re.compile(r"[!-~]+")
+_APPLICATION = re.compile(r"[ -~]+")
+
 
 def accepted_tokens() -> tuple[str, ...] | None:
-    """The tokens in force now, or None when the services are open. The file is read anew at every call."""
+    """Return the tokens in force now, or None when the services are open. The file is read anew at every call.
+
+    Raises UnauthenticatedError naming the variable whose file cannot be read or whose token is malformed.
+    """
     if path := os.environ.get("FUSION_TOKEN_FILE"):
+        where = f"FUSION_TOKEN_FILE: {path}"
         try:
-            return tuple(Path(path).read_text(encoding="utf-8").split())
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise UnauthenticatedError(f"FUSION_TOKEN_FILE: cannot read {path}: {error.strerror}") from error
-    return (token,) if (token := os.environ.get("FUSION_TOKEN")) else None
+        except UnicodeDecodeError as error:
+            raise UnauthenticatedError(f"{where} is not text in UTF-8") from error
+        numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        return tuple(_checked(line, f"{where}, line {number}") for number, line in numbered)
+    return (_checked(token, "FUSION_TOKEN"),) if (token := os.environ.get("FUSION_TOKEN")) else None
 
 
 def read_token() -> str | None:
-    """The token to send, or None when the services are open; raises UnauthenticatedError for a file without one."""
+    """Return the token to send, or None when the services are open; raises UnauthenticatedError when there is none in
+    the file, and as `accepted_tokens`."""
     tokens = accepted_tokens()
     if tokens == ():
         raise UnauthenticatedError(f"FUSION_TOKEN_FILE: {os.environ['FUSION_TOKEN_FILE']} holds no token")
@@ -36,17 +52,30 @@ def read_token() -> str | None:
 
 
 def call_metadata(application: str, token: str | None = None) -> Metadata:
-    """Metadata of a call: the Serve application that it is for, the bearer token and the trace where there is one."""
-    token = token or read_token()
+    """Return the metadata of a call: the Serve application that it is for, the bearer token and the trace where there
+    is one. `token` takes the place of the environment's. Raises InvalidArgumentError for a name that cannot be sent."""
+    if not _APPLICATION.fullmatch(application):
+        raise InvalidArgumentError(f"application: a name is printable ASCII characters, got {application!r}")
+    token = _checked(token, "token") if token else read_token()
     authorization = (("authorization", f"Bearer {token}"),) if token else ()
     return (("application", application), *authorization, *trace_metadata())
 
 
-def check_token(metadata: Iterable[tuple[str, str]]) -> None:
+def check_token(metadata: Iterable[tuple[str, str | bytes]]) -> None:
     """Raises UnauthenticatedError unless the call carries a token in force; compares in constant time."""
     accepted = accepted_tokens()
     if accepted is None:
         return
-    given = next((value for key, value in metadata if key == "authorization"), "").encode()
+    given = next((value for key, value in metadata if key == "authorization"), "")
+    given = given if isinstance(given, bytes) else given.encode("utf-8", "surrogatepass")
     if not any(hmac.compare_digest(given, f"Bearer {token}".encode()) for token in accepted):
         raise UnauthenticatedError("authorization: a valid bearer token is required")
+
+
+def _checked(token: str, where: str) -> str:
+    """Return the token without white space around it."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        found = "is empty" if not token else "has other characters"
+        raise UnauthenticatedError(f"{where}: a token is visible ASCII characters without spaces; this one {found}")
+    return token

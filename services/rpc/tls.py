@@ -38,7 +38,7 @@ def channel_credentials() -> grpc.ChannelCredentials:
 
 def server_name_options() -> list[tuple[str, str]]:
     """Channel options for `FUSION_TLS_SERVER_NAME`."""
-    name = os.environ.get(_NAME)
+    name = os.environ.get(_NAME, "").strip()
     return [("grpc.ssl_target_name_override", name)] if name else []
 
 

@@ -198,7 +198,9 @@ class SourceAtAddress(_Source):
         pattern=ADDRESS_PATTERN,
         description="host:port of a source that runs already; grpcs://host:port with TLS.",
     )
-    application: str | None = Field(None, description="Serve application at that address; default the name.")
+    application: str | None = Field(
+        None, pattern=r"^[!-~]+$", description="Serve application at that address; default the name."
+    )
 
     @model_validator(mode="before")
     @classmethod

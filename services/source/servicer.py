@@ -21,6 +21,7 @@ from services.base.errors import (
 )
 from services.models.catalogue import resolve_model
 from services.models.revision import weights_revision
+from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
@@ -44,6 +45,7 @@ class SourceServicer:
     """Methods of fusion.v1.SourceService and grpc.health.v1.Health."""
 
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
+        accepted_tokens()  # a malformed one is refused now, not at every call
         self._config = config
         self.client_limits = ClientLimits(config.per_client, f"sources.{config.name}.per_client")
         folder = resolve_model(config.model)
