@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ class VllmEngine(Engine):
     async def load(cls, config: SourceConfig, settings: VllmConfig, folder: Path) -> VllmEngine:
         if clash := _OWN_ARGUMENTS & settings.engine_args.keys():
             raise ValueError(f"engine_args: {', '.join(sorted(clash))} is set from the source's own keys; leave it out")
-        environment = dict(os.environ)  # vLLM adds to it
-        import vllm
-        from vllm import envs
+        name = full_name(config, dict(os.environ))  # before vLLM adds to it
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -79,8 +77,6 @@ class VllmEngine(Engine):
         except TypeError as error:
             raise ValueError(f"engine_args: {error}") from error
         async_llm = AsyncLLM.from_engine_args(engine_args)
-        known = {name: environment[name] for name in envs.environment_variables if name in environment}
-        name = engine_name("vllm", config.counted | counted_variables(known), vllm.__version__)
         engine = cls(async_llm, name, str(async_llm.model_config.dtype).removeprefix("torch."))
         try:
             problem = problem or await engine._probe(config)
@@ -146,6 +142,18 @@ class VllmEngine(Engine):
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+def full_name(config: SourceConfig, environment: Mapping[str, str]) -> str:
+    """Return the engine's name with all that changes what the model says: settings, and variables that vLLM knows.
+
+    Others that look like its own are not: Kubernetes describes a Service `vllm` to every pod in such variables.
+    """
+    import vllm
+    from vllm import envs
+
+    known = {name: environment[name] for name in envs.environment_variables if name in environment}
+    return engine_name("vllm", config.counted | counted_variables(known), vllm.__version__)
 
 
 def prompt_scores(found: Any, num_rows: int, top_k: int) -> PromptScores:
