@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from fusion_core.vocabulary.token_bytes import (
-    BYTE_OF_CHARACTER,
     BYTE_PIECE,
     has_byte_pieces,
-    is_byte_level,
     pieces_by_id,
     split_merge,
     unknown_id,
@@ -64,12 +62,12 @@ def _needed_by_text(description: dict[str, Any], pieces: dict[int, str], roles: 
             parts |= {left, right} & names
         if left + right in names:
             products.add(left + right)
-    alphabet = set(BYTE_OF_CHARACTER) if is_byte_level(description) else set()
     byte_pieces = has_byte_pieces(description)
 
     def needed(token_id: int, piece: str) -> bool:
         # A merge may make the name of a control token by chance; padding has no other use, so there it is a word.
         by_merges = piece in parts or (piece in products and only_pads and token_id == roles["pad"])
-        return by_merges or piece in alphabet or (byte_pieces and BYTE_PIECE.fullmatch(piece) is not None)
+        of_alphabet = len(piece) == 1  # what merges start from
+        return by_merges or of_alphabet or (byte_pieces and BYTE_PIECE.fullmatch(piece) is not None)
 
     return frozenset(token_id for token_id, piece in pieces.items() if needed(token_id, piece))

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from fusion_core.vocabulary.tokenizer_files import load_tokenizer
 from services.distill.target.config import DecoderConfig, TargetConfig
 from services.distill.target.tokenizer import train_tokenizer
 from services.models.weights import check_head, quiet
@@ -111,9 +112,10 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
         train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=max_tokens)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     else:
+        assert config.tokenizer.folder is not None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+            tokenizer = load_tokenizer(config.tokenizer.folder).tokenizer
+        except ValueError as error:
             raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
         tokenizer.save_pretrained(folder)
     shape.vocab_size = len(tokenizer)
