@@ -102,8 +102,8 @@ def test_wordpiece_is_refused_wherever_it_stands(written: Written, good: Path, t
     assert "target.tokenizer: " in refusal(written(target=scratch))
 
 
-def test_a_tokenizer_that_makes_no_token_of_a_text_is_refused(written: Written, tmp_path: Path) -> None:
-    assert "makes no token of a text" in refusal(written(first=save(silent(), tmp_path / "silent")))
+def test_a_tokenizer_that_leaves_nothing_of_a_text_is_refused(written: Written, tmp_path: Path) -> None:
+    assert "sources[0].model: tokenizer: it drops" in refusal(written(first=save(silent(), tmp_path / "silent")))
 
 
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(written: Written, tmp_path: Path) -> None:
