@@ -152,6 +152,19 @@ class Vocabulary:
         first = self.token_bytes(int(token_ids_T[0]))
         return int(first.startswith(b" ") and len(first) == int(byte_ends_T[0]) + 1)
 
+    def spells(self, text: bytes, token_ids_T: Int32, byte_ends_T: Int32) -> bool:
+        """Whether the tokens' bytes are exactly the text, after at most a dummy prefix, and end at these offsets.
+
+        All ids must be below `size`.
+        """
+        text_N, ends_T = np.frombuffer(text, dtype=np.uint8), np.empty_like(token_ids_T)
+        table = self.byte_table
+        return any(
+            ends_when_lossless(table.bytes_B, table.offsets_V1, token_ids_T, text_N, num_virtual, ends_T)
+            and np.array_equal(ends_T, byte_ends_T)
+            for num_virtual in ((0, 1) if self.has_dummy_prefix else (0,))
+        )
+
     def _check_spaces(self, token_bytes: Sequence[bytes]) -> None:
         """Raise ValueError when no token holds the space between two words, as with a pre-tokenizer for whole words."""
         word = next((token for token in token_bytes if token.isalpha() and token.islower()), None)

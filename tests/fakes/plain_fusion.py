@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,25 @@ class PlainFusion:
 
 
 @contextmanager
-def plain_fusion(folder: Path, *, min_sources: int = 1, num_sources: int = 2, **service: Any) -> Iterator[PlainFusion]:
-    """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section."""
-    documents = folder / "documents"
-    documents.mkdir(exist_ok=True)
-    for number in range(12):
-        (documents / f"{number}.txt").write_text(sentences(600, seed=number), encoding="utf-8")
+def plain_fusion(
+    folder: Path,
+    *,
+    min_sources: int = 1,
+    num_sources: int = 2,
+    alignment: str = "byte",
+    native: bool = False,
+    documents: Sequence[str] = (),
+    **service: Any,
+) -> Iterator[PlainFusion]:
+    """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
+
+    With `native` the target has the first source's tokenizer. `documents` are the corpus, generated ones by default.
+    """
+    texts = documents or [sentences(600, seed=number) for number in range(12)]
+    corpus = folder / "documents"
+    corpus.mkdir(exist_ok=True)
+    for number, text in enumerate(texts):
+        (corpus / f"{number}.txt").write_text(text, encoding="utf-8")
     with ExitStack() as stack:
         sources, entries = [], []
         for number in range(num_sources):
@@ -59,14 +72,15 @@ def plain_fusion(folder: Path, *, min_sources: int = 1, num_sources: int = 2, **
             sources.append(stack.enter_context(plain_source(config)))
             entries.append({"name": name, "model": str(model), "top_k": 8, "address": sources[-1].address})
         small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
+        tokenizer = str(folder / "model-0") if native else {"train": {"vocabulary_size": 300}}
         recipe = Recipe.model_validate(
             {
                 "name": "plain",
                 "output_dir": str(folder / "runs"),
-                "corpus": {"name": "words", "files": [f"{documents}/*.txt"], "window_bytes": 128},
+                "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128},
                 "sources": entries,
-                "target": {"config": small, "tokenizer": {"train": {"vocabulary_size": 300}}},
-                "fusion": {"k_out": 8, "min_sources": min_sources},
+                "target": {"config": small, "tokenizer": tokenizer},
+                "fusion": {"k_out": 8, "min_sources": min_sources, "alignment": alignment},
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
         )

@@ -11,16 +11,21 @@ from typing import Any
 import grpc
 
 from fusion.v1 import source_pb2_grpc
+from services.base.errors import InvalidArgumentError
 from services.source.config import SourceConfig
 from services.source.servicer import SourceServicer
+from tests.fakes.lies import Lie
 
 
 class PlainSource:
     """A running source: its address, the number of windows scored, and the largest number that it had at once.
 
     `hold_after` so many it answers nothing more. A text with `raises_on` in it comes back as the message of an
-    exception.
+    exception. What it answers goes through `lie` on its way out, and every text that `refuses` is refused.
     """
+
+    lie: Lie | None = None
+    refuses: Callable[[bytes], bool] = staticmethod(lambda text: False)
 
     def __init__(self, raises_on: bytes | None = None) -> None:
         self.address = ""
@@ -30,6 +35,22 @@ class PlainSource:
         self.hold_after: int | None = None
         self._holding = 0
         self._changed = threading.Condition()
+
+    def wrap_answers(self, settings: Callable[..., Any]) -> Callable[..., Any]:
+        """Around what the servicer makes of a request's settings: the function from a text to its message."""
+
+        def wrapped(request: Any) -> Any:
+            answer = settings(request)
+
+            async def lying(prompt: Any) -> Any:
+                if self.refuses(prompt.text):
+                    raise InvalidArgumentError("texts[0]: 0 tokens; accepts 1 to 2047")
+                message = await answer(prompt)
+                return message if self.lie is None else self.lie(message)
+
+            return lying
+
+        return wrapped
 
     def wait_until(self, holding: bool) -> None:
         """Returns when texts wait for an answer, or when none does: whoever asked is gone then."""
@@ -75,6 +96,7 @@ def plain_source(config: SourceConfig, *, raises_on: bytes | None = None) -> Ite
         servicer = SourceServicer.__new__(SourceServicer)
         await servicer.__init__(config)  # type: ignore[misc]
         servicer._scorer.score = source.wrap(servicer._scorer.score)  # type: ignore[method-assign]
+        servicer._answer = source.wrap_answers(servicer._answer)  # type: ignore[method-assign]
         server = grpc.aio.server()
         source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)
         source.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from typing import NamedTuple
 
 from fusion.v1 import fusion_pb2, source_pb2
@@ -218,12 +219,31 @@ class RemoteSource:
         raise error(f"source {self.name}: {problem}")
 
     async def _check(self, block: Block, passage: Passage) -> None:
-        """Look at a block before it goes further: a source can break, or lie, without an error."""
-        ends = passage.ends_document and self.vocabulary.eos_id is not None
-        if block.text_bytes != passage.text or block.ends_document != ends:
-            raise UnavailableError(f"source {self.name}: answered for another text")
-        if block.vocabulary != self.vocabulary.fingerprint:
-            raise UnavailableError(f"source {self.name}: answered in vocabulary {block.vocabulary}")
-        limits = {"vocabulary_size": self.vocabulary.size, "k": self.endpoint.top_k}
-        if (problem := await asyncio.to_thread(implausible, block, **limits)) is not None:
+        """Raises UnavailableError for a block that must go no further: a source can break, or lie, without an error."""
+        check = partial(problem_with, block, passage, self.vocabulary, self.endpoint.top_k)
+        if (problem := await asyncio.to_thread(check)) is not None:
             raise UnavailableError(f"source {self.name}: {problem}")
+
+
+def problem_with(block: Block, passage: Passage, vocabulary: Vocabulary, top_k: int) -> str | None:
+    """Return why a decoded block cannot be what a sound source says about the passage; None when it can.
+
+    A block that passes can be projected: it is of the passage's text, in the source's vocabulary, with `top_k`
+    candidates a row whose ids exist and whose log-probabilities fit together.
+    """
+    ends = passage.ends_document and vocabulary.eos_id is not None
+    if block.text_bytes != passage.text or block.ends_document != ends:
+        return "answered for another text"
+    if block.vocabulary != vocabulary.fingerprint:
+        return f"answered in vocabulary {block.vocabulary}"
+    if (problem := implausible(block, vocabulary_size=vocabulary.size, k=top_k)) is not None:
+        return problem
+    num_text = block.num_text_tokens
+    if ends and block.token_ids_T[-1] != vocabulary.eos_id:
+        return "the end row's token is not EOS"
+    # Where rows are masked the tokenizer has changed the text, and its tokens cannot be compared with it.
+    if block.mask_T.all() and not vocabulary.spells(
+        passage.text, block.token_ids_T[:num_text], block.byte_ends_T[:num_text]
+    ):
+        return "the realised tokens do not spell the text"
+    return None

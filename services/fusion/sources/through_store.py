@@ -112,8 +112,8 @@ class ThroughStore:
         block = windows.find(key, place)
         if block is None or not block.mask_T.any():
             return block
-        limits = {"vocabulary_size": self.vocabulary.size, "k": self.source.endpoint.top_k}
-        if (problem := implausible(block, **limits)) is None:
+        problem = implausible(block, vocabulary_size=self.vocabulary.size, k=self.source.endpoint.top_k)
+        if problem is None:
             return block
         logger.warning("service.store: a window of source %s in %s: %s", self.name, windows.folder, problem)
         return None

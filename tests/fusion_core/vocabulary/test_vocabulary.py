@@ -58,6 +58,24 @@ def test_every_token_that_is_called_lossless_has_the_bytes_it_covers(family: str
             assert token == covered or (position == 0 and token == b" " + covered)
 
 
+@settings(max_examples=300, deadline=None)
+@given(families, texts(), st.booleans(), st.integers(0, 99))
+def test_an_encoding_without_losses_spells_its_text_and_no_other(
+    family: str, text: bytes, continues: bool, at: int
+) -> None:
+    subject = vocabulary(family)
+    [encoding] = subject.encode_batch([text], continues=continues)
+    if not encoding.num_tokens or not encoding.lossless_T.all():
+        return
+    assert subject.spells(text, encoding.token_ids_T, encoding.byte_ends_T)
+    at %= encoding.num_tokens
+    for column in (0, 1):
+        changed = [encoding.token_ids_T.copy(), encoding.byte_ends_T.copy()]
+        changed[column][at] = (changed[column][at] + 1) % subject.size
+        assert not subject.spells(text, *changed)
+    assert not subject.spells(text + b"x", encoding.token_ids_T, encoding.byte_ends_T)
+
+
 @settings(max_examples=200, deadline=None)
 @given(families, texts())
 def test_ids_are_those_of_the_tokenizer_itself(family: str, text: bytes) -> None:
