@@ -88,7 +88,8 @@ def save_state(folder: Path, optimizer: dict[str, Any], position: Position) -> N
     fields = asdict(position)
     fields["plan"] = fields.pop("identity")
     torch.save({"optimizer": optimizer, "position": fields}, folder / _STATE)
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
     record = {"step": position.step, "plan": position.identity, "files": sizes}
     (folder / MANIFEST).write_text(json.dumps(record))
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from services.base.atomic import sweep_partial
 from services.base.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -62,6 +63,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
     plan = make_plan(job, open_client(job))
     check_writable(job.checkpoints)
     with held_leases(job.lease_locations, job.run_name):
+        sweep_partial(job.run_folder)
         if not start_over:
             claim_run(job, plan)
         use_gpu = _join_cluster(job.config)

@@ -5,15 +5,16 @@ A pickle runs whatever it likes when it is read, and so does a model whose folde
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 
 def load_causal_lm(folder: Path | str, *, dtype: Any, trust_remote_code: bool = False, key: str | None = None) -> Any:
-    """A causal language model of a Hugging Face folder.
+    """Return the causal language model of a Hugging Face folder.
 
     Args:
-        folder: where it is; nothing is fetched.
+        folder: a local one; nothing is fetched.
         dtype: what `from_pretrained` takes.
         trust_remote_code: whether Python files of the folder may be run.
         key: the recipe's key that says so, for the message; None where no key does.
@@ -22,12 +23,23 @@ def load_causal_lm(folder: Path | str, *, dtype: Any, trust_remote_code: bool = 
     """
     from transformers import AutoModelForCausalLM
 
+    if not trust_remote_code and _needs_own_code(Path(folder)):
+        remedy = f"{key}: true runs it" if key else "which is never run here"
+        raise ValueError(f"model: {folder} brings Python code of its own; {remedy}")
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        if not trust_remote_code and "trust_remote_code" in str(error):
-            remedy = f"{key}: true runs it" if key else "which is never run here"
-            raise ValueError(f"model: {folder} brings Python code of its own; {remedy}") from error
         raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
+
+
+def _needs_own_code(folder: Path) -> bool:
+    """Return whether the folder names code of its own for a model that transformers itself does not have."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "auto_map" in config and config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,15 @@ from torch import Tensor, nn
 
 from services.models.pretrained import load_causal_lm
 
+CHAT_TEMPLATES = "additional_chat_templates"
+"""Folder of the chat templates beside the first one, in a Hugging Face folder."""
 _PROBE_TOKENS = 8
 _LARGE_LOGIT = 100.0
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "vocab*", "merges.txt", "chat_template*")
+_KEPT_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken", "vocab*", "merges.txt",
+    "chat_template*", f"{CHAT_TEMPLATES}/*", "generation_config.json",
+)  # fmt: skip
+"""Files of a target that its trained model takes over as they are."""
 
 
 @contextmanager
@@ -41,17 +48,66 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
-def save_model(model: Any, tokenizer_folder: Path, folder: Path, weights: dict[str, Any] | None = None) -> None:
-    """Writes weights, configuration and the tokenizer's files as they are in `tokenizer_folder`.
+def save_model(model: Any, target_folder: Path, folder: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write weights and configuration, and the other files (tokenizer, templates) as they are in `target_folder`.
 
     `weights`: the model's own when not set; where it is sharded, what was gathered from all workers.
     """
-    with quiet():
+    with quiet(), _default_generation(model), write_errors_named(folder):
         model.save_pretrained(folder, state_dict=weights)
-    for pattern in _TOKENIZER_FILES:
-        for file in tokenizer_folder.glob(pattern):
-            if file.name != "target.json":
-                shutil.copy2(file, folder / file.name)
+    for pattern in _KEPT_FILES:
+        for file in target_folder.glob(pattern):
+            kept = folder / file.relative_to(target_folder)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, kept)
+
+
+def check_savable(model: Any, target_folder: Path) -> None:
+    """Raise ValueError unless transformers would save the model; all but the weights is saved once.
+
+    transformers loads settings that it refuses to save, which would come to light at the first checkpoint.
+    """
+    with tempfile.TemporaryDirectory(prefix="fusion-savable-") as folder:
+        try:
+            save_model(model, target_folder, Path(folder), weights={})
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ValueError(f"target.model: {target_folder} is loaded but could not be saved: {error}") from error
+
+
+@contextmanager
+def write_errors_named(folder: Path) -> Iterator[None]:
+    """Raise OSError where a file cannot be written, such as on a full disk.
+
+    Of those that write here, tokenizers raises a bare Exception for it and safetensors an error of its own.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception or isinstance(error, SafetensorError):
+            raise OSError(f"cannot write to {folder}: {error}") from error
+        raise
+
+
+@contextmanager
+def _default_generation(model: Any) -> Iterator[None]:
+    """Give the model settings of generation that transformers saves: it loads any, and refuses to save some.
+
+    The file of the target, where it has one, is kept as it is.
+    """
+    from transformers import GenerationConfig
+
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        yield
+        return
+    roles = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**roles)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = settings
 
 
 def last_hidden_states(model: Any, inputs_BL: Tensor, positions_BL: Tensor) -> Tensor:

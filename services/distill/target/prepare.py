@@ -13,24 +13,25 @@ from typing import Any
 from filelock import FileLock
 
 from fusion_core.vocabulary.tokenizer_files import load_tokenizer
+from services.base.atomic import whole_folder
 from services.distill.target.config import DecoderConfig, TargetConfig
 from services.distill.target.tokenizer import train_tokenizer
-from services.models.weights import check_head, quiet
+from services.models.weights import CHAT_TEMPLATES, check_head, quiet, write_errors_named
 
 _RECORD = "target.json"
 _KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
-"""What the parts of the record are called in a recipe."""
-_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What a pretrained folder is made of; pickled weights and code are left behind."""
+"""Keys of a recipe by the part of the record that they decide."""
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", f"{CHAT_TEMPLATES}/*.jinja")
+"""Files that are taken from a pretrained folder; pickled weights and code are left behind."""
 
 
 def prepare_target(
     config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int, *, corpus_fingerprint: str = ""
 ) -> Path:
-    """Makes `folder` (tokenizer and weights at a fixed seed) unless it is there already; returns it.
+    """Make `folder` (tokenizer and weights at a fixed seed) unless it is there already; return it.
 
     Args:
-        config: what to make.
+        config: the target's.
         corpus_texts: the texts of the train split; read only when a tokenizer has to be trained.
         folder: appears complete or not at all.
         seed: of the random weights.
@@ -47,23 +48,12 @@ def prepare_target(
         if folder.exists():
             _check_same(record, folder)
             return folder
-        making = folder.with_name(f".{folder.name}.making")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        try:
+        with whole_folder(folder) as making:
             if config.model is not None:
-                _adopt(config.model, making)
+                _link_pretrained(config.model, making)
             else:
                 _initialise(config, corpus_texts, making, seed)
             (making / _RECORD).write_text(json.dumps(record, indent=2))
-            making.rename(folder)
-        except Exception as error:
-            if "(os error " not in str(error):
-                raise
-            # tokenizers and safetensors report a full disk as an exception of no particular kind.
-            raise OSError(f"target: cannot write to {folder.parent}: {error}") from error
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
     return folder
 
 
@@ -80,8 +70,8 @@ def _check_same(record: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _adopt(model: str, folder: Path) -> None:
-    """A pretrained model under the target's name: links where the file system can, copies elsewhere."""
+def _link_pretrained(model: str, folder: Path) -> None:
+    """Put the files of a pretrained model into the folder: links where the file system can, copies elsewhere."""
     source = Path(model)
     if not source.is_dir():
         from huggingface_hub import snapshot_download
@@ -95,10 +85,12 @@ def _adopt(model: str, folder: Path) -> None:
         raise ValueError(f"target.model: {source} has no config.json or no *.safetensors")
     for pattern in _FILES:
         for file in source.glob(pattern):
+            placed = folder / file.relative_to(source)
+            placed.parent.mkdir(exist_ok=True)
             try:
-                os.link(file.resolve(), folder / file.name)
+                os.link(file.resolve(), placed)
             except OSError:
-                shutil.copy2(file, folder / file.name)
+                shutil.copy2(file, placed)
 
 
 def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path, seed: int) -> None:
@@ -117,7 +109,8 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
             tokenizer = load_tokenizer(config.tokenizer.folder).tokenizer
         except ValueError as error:
             raise ValueError(f"target.tokenizer: cannot be loaded from {config.tokenizer.folder}: {error}") from error
-        tokenizer.save_pretrained(folder)
+        with write_errors_named(folder):
+            tokenizer.save_pretrained(folder)
     shape.vocab_size = len(tokenizer)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(shape, role, getattr(tokenizer, role))
@@ -129,12 +122,12 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
         except ValueError as error:
             raise ValueError(f"target.architecture: {shape.model_type} is no causal language model here") from error
     check_head(model)
-    with quiet():
+    with quiet(), write_errors_named(folder):
         model.save_pretrained(folder)
 
 
 def _shape(config: TargetConfig) -> Any:
-    """The model's configuration for transformers, but for what the tokenizer decides."""
+    """Return the model's configuration for transformers; the ids in it come from the tokenizer later."""
     from transformers import AutoConfig, LlamaConfig
 
     if config.architecture is not None:

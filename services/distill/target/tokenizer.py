@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from services.models.weights import write_errors_named
+
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, folder: Path, *, max_tokens: int) -> None:
-    """Trains on `texts` and writes a Hugging Face tokenizer folder. Same texts, same tokenizer.
+    """Train on `texts` and write a Hugging Face tokenizer folder. Same texts, same tokenizer.
 
     The BOS token goes in front of every encoded text, as in training. Raises ValueError when the texts are too few for
     `vocabulary_size` ids (256 bytes and 3 special tokens included).
@@ -35,11 +37,12 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, folder: Path, *,
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        model_max_length=max_tokens,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    with write_errors_named(folder):
+        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=tokenizer,
+            bos_token=BOS,
+            eos_token=EOS,
+            pad_token=PAD,
+            model_max_length=max_tokens,
+            clean_up_tokenization_spaces=False,
+        ).save_pretrained(folder)

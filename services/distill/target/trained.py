@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.base.atomic import whole_folder
 from services.distill.config import DistillConfig
 from services.distill.target.lora import add_lora, save_adapter, save_merged
 from services.jobs.run_folder import RunFolder
-from services.models.weights import check_head, load_model, save_model
+from services.models.weights import check_head, check_savable, load_model, save_model
 
 
 class TrainedTarget:
@@ -36,8 +35,10 @@ class TrainedTarget:
         self._peft_model: Any = None
         if config.lora is None:
             self.model = load_model(restore_from or target_folder)
+            check_savable(self.model, target_folder)
         else:
             self.model = load_model(target_folder)
+            check_savable(self.model, target_folder)
             self._peft_model = add_lora(self.model, config.lora, seed=config.seed, adapter=restore_from)
             check_head(self.model)
         self.model.to(device).train()
@@ -60,17 +61,11 @@ class TrainedTarget:
 
     def save_final(self, files: RunFolder, weights: dict[str, Any] | None) -> None:
         """Write the model into the run's folder, and with LoRA the adapter; each appears complete or not at all."""
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=files.path) as temporary:
-            made = Path(temporary)
-            if self._peft_model is None:
-                self.save(made / "model", weights)
-            else:
-                self.save(made / "adapter", weights)
-                save_merged(self._target_folder, made / "adapter", made / "model")
-                _replace(made / "adapter", files.adapter)
-            _replace(made / "model", files.model)
-
-
-def _replace(made: Path, final: Path) -> None:
-    shutil.rmtree(final, ignore_errors=True)
-    made.rename(final)
+        if self._peft_model is None:
+            with whole_folder(files.model, replace=True) as made:
+                self.save(made, weights)
+            return
+        with whole_folder(files.adapter, replace=True) as made:
+            self.save(made, weights)
+        with whole_folder(files.model, replace=True) as made:
+            save_merged(self._target_folder, files.adapter, made)
