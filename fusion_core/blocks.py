@@ -1,4 +1,4 @@
-"""The one structure that flows between all parts: a block of next-token distributions.
+"""A block of next-token distributions: the one structure that flows between all parts.
 
 Shape legend: T rows (tokens of the window), K candidates per row, S sources.
 Convention: **row t predicts token t** from the text before it. A special token that the model is given in front
@@ -16,12 +16,12 @@ from fusion_core.arrays import Bool, Float32, Int32
 
 PADDING_ID = -1
 _MASS_TOLERANCE = 1e-3
-"""Slack on "a row's mass is at most one": float16 log-probabilities on the wire round by up to 2^-11 relative."""
+"""Slack on "a row's mass is at most one": float16 log-probabilities on the wire are rounded, by 2^-11 at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceShare:
-    """What one source contributed to a fused window.
+    """One source's contribution to a fused window.
 
     `weight` is its share of the mixture (0 when it took no part), averaged over the rows of the window;
     `nats_per_byte` its own loss on the window (NaN when `present` is false, and when it has no usable row).
@@ -67,12 +67,12 @@ class Block:
 
     @property
     def num_tokens(self) -> int:
-        """T, the end row included."""
+        """The number of rows, T, with the end row."""
         return int(self.token_ids_T.shape[0])
 
     @property
     def num_text_tokens(self) -> int:
-        """The rows that cover the text: all but the end row."""
+        """The number of rows that cover the text: all but the end row."""
         return self.num_tokens - self.ends_document
 
     @property
@@ -81,11 +81,11 @@ class Block:
 
     @property
     def nats_per_byte(self) -> float:
-        """Loss of the text's tokens in nats per byte: comparable across tokenizers. The end row is no part of it."""
+        """Loss of the text's tokens in nats per byte, which compares across tokenizers; the end row does not count."""
         return float(-self.gold_T[: self.num_text_tokens].sum(dtype=np.float64)) / max(1, len(self.text_bytes))
 
     def without_end(self) -> Block:
-        """The block without its end row; itself when it has none."""
+        """Return the block without its end row; itself when it has none."""
         if not self.ends_document:
             return self
         return replace(
@@ -101,7 +101,7 @@ class Block:
         )
 
     def validate(self) -> None:
-        """Raises ValueError naming the column that breaks the contract."""
+        """Raise ValueError naming the column that breaks the contract."""
         num_tokens, k = self.topk_ids_TK.shape if self.topk_ids_TK.ndim == 2 else (-1, -1)
         expected = {
             "token_ids": (self.token_ids_T, np.int32, (num_tokens,)),

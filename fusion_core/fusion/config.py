@@ -1,4 +1,4 @@
-"""How sources are weighed against each other."""
+"""Settings of alignment and fusion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FusionConfig(BaseModel):
             `weights`. Losses are nats per byte over the same bytes (FuseLLM, Wan et al. 2024, section 3.3, there per
             token).
         tau: temperature of `avg_ce`, in nats per byte.
-        scope: whether the losses are compared over the whole window or over each span of `span_tokens` target tokens.
+        scope: `window` compares the losses over the whole window, `span` over each span of `span_tokens` target tokens.
         span_tokens: length of a span in target tokens, used when scope is `span`.
         weights: one weight per source for `fixed`, by name; they are normalised over the sources that answered.
         k_out: candidates kept per fused row, the realised token always among them; the rest goes to the tail.

@@ -21,8 +21,8 @@ from fusion_core.vocabulary import Encoding
 Array = TypeVar("Array", Float32, Float64)
 
 
-class TooFewSources(ValueError):  # noqa: N818 - it says what is the matter, as StopIteration does
-    """Fewer sources answered for a window than the configuration asks for."""
+class TooFewSources(ValueError):  # noqa: N818 - named after its cause, as StopIteration is
+    """Fewer sources answered for a window than the configuration asks for; the missing ones may answer later."""
 
 
 def fuse(
@@ -119,7 +119,7 @@ def _check_weights(
 
 
 def _over_usable(asked_ST: Float64, usable_ST: Bool) -> tuple[Float64, Bool]:
-    """The weights normalised over the sources that have each row, and which rows any source of weight above 0 has."""
+    """Return the weights normalised over the sources that have each row, and the rows that anyone of weight has."""
     available_ST = asked_ST * usable_ST
     sum_T = available_ST.sum(axis=0)
     mask_T: Bool = sum_T > 0
@@ -127,13 +127,13 @@ def _over_usable(asked_ST: Float64, usable_ST: Bool) -> tuple[Float64, Bool]:
 
 
 def _log_mixture(logprobs_ST: Float64, weight_ST: Float64) -> Float32:
-    """The logarithm of the weighted mean of probabilities, at most 0."""
+    """Return the logarithm of the weighted mean of probabilities, at most 0."""
     mixed_T: Float64 = np.logaddexp.reduce(_log(weight_ST) + logprobs_ST, axis=0)
     return np.minimum(mixed_T, 0.0).astype(np.float32)
 
 
 def _candidate_logprobs(mixture: Mixture, token_ids_T: Int32, gold_T: Float32) -> Float32:
-    """Log-probabilities of the candidates. The realised token's comes from `gold_T`: float32 probabilities vanish
+    """Return log-probabilities of the candidates, the realised token's from `gold_T`: float32 probabilities vanish
     below e^-103, log-probabilities do not."""
     realised_TK = mixture.ids_TK == token_ids_T[:, None]
     logprobs_TK: Float32 = np.where(realised_TK, gold_T[:, None], _log(mixture.probs_TK))
@@ -143,7 +143,7 @@ def _candidate_logprobs(mixture: Mixture, token_ids_T: Int32, gold_T: Float32) -
 def _shares(
     names: Sequence[str], present: Sequence[str], weight_ST: Float64, loss_S: Float64
 ) -> tuple[SourceShare, ...]:
-    """Every source's part in the window; `weight_ST` has the rows that are not masked."""
+    """Return every source's part in the window; `weight_ST` has the rows that are not masked."""
     weight_S = weight_ST.mean(axis=1) if weight_ST.shape[1] else np.zeros(len(present))
     measured = dict(zip(present, zip(weight_S.tolist(), loss_S.tolist(), strict=True), strict=True))
     return tuple(SourceShare(name, name in measured, *measured.get(name, (0.0, float("nan")))) for name in names)

@@ -65,7 +65,7 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 def bucket_divergence(
     model_NJ: Tensor, fused_NJ: Tensor, loss: FusionLoss, temperature: float, beta: float = 0.5
 ) -> Tensor:
-    """Divergence per row in nats, times temperature^2 (Hinton et al. 2015: keeps the gradient's scale).
+    """Return the divergence per row in nats, times temperature^2 (Hinton et al. 2015: keeps the gradient's scale).
 
     Args:
         model_NJ: log-probabilities of the target model over the buckets; gradients flow here.

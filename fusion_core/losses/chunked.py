@@ -59,7 +59,7 @@ def fused_losses(
     chunk_tokens: int | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> Losses:
-    """Losses of N tokens; row n of every argument belongs to the prediction of token n.
+    """Return the losses of N tokens; row n of every argument belongs to the prediction of token n.
 
     Args:
         hidden_ND: last hidden states, at the positions *before* each token (the first one is the BOS position).
@@ -209,8 +209,8 @@ def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
 def _fusion_chunk(
     logprobs_CV: Tensor, rows: SparseRows, clm_weights_C1: Tensor, fusion_weights_C: Tensor, plan: _Plan
 ) -> tuple[Tensor, Tensor]:
-    """Fusion loss per row, and the gradient with respect to the logits without the CLM term's -weight on the realised
-    token. `logprobs_CV` is overwritten by the gradient."""
+    """Return the fusion loss per row, and the gradient with respect to the logits, which overwrites `logprobs_CV`. It
+    lacks the CLM term's -weight on the realised token."""
     dtype = logprobs_CV.dtype
     mask_C1 = rows.mask_N[:, None]
     present_CK = (rows.ids_NK >= 0) & mask_C1

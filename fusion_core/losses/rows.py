@@ -1,4 +1,4 @@
-"""The fused next-token distributions of a batch as tensors: what the target is pulled towards.
+"""The fused next-token distributions of a batch as tensors.
 
 Shape legend: N rows (tokens of all windows of a batch), K candidates per row, V ids in the vocabulary, D hidden size.
 """

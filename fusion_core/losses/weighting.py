@@ -1,4 +1,4 @@
-"""How much of the loss is causal language modelling: lambda over the steps, and by the sources' reward.
+"""Lambda, the share of causal language modelling in the loss: over the steps, and by the sources' reward.
 
     L = lambda * L_CLM + (1 - lambda) * L_fusion        FuseLLM (Wan et al. 2024), equation 5
 
@@ -24,8 +24,8 @@ LambdaSchedule = Literal["constant", "linear", "cosine"]
 
 
 def lambda_at(schedule: LambdaSchedule, start: float, end: float, step: int, total_steps: int) -> float:
-    """Lambda of a step, counted from 0: `start` at the first step, moving towards `end`, which it would reach at step
-    `total_steps`; linearly, or along half a cosine. `constant` stays at `start`."""
+    """Return lambda of a step, counted from 0: `start` at the first, then towards `end`, which step `total_steps` would
+    reach, linearly or along half a cosine; `constant` stays at `start`."""
     if schedule == "constant":
         return start
     progress = step / total_steps
@@ -35,7 +35,7 @@ def lambda_at(schedule: LambdaSchedule, start: float, end: float, step: int, tot
 
 
 def source_reward(nats_per_byte: Sequence[float], num_bytes: int, num_tokens: int) -> float:
-    """exp(-loss) of the best source on a window, its loss in nats per token of the *target's* tokenisation.
+    """Return exp(-loss) of the best source on a window, its loss in nats per token of the *target's* tokenisation.
 
     Sources' own tokens differ in length, so their losses per token do not compare; over the same bytes and the same
     target tokens they do. NaN stands for a source that took no part; without any, or without tokens, the reward is 0.

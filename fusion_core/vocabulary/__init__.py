@@ -1,4 +1,4 @@
-"""Tokens as bytes: what every id of a tokenizer stands for, and how a text splits into ids."""
+"""Tokens as bytes: the bytes of every id of a tokenizer, and the splitting of a text into ids."""
 
 from fusion_core.vocabulary.encoding import Encoding
 from fusion_core.vocabulary.vocabulary import Vocabulary

@@ -1,8 +1,8 @@
-"""The tokenizers that do the splitting, derived from a model's own `tokenizer.json` description.
+"""The tokenizers that split a text, derived from a model's own `tokenizer.json` description.
 
 Three variants of one description:
     text    as the model reads user text; control tokens cannot be written by the user
-    middle  as `text`, but without what is done at the start of a text only (dummy prefix, stripping)
+    middle  as `text`, but without the dummy prefix and the stripping at the start of a text
     raw     byte-level BPE on bytes that are not valid UTF-8: the merges alone, no pre-tokenizer
 """
 
@@ -22,15 +22,15 @@ _NONCE = secrets.token_hex(16)
 
 
 def _unwritable(token_id: int) -> str:
-    """A name for a control token that no text contains: nobody can know the random part."""
+    """Return a name for a control token that no text contains: nobody can know the random part."""
     return f"\U0010ffff{_NONCE}:{token_id}\U0010fffe"
 
 
 def text_description(description: dict[str, Any], control_ids: frozenset[int]) -> dict[str, Any]:
-    """The description with control tokens renamed, and everything that adds, cuts or randomises switched off.
+    """Return the description with control tokens renamed, and all that adds, cuts or randomises switched off.
 
-    Control tokens keep their ids. Renaming them is what makes "<eos>" in user text ordinary text: Unigram models and
-    BPE with `ignore_merges` otherwise find the control token's own name in the vocabulary. Special tokens that text
+    Control tokens keep their ids. Renaming them makes "<eos>" in user text ordinary text: Unigram models and BPE with
+    `ignore_merges` would otherwise find the control token's own name in the vocabulary. Special tokens that text
     needs (see `roles`) are ordinary pieces here.
     """
     pieces = pieces_by_id(description)
@@ -65,7 +65,7 @@ def _text_model(description: dict[str, Any], control_ids: frozenset[int]) -> dic
 
 
 def _without_start_of_text(node: Any) -> Any:
-    """A normalizer or pre-tokenizer without dummy prefix and stripping; None when nothing is left."""
+    """Return a normalizer or pre-tokenizer without dummy prefix and stripping; None when nothing else is in it."""
     if not node:
         return None
     for key in ("normalizers", "pretokenizers"):
@@ -82,14 +82,15 @@ def _without_start_of_text(node: Any) -> Any:
 
 
 class DummyPrefix(Enum):
-    """Whether a space is put in front of a text before it is split."""
+    """When a tokenizer puts a space in front of a text before it splits it."""
 
     NONE = "none"
     ALWAYS = "always"
-    UNLESS_THERE = "unless there"  # not in front of a text that starts with a space already
+    UNLESS_THERE = "unless there"  # only in front of a text that does not start with a space
 
 
 def dummy_prefix(description: dict[str, Any]) -> DummyPrefix:
+    """Return the rule that normalizer and pre-tokenizer follow."""
     parts = [p for key in ("normalizer", "pre_tokenizer") for p in components(description.get(key))]
     if any(part["type"] == "Prepend" for part in parts):
         return DummyPrefix.ALWAYS
@@ -102,7 +103,7 @@ def dummy_prefix(description: dict[str, Any]) -> DummyPrefix:
 
 
 def middle_description(description: dict[str, Any]) -> dict[str, Any]:
-    """The description for a piece of text that does not stand at the start of a text."""
+    """Return the description for a piece of text that does not stand at the start of a text."""
     middle = copy.copy(description)
     for key in ("normalizer", "pre_tokenizer"):
         middle[key] = _without_start_of_text(description.get(key))
@@ -110,7 +111,7 @@ def middle_description(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_description(description: dict[str, Any]) -> dict[str, Any]:
-    """The description whose input is already written in the byte-level alphabet: merges only."""
+    """Return the description for input that is written in the byte-level alphabet already: merges only."""
     return {**description, "normalizer": None, "pre_tokenizer": None}
 
 

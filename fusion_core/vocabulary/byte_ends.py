@@ -1,4 +1,4 @@
-"""Where every token of a text ends, in bytes.
+"""The byte at which every token of a text ends.
 
 Shape legend: T tokens of one text, V ids, B bytes of all ids together, N bytes of the text, C characters of the text.
 """
@@ -13,7 +13,7 @@ from fusion_core.compiled import compiled
 def ends_when_lossless(
     bytes_B: UInt8, offsets_V1: Int64, token_ids_T: Int32, text_N: UInt8, num_virtual: int, ends_T: Int32
 ) -> bool:
-    """Fills `ends_T` and returns True when the tokens' bytes are exactly `num_virtual` spaces and then the text."""
+    """Fill `ends_T`, and return whether the tokens' bytes are exactly `num_virtual` spaces and then the text."""
     position = -num_virtual
     for t in range(token_ids_T.shape[0]):
         token = token_ids_T[t]
@@ -40,10 +40,10 @@ def ends_with_losses(
     ends_T: Int32,
     lossless_T: Bool,
 ) -> None:
-    """Byte ends where the tokenizer changed some of the text, from the character spans that it reports.
+    """Fill `ends_T` and `lossless_T` for a text that the tokenizer changed, from the character spans that it reports.
 
     A token is lossless when its bytes stand in the text exactly where the previous token ended. Any other token
-    takes the text up to the end of its span, so that what was dropped or rewritten belongs to a token marked lossy.
+    takes the text up to the end of its span, so that dropped and rewritten text belongs to a token marked lossy.
     """
     num_tokens, num_bytes = token_ids_T.shape[0], text_N.shape[0]
     position = 0

@@ -36,13 +36,13 @@ class ByteTable:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one id; none for ids beyond the table (padded output layers)."""
+        """Return the bytes of one id; none for ids beyond the table (padded output layers)."""
         if not 0 <= token_id < self.size:
             return b""
         return self.bytes_B[self.offsets_V1[token_id] : self.offsets_V1[token_id + 1]].tobytes()
 
     def prefix_range(self, prefix: bytes) -> tuple[int, int]:
-        """(low, high): exactly sorted_ids_V[low:high] start with `prefix`; all ids for the empty prefix."""
+        """Return (low, high): exactly sorted_ids_V[low:high] start with `prefix`; all ids for the empty prefix."""
         if not prefix:
             return 0, self.size
 
@@ -54,7 +54,7 @@ class ByteTable:
         return low, high
 
     def longest_prefix(self, text: bytes) -> int:
-        """The id with the most bytes among those whose bytes `text` starts with; -1 when there is none."""
+        """Return the longest of the ids whose bytes `text` starts with; -1 when there is none."""
         longest = -1
         for length in range(1, len(text) + 1):
             low, high = self.prefix_range(text[:length])

@@ -31,7 +31,7 @@ class Encoding:
         return int(self.token_ids_T.shape[0])
 
     def with_end(self, eos_id: int) -> Encoding:
-        """The encoding with EOS behind the text."""
+        """Return the encoding with EOS behind the text."""
         assert not self.ends_document, "a text ends once"
         num_bytes = self.byte_ends_T[-1] if self.num_tokens else 0
         return Encoding(
@@ -42,7 +42,7 @@ class Encoding:
         )
 
     def without_end(self) -> Encoding:
-        """The encoding of the text alone; itself when there is no EOS behind it."""
+        """Return the encoding of the text alone; itself when there is no EOS behind it."""
         if not self.ends_document:
             return self
         return Encoding(self.token_ids_T[:-1], self.byte_ends_T[:-1], self.lossless_T[:-1])

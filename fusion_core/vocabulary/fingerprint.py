@@ -10,7 +10,8 @@ from typing import Any
 def vocabulary_fingerprint(
     description: dict[str, Any], token_bytes: list[bytes], roles: dict[str, int | None], special_ids: frozenset[int]
 ) -> str:
-    """Hash of the id-to-bytes table, the pieces and merges, the way a text is prepared, and the special roles."""
+    """Return 16 hexadecimal digits: a hash of the id-to-bytes table, the pieces and merges, the preparation of a text
+    and the special roles."""
     digest = hashlib.sha256()
 
     def add(name: str, value: Any) -> None:

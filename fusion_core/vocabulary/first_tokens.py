@@ -15,7 +15,7 @@ from fusion_core.vocabulary.token_bytes import CHARACTER_OF_BYTE
 
 
 class FirstTokens:
-    """Tokenises remainders and keeps the first tokens of each. `middle` splits what does not start a text."""
+    """The first tokens of remainders. `middle` is the tokenizer of text that does not start a document."""
 
     def __init__(
         self, byte_table: ByteTable, description: dict[str, Any], text_backend: Tokenizer, byte_level: bool
@@ -43,7 +43,7 @@ class FirstTokens:
                     break
                 token = ids[place] if place < len(ids) else self._of_bytes(remainder[at:])
                 token_bytes = self._byte_table.token_bytes(token)
-                # A tokenizer that rewrites the text may answer with other bytes: then there is no such token.
+                # A tokenizer that rewrites the text may give a token with other bytes: then there is none.
                 if not token_bytes or not remainder.startswith(token_bytes, at):
                     break
                 leading_RN[index, place] = token
@@ -51,7 +51,7 @@ class FirstTokens:
         return leading_RN
 
     def _of_bytes(self, remainder: bytes) -> int:
-        """The first token of bytes that are not UTF-8: by the merges, else the longest token that starts them."""
+        """Return the first token of bytes that are not UTF-8: by the merges, else the longest that starts them."""
         if self._raw is None:
             return self._byte_table.longest_prefix(remainder)
         mapped = "".join(CHARACTER_OF_BYTE[byte] for byte in remainder)
@@ -60,7 +60,7 @@ class FirstTokens:
 
 
 def _valid_part(remainder: bytes) -> str:
-    """The longest valid UTF-8 text at the start of the remainder."""
+    """Return the longest valid UTF-8 text at the start of the remainder."""
     try:
         return remainder.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Ids in order of their bytes, so that "the tokens that start with these bytes" is a contiguous range.
+"""Ids in order of their bytes: the tokens that start with the same bytes are neighbours.
 
 Shape legend: V ids, B bytes of all ids together.
 """
@@ -14,7 +14,7 @@ from fusion_core.compiled import compiled
 
 
 def sort_by_bytes(token_bytes: Sequence[bytes]) -> tuple[Int32, Int32]:
-    """(sorted_ids_V, rank_V): ids in order of their bytes, ties by id, and the place of every id in that order."""
+    """Return (sorted_ids_V, rank_V): ids in order of their bytes, ties by id, and the place of every id in it."""
     sorted_ids_V = np.array(sorted(range(len(token_bytes)), key=token_bytes.__getitem__), dtype=np.int32)
     rank_V = np.empty_like(sorted_ids_V)
     rank_V[sorted_ids_V] = np.arange(len(token_bytes), dtype=np.int32)
@@ -23,7 +23,7 @@ def sort_by_bytes(token_bytes: Sequence[bytes]) -> tuple[Int32, Int32]:
 
 @compiled
 def prefix_ranges(bytes_B: UInt8, offsets_V1: Int64, sorted_ids_V: Int32, longest: int) -> tuple[Int32, Int32]:
-    """(low_B, high_B): ranks low..high-1 start with token x's first n bytes, stored at offsets_V1[x] + n - 1.
+    """Return (low_B, high_B): ranks low..high-1 start with token x's first n bytes, stored at offsets_V1[x] + n - 1.
 
     One pass over the sorted ids in each direction: a prefix of n bytes is shared with the neighbour exactly when the
     two have at least n leading bytes in common.

@@ -1,8 +1,8 @@
 """The bytes of every id, read from a `tokenizer.json` description.
 
 Covered: byte-level BPE (GPT-2's printable stand-ins for bytes), SentencePiece-style BPE and Unigram (U+2581 for a
-space, `<0xNN>` for single bytes). Not covered, and refused: WordPiece, WordLevel, and BPE with word-end or
-continuation marks, whose pieces do not say which bytes lie between two words.
+space, `<0xNN>` for single bytes). Refused are WordPiece, WordLevel, and BPE with word-end or continuation
+marks: their pieces do not say which bytes lie between two words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.it
 
 
 def components(node: Any) -> Iterator[dict[str, Any]]:
-    """Every normalizer, pre-tokenizer or decoder under `node`, sequences flattened."""
+    """Yield every normalizer, pre-tokenizer or decoder under `node`, sequences flattened."""
     if not node:
         return
     for key in ("normalizers", "pretokenizers", "decoders"):
@@ -46,13 +46,13 @@ def components(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def is_byte_level(description: dict[str, Any]) -> bool:
-    """Whether the model's pieces are written in GPT-2's stand-ins for bytes."""
+    """Return whether the model's pieces are written in GPT-2's stand-ins for bytes."""
     parts = (description.get(key) for key in ("normalizer", "pre_tokenizer", "decoder"))
     return any(part["type"] == "ByteLevel" for node in parts for part in components(node))
 
 
 def check_supported(description: dict[str, Any]) -> None:
-    """Raises ValueError for a tokenizer whose ids do not stand for bytes."""
+    """Raise ValueError for a tokenizer whose ids do not stand for bytes."""
     model = description["model"]
     kind = model.get("type") or ("Unigram" if "unk_id" in model else "BPE")
     if kind not in ("BPE", "Unigram"):
@@ -66,7 +66,7 @@ def check_supported(description: dict[str, Any]) -> None:
 
 
 def pieces_by_id(description: dict[str, Any]) -> dict[int, str]:
-    """The model's own pieces, added tokens not included."""
+    """Return the model's own pieces, without added tokens."""
     vocabulary = description["model"]["vocab"]
     if isinstance(vocabulary, dict):
         return {token_id: piece for piece, token_id in vocabulary.items()}
@@ -74,13 +74,13 @@ def pieces_by_id(description: dict[str, Any]) -> dict[int, str]:
 
 
 def split_merge(merge: str | list[str]) -> tuple[str, str]:
-    """The two parts of a merge, which `tokenizer.json` writes as "a b" or as ["a", "b"], by its version."""
+    """Return the two parts of a merge, which `tokenizer.json` writes as "a b" or as ["a", "b"], by its version."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
 def unknown_id(description: dict[str, Any]) -> int | None:
-    """The id that stands for "cannot be represented", which has no bytes of its own."""
+    """Return the id that stands for "cannot be represented", which has no bytes of its own."""
     model = description["model"]
     if isinstance(model["vocab"], list):
         unk_id: int | None = model.get("unk_id")
@@ -90,14 +90,14 @@ def unknown_id(description: dict[str, Any]) -> int | None:
 
 
 def added_by_id(description: dict[str, Any]) -> dict[int, str]:
-    """The added tokens that are no pieces of the model."""
+    """Return the added tokens that are no pieces of the model."""
     pieces = pieces_by_id(description)
     added = ((int(token["id"]), token["content"]) for token in description.get("added_tokens", ()))
     return {token_id: content for token_id, content in added if token_id not in pieces}
 
 
 def bytes_by_id(description: dict[str, Any], special_ids: frozenset[int]) -> list[bytes]:
-    """The bytes of ids 0..V-1 as the decoder writes them behind other tokens; special ids and holes have none.
+    """Return the bytes of ids 0..V-1 as the decoder writes them behind other tokens; special ids and holes have none.
 
     A piece of the model that is an added token as well is a piece: Gemma 3's runs of U+2581 are both, and its decoder
     writes spaces. An added token that is no piece stands for its own text where pieces are written in stand-ins for
@@ -125,7 +125,7 @@ def bytes_by_id(description: dict[str, Any], special_ids: frozenset[int]) -> lis
 
 
 def has_byte_pieces(description: dict[str, Any]) -> bool:
-    """Whether `<0xNN>` stands for a byte."""
+    """Return whether `<0xNN>` stands for a byte."""
     by_decoder = any(part["type"] == "ByteFallback" for part in components(description.get("decoder")))
     return by_decoder or bool(description["model"].get("byte_fallback"))
 
@@ -138,7 +138,7 @@ def _from_alphabet(piece: str) -> bytes:
 
 
 def _decoded(description: dict[str, Any], pieces: list[str]) -> list[str]:
-    """Each piece as the decoder writes it in the middle of a text."""
+    """Return each piece as the decoder writes it in the middle of a text."""
     if not description.get("decoder"):
         parts = (part for key in ("normalizer", "pre_tokenizer") for part in components(description.get(key)))
         marked = any(SPACE_MARKER in str(part) for part in parts)

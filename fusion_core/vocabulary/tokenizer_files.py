@@ -77,7 +77,7 @@ def _load(folder: str) -> LoadedTokenizer:
 
 
 def _same_pipeline(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers prepare, split and merge text by the same settings; both have the file's vocabulary."""
+    """Return whether two tokenizers with the file's vocabulary prepare, split and merge text by the same settings."""
 
     def settings(tokenizer: Tokenizer) -> list[Any]:
         parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder)
@@ -92,7 +92,7 @@ def _same_pipeline(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def _difference(folder: str, own: Tokenizer, by_class: Any) -> tuple[str, ...]:
-    """A warning when the tokenizer that transformers makes of its class splits a probe text otherwise than the file."""
+    """Return a warning when the tokenizer that transformers makes of a class splits text otherwise than the file."""
     name, backend = type(by_class).__name__, getattr(by_class, "backend_tokenizer", None)
     for probe in _PROBES:
         ids = own.encode(probe, add_special_tokens=False).ids
@@ -113,7 +113,7 @@ def _add_roles(own: Any, by_class: Any) -> None:
 
 
 def _ignored(folder: str, tokenizer: Any, config: dict[str, Any]) -> tuple[str, ...]:
-    """A warning for each wish about splitting that the folder states or needs and the tokenizer does not follow."""
+    """Return a warning for each setting of splitting that the folder states or lacks and the tokenizer ignores."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return ()
@@ -125,14 +125,14 @@ def _ignored(folder: str, tokenizer: Any, config: dict[str, Any]) -> tuple[str, 
             f"tokenizer: {folder} has the word pattern that Mistral's models were not trained with; put "
             '"fix_mistral_regex": true into its tokenizer_config.json to mend it, or false to keep it'
         )
-    wished = config.get("add_prefix_space")
+    asked = config.get("add_prefix_space")
     parts = {
         key: json.loads(part.__getstate__()) if part else None
         for key, part in (("normalizer", backend.normalizer), ("pre_tokenizer", backend.pre_tokenizer))
     }
-    if isinstance(wished, bool) and wished != (dummy_prefix(parts) is not DummyPrefix.NONE):
+    if isinstance(asked, bool) and asked != (dummy_prefix(parts) is not DummyPrefix.NONE):
         warnings.append(
-            f"tokenizer: add_prefix_space: {str(wished).lower()} in {folder}/tokenizer_config.json is not followed, "
+            f"tokenizer: add_prefix_space: {str(asked).lower()} in {folder}/tokenizer_config.json is not followed, "
             "its tokenizer.json says otherwise"
         )
     return tuple(warnings)

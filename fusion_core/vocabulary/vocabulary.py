@@ -40,7 +40,7 @@ class Vocabulary:
     """
 
     def __init__(self, description: dict[str, Any], roles: Roles, special_ids: frozenset[int]) -> None:
-        """Takes the parsed content of `tokenizer.json` and the roles; see `from_pretrained` and `from_tokenizer`."""
+        """Take the parsed content of `tokenizer.json` and the roles; see `from_pretrained` and `from_tokenizer`."""
         check_supported(description)
         self.special_ids = control_ids(description, roles, special_ids)
         self.warnings: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, *, eos_token: str | None = None) -> Vocabulary:
-        """Reads a `PreTrainedTokenizerFast` (in transformers 5: any tokenizer with a `backend_tokenizer`).
+        """Read a `PreTrainedTokenizerFast` (in transformers 5: any tokenizer with a `backend_tokenizer`).
 
         Raises:
             ValueError: a slow tokenizer, or one whose tokens do not stand for bytes (WordPiece), or an `eos_token` that
@@ -106,15 +106,15 @@ class Vocabulary:
         return cls(description, roles, special_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one id; none for control tokens, holes and ids beyond the table (padded output layers)."""
+        """Return the bytes of one id; none for control tokens, holes and ids beyond the table (padded heads)."""
         return self.byte_table.token_bytes(token_id)
 
     def encode(self, text: bytes) -> Encoding:
-        """The tokens of one text; see `encode_batch`."""
+        """Return the tokens of one text; see `encode_batch`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[bytes], *, continues: bool = False) -> list[Encoding]:
-        """The tokens of every text as the model reads it, no special tokens added, control tokens in it as plain text.
+        """Return the tokens of every text as the model reads it: none added, names of control tokens read as text.
 
         A text of which the tokenizer keeps nothing has no tokens. Texts that continue others get no dummy prefix.
 
@@ -133,7 +133,7 @@ class Vocabulary:
         ]
 
     def first_tokens(self, remainders: Sequence[bytes]) -> Int32:
-        """The first token id of each remainder's tokenisation in the middle of a text (no dummy prefix).
+        """Return the first token id of each remainder, split as in the middle of a text (no dummy prefix).
 
         Returns:
             int32 ids, -1 where the tokenizer has no token whose bytes start the remainder. Remainders need not be
@@ -142,11 +142,11 @@ class Vocabulary:
         return self.leading_tokens(remainders, 1)[:, 0]
 
     def leading_tokens(self, remainders: Sequence[bytes], count: int) -> Int32:
-        """int32 [R, count]: the first tokens of each remainder as in `first_tokens`, -1 behind the last one."""
+        """Return int32 [R, count]: the first tokens of each remainder as in `first_tokens`, -1 behind the last one."""
         return self._first_tokens.of(remainders, count)
 
     def num_virtual_bytes(self, token_ids_T: Int32, byte_ends_T: Int32) -> int:
-        """1 when the first token of a text holds a dummy prefix that is not in the text, else 0."""
+        """Return 1 when the first token of a text holds a dummy prefix that is not in the text, else 0."""
         if not self.has_dummy_prefix or token_ids_T.shape[0] == 0:
             return 0
         first = self.token_bytes(int(token_ids_T[0]))
@@ -179,7 +179,7 @@ class Vocabulary:
             )
 
     def _lossless(self, text: bytes, ids: list[int], prefixed: bool) -> Encoding | None:
-        """The encoding when the tokens' bytes are exactly the text, after at most a dummy prefix; else None."""
+        """Return the encoding when the tokens' bytes are exactly the text, after at most a dummy prefix; else None."""
         token_ids_T = np.array(ids, dtype=np.int32)
         text_N = np.frombuffer(text, dtype=np.uint8)
         ends_T = np.empty_like(token_ids_T)
@@ -190,7 +190,7 @@ class Vocabulary:
         return None
 
     def _with_losses(self, text: bytes, characters: str, continues: bool) -> Encoding:
-        """The encoding of a text that the tokenizer changes, token by token from the spans that it reports."""
+        """Return the encoding of a text that the tokenizer changes, from the spans that it reports."""
         tokenizer = self._first_tokens.middle if continues else self._backend
         encoding = tokenizer.encode(characters, add_special_tokens=False)
         token_ids_T = np.array(encoding.ids, dtype=np.int32)

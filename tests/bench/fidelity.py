@@ -1,4 +1,4 @@
-"""How faithful each mapping is: rows of two real models in each other's vocabulary, against the truth.
+"""The faithfulness of each mapping: rows of two real models in each other's vocabulary, against the truth.
 
 SmolLM2-135M and Gemma-3-270M read the same documents; each one's rows are mapped into the other's vocabulary. What is
 measured, per method, direction and domain:
@@ -159,7 +159,7 @@ def report_method(report: Report, direction: str, domain: str, method: str, tall
 
 
 def report_truth(report: Report, direction: str, domain: str, found: Findings) -> None:
-    """What stays open, what settling it costs and changes, next to what a cut to k candidates leaves out."""
+    """Report the undecided mass, the model calls that it costs to settle it, and the mass beyond k candidates."""
     references = [place.reference for place in found.places]
     report.row(
         table="undecided mass, per sampled position",

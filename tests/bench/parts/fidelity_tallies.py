@@ -29,7 +29,7 @@ class Place:
 
 @dataclass
 class Tally:
-    """What is summed up over one document; a bootstrap draws documents."""
+    """Sums over one document; a bootstrap draws documents."""
 
     source_nats: float = 0.0
     mapped_nats: float = 0.0
