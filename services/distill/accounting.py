@@ -14,7 +14,7 @@ from services.wire.cursor import Cursor
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run stands.
+    """The place of a run between two steps.
 
     Attributes:
         step: steps taken.

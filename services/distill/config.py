@@ -1,4 +1,4 @@
-"""Configuration of training, section `distill` of a recipe. Defaults are those of the FuseLLM paper."""
+"""Configuration of training. Defaults are those of the FuseLLM paper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.distill.target.config import LoraConfig, Text
 
 
 class DistillConfig(Settings):
-    """How the target is trained: lambda * CLM + (1 - lambda) * fusion, by AdamW.
+    """Section `distill` of a recipe: training by lambda * CLM + (1 - lambda) * fusion, with AdamW.
 
     Both terms are means over the tokens of a step's global batch. Batches do not cross the end of an epoch; the last
     one of an epoch may be short, and its gradient is scaled by its share of `batch_windows`.
@@ -109,7 +109,7 @@ class DistillConfig(Settings):
 
     @property
     def prefetch_per_worker(self) -> int:
-        """Windows that a worker asks for ahead of its training, at most."""
+        """The most windows that a worker asks for ahead of its training."""
         return self.prefetch_windows or 2 * math.ceil(self.batch_windows / self.worker_range[0])
 
     @property
@@ -118,7 +118,7 @@ class DistillConfig(Settings):
         return self.lambda_ == 1.0 and self.lambda_end in {None, 1.0}
 
     def lambda_at(self, step: int, total_steps: int) -> float:
-        """Lambda of a step, counted from 0."""
+        """Return lambda of a step, counted from 0."""
         end = self.lambda_ if self.lambda_end is None else self.lambda_end
         return lambda_at(self.lambda_schedule, self.lambda_, end, step, total_steps)
 

@@ -16,7 +16,7 @@ from services.fusion.client import StreamRequest
 def heldout_nats_per_byte(
     module: DistillModule, client: FusionStream, request: StreamRequest, world: World, *, bos: int, batch_windows: int
 ) -> float:
-    """Nats per byte over the whole split of `request`, all workers together.
+    """Return nats per byte over the whole split of `request`, all workers together.
 
     `module` is the bare one, without DDP around it.
     """
@@ -29,7 +29,7 @@ def heldout_nats_per_byte(
                 windows = feed.take(epoch=0).windows  # no source is asked, so none is skipped
                 if world.max([len(windows)])[0] == 0:  # as many passes on every worker: shards are gathered in each
                     break
-                # What a text costs is counted without the end of its document, which has no bytes.
+                # The end of a document has no bytes, so that nats per byte leave its row out.
                 blocks = [window.block.without_end() for window in windows]
                 batch = collate(pack(blocks, None), bos, vocabulary_size=module.vocabulary_size, tokens_only=True).to(
                     world.device

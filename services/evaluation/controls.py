@@ -16,7 +16,7 @@ CLM_ONLY, FUSED = "clm_only", "fused"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a model was trained: by `clm` only, on the rows of one source (`single`) or of several (`fused`)."""
+    """The kind of a model's training: `clm` only, on the rows of one source (`single`) or of several (`fused`)."""
 
     kind: Literal["clm", "single", "fused"]
     sources: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class Scores:
 
     @property
     def mean(self) -> float:
-        """Nats per byte over all windows together."""
+        """The nats per byte over all windows together."""
         return float(self.nats_W.sum() / self.bytes_W.sum())
 
 

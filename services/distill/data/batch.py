@@ -63,7 +63,7 @@ class Batch:
 
 
 def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Block]]:
-    """Deals blocks to rows of at most `row_tokens` tokens: first fit, the longest first; a longer one has its own row.
+    """Return blocks in rows of at most `row_tokens` tokens: first fit, the longest first; a longer one has its own row.
 
     Without `row_tokens` every block has a row of its own, in the given order.
     """
@@ -83,7 +83,7 @@ def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Block]]:
 
 
 def collate(rows: Sequence[Sequence[Block]], bos: int, *, vocabulary_size: int, tokens_only: bool = False) -> Batch:
-    """Makes a batch of rows of blocks (see `pack`); none gives one position that predicts nothing.
+    """Return the batch of rows of blocks (see `pack`); no rows make one position that predicts nothing.
 
     Raises ValueError when a block holds an id that the vocabulary does not have.
     """

@@ -84,7 +84,7 @@ class WindowFeed:
         return taken
 
     def close(self) -> None:
-        """Ends the stream."""
+        """End the stream."""
         self._ahead.close()
 
     def _check(self, window: FusedWindow) -> None:

@@ -1,4 +1,4 @@
-"""How the workers of a run share the model: DDP (each holds all of it) or FSDP2 (each holds a shard)."""
+"""The model over the workers of a run: DDP (each holds all of it) or FSDP2 (each holds a shard)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> nn.Module:
-    """The module as the workers of the default process group run it; both kinds average gradients over them."""
+    """Return the module as the workers of the default process group run it; both kinds average gradients over them."""
     if kind == "ddp":
         return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
-    # A group of its own for every layer, so that one layer's weights are gathered at a time. What is left (embeddings,
-    # last norm, lm_head) stays together with the root, whose forward pass is the only one that reads the lm_head.
+    # A group of its own for every layer, so that one layer's weights are gathered at a time. Embeddings, last norm and
+    # lm_head stay together with the root, whose forward pass is the only one that reads the lm_head.
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = set(getattr(module.model, "_no_split_modules", None) or ())
     for part in module.modules():
@@ -36,7 +36,7 @@ def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> 
 
 @contextmanager
 def gradients_kept_back(module: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Gradients of this forward and backward pass stay on their worker: those of a later pass are added first."""
+    """Keep the gradients of this forward and backward pass on their worker, to be added to those of a later pass."""
     if not enabled:
         yield
     elif isinstance(module, DistributedDataParallel):
@@ -53,8 +53,10 @@ def gradients_kept_back(module: nn.Module, *, enabled: bool) -> Iterator[None]:
 
 
 def whole_state(module: DistillModule, *, trained_only: bool = False) -> dict[str, Any]:
-    """Weights of the model by their names in it, on the CPU; collective where the module is sharded, and then filled
-    on rank 0 only."""
+    """Return weights of the model by their names in it, on the CPU.
+
+    It is collective where the module is sharded, and then only rank 0 has them.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state = get_model_state_dict(module, options=options)
     return {name.removeprefix("model."): value for name, value in state.items()}

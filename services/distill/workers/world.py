@@ -17,7 +17,8 @@ def _as_is(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Rank and size, the device of this worker, and how a module is made parallel (DDP under Ray Train)."""
+    """Rank and number of the workers (torch's rank and world size), this worker's device, and the function that makes a
+    module parallel."""
 
     rank: int = 0
     size: int = 1
@@ -25,15 +26,15 @@ class World:
     parallel: Callable[[nn.Module], nn.Module] = _as_is
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all workers, in float64."""
+        """Return sums over all workers, in float64."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, values: Sequence[float]) -> list[float]:
-        """Maxima over all workers."""
+        """Return maxima over all workers."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     def gather(self, value: Any) -> list[Any]:
-        """A small object of every worker, by rank."""
+        """Return a small object of every worker, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
