@@ -45,7 +45,7 @@ class TokenizerTraining(Settings):
 
 
 class TokenizerConfig(Settings):
-    """The tokenizer of a target from scratch: taken from a folder, or trained. A plain string in a recipe means `folder`."""
+    """The tokenizer of a target from scratch, taken from a folder or trained; a plain string means `folder`."""
 
     folder: Text | None = Field(None, description="a folder with a fast tokenizer, such as a source's")
     train: TokenizerTraining | None = None
