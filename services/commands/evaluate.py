@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str, *,
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:
     """Return nats per byte of every source on a split, and of their fusion, from one pass of the fused stream."""
     nats: dict[str, float] = {}
+    scored: dict[str, int] = {}
     fused, num_bytes = 0.0, 0
     for window in client.stream(StreamRequest(dataset=corpus.name, split=split, seed=0)):
         if isinstance(window, SkippedWindow):
@@ -44,8 +46,12 @@ def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[
         num_bytes += len(block.text_bytes)
         fused += block.nats_per_byte * len(block.text_bytes)
         for share in block.shares:
-            nats[share.name] = nats.get(share.name, 0.0) + share.nats_per_byte * len(block.text_bytes)
-    return {name: total / num_bytes for name, total in nats.items()}, fused / num_bytes
+            nats.setdefault(share.name, 0.0)
+            scored.setdefault(share.name, 0)
+            if math.isfinite(share.nats_per_byte):  # a source without a usable row in the window has no loss there
+                nats[share.name] += share.nats_per_byte * len(block.text_bytes)
+                scored[share.name] += len(block.text_bytes)
+    return {name: total / (scored[name] or math.nan) for name, total in nats.items()}, fused / num_bytes
 
 
 def evaluate(
