@@ -49,6 +49,7 @@ def plain_fusion(
     num_sources: int = 2,
     alignment: str = "byte",
     native: bool = False,
+    k_out: int = 8,
     documents: Sequence[str] = (),
     **service: Any,
 ) -> Iterator[PlainFusion]:
@@ -80,7 +81,7 @@ def plain_fusion(
                 "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128},
                 "sources": entries,
                 "target": {"config": small, "tokenizer": tokenizer},
-                "fusion": {"k_out": 8, "min_sources": min_sources, "alignment": alignment},
+                "fusion": {"k_out": k_out, "min_sources": min_sources, "alignment": alignment},
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
         )

@@ -30,11 +30,18 @@ class PlainSource:
     def __init__(self, raises_on: bytes | None = None) -> None:
         self.address = ""
         self._raises_on = raises_on
-        self.scored = 0
+        self.scored = self.asked_who = 0
         self.at_once = self.most_at_once = 0
         self.hold_after: int | None = None
         self._holding = 0
         self._changed = threading.Condition()
+
+    def count_infos(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        async def counted(request: Any, grpc_context: Any) -> Any:
+            self.asked_who += 1
+            return await method(request, grpc_context)
+
+        return counted
 
     def wrap_answers(self, settings: Callable[..., Any]) -> Callable[..., Any]:
         """Around what the servicer makes of a request's settings: the function from a text to its message."""
@@ -88,7 +95,7 @@ class PlainSource:
 
 
 @contextmanager
-def plain_source(config: SourceConfig, *, raises_on: bytes | None = None) -> Iterator[PlainSource]:
+def plain_source(config: SourceConfig, *, raises_on: bytes | None = None, port: int = 0) -> Iterator[PlainSource]:
     source, ready, end = PlainSource(raises_on), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
@@ -97,9 +104,10 @@ def plain_source(config: SourceConfig, *, raises_on: bytes | None = None) -> Ite
         await servicer.__init__(config)  # type: ignore[misc]
         servicer._scorer.score = source.wrap(servicer._scorer.score)  # type: ignore[method-assign]
         servicer._answer = source.wrap_answers(servicer._answer)  # type: ignore[method-assign]
+        servicer.GetSourceInfo = source.count_infos(servicer.GetSourceInfo)  # type: ignore[method-assign]
         server = grpc.aio.server()
         source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)
-        source.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        source.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
         await server.start()
         ready.set()
         await end.wait()

@@ -10,9 +10,16 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
-from services.base.errors import DeadlineExceededError, FailedPreconditionError, UnavailableError
+from services.base.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    NotFoundError,
+    NotServedError,
+    UnavailableError,
+)
 from services.fusion.client import FusedWindow, FusionClient, SkippedWindow, StreamRequest
 from services.rpc.deadline import TIMEOUT_KEY
 from services.wire.block import encode_block
@@ -38,7 +45,7 @@ def frame(*indices: int, received: int, epoch: int = 0, skipped: Sequence[tuple[
     )
 
 
-class Scripted(fusion_pb2_grpc.FusionServiceServicer):
+class Scripted(fusion_pb2_grpc.FusionServiceServicer, health_pb2_grpc.HealthServicer):
     """Plays one script a stream: frames to send, seconds to wait, or a status to end with."""
 
     def __init__(self) -> None:
@@ -46,6 +53,8 @@ class Scripted(fusion_pb2_grpc.FusionServiceServicer):
         self.opened: list[fusion_pb2.StreamFusedOpen] = []
         self.end = threading.Event()
         self.fuse_metadata: dict[str, str] = {}
+        self.infos: list[grpc.StatusCode] = []
+        self.own_errors = False
 
     def StreamFused(self, requests: Any, context: Any) -> Any:  # noqa: N802
         self.opened.append(next(requests).open)
@@ -53,9 +62,22 @@ class Scripted(fusion_pb2_grpc.FusionServiceServicer):
             if isinstance(step, float):
                 self.end.wait(step)
             elif isinstance(step, grpc.StatusCode):
-                context.abort(step, "scripted")
+                self._abort(step, context)
             else:
                 yield step
+
+    def GetFusionInfo(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.infos:
+            self._abort(self.infos.pop(0), context)
+        return fusion_pb2.GetFusionInfoResponse(strategy="fixed")
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.own_errors:
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING)
+        return context.abort(grpc.StatusCode.NOT_FOUND, "Application 'fusion' not found.")
+
+    def _abort(self, code: grpc.StatusCode, context: Any) -> None:
+        context.abort(code, "scripted")
 
     def Fuse(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.fuse_metadata = dict(context.invocation_metadata())
@@ -67,6 +89,7 @@ class Scripted(fusion_pb2_grpc.FusionServiceServicer):
 def service() -> Iterator[tuple[Scripted, FusionClient]]:
     server, servicer = grpc.server(ThreadPoolExecutor(8)), Scripted()
     fusion_pb2_grpc.add_FusionServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield servicer, FusionClient(f"127.0.0.1:{port}", patience_seconds=20, silence_seconds=SILENCE)
@@ -116,6 +139,35 @@ def test_what_proxies_and_dying_replicas_send_is_retried(
     servicer, client = service
     servicer.scripts = [[HELLO, frame(4, received=1), code], [HELLO, frame(2, received=2)]]
     assert indices(client) == [4, 2]
+
+
+def test_an_application_that_is_still_starting_is_waited_for(service: tuple[Scripted, FusionClient]) -> None:
+    """Serve's proxy answers NOT_FOUND until the application is there, health checks included."""
+    servicer, client = service
+    servicer.scripts = [[grpc.StatusCode.NOT_FOUND], [grpc.StatusCode.NOT_FOUND], [HELLO, frame(4, received=1)]]
+    assert indices(client) == [4]
+    servicer.infos = [grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE]
+    assert client.info().strategy == "fixed"
+    assert servicer.infos == []
+
+
+def test_an_application_that_never_comes_is_named_when_patience_ends(service: tuple[Scripted, FusionClient]) -> None:
+    servicer, client = service
+    impatient = FusionClient(client.address, application="fusoin", patience_seconds=0)
+    servicer.scripts, servicer.infos = [[grpc.StatusCode.NOT_FOUND]], [grpc.StatusCode.NOT_FOUND]
+    with pytest.raises(NotServedError, match="fusoin at "):
+        indices(impatient)
+    with pytest.raises(NotServedError, match="fusoin at "):
+        impatient.info()
+
+
+def test_what_the_service_itself_does_not_find_is_final(service: tuple[Scripted, FusionClient]) -> None:
+    """An application that answers health checks is there, and knows no such data set."""
+    servicer, client = service
+    servicer.own_errors = True
+    servicer.scripts = [[grpc.StatusCode.NOT_FOUND], [HELLO, frame(4, received=1)]]
+    with pytest.raises(NotFoundError, match="scripted"):
+        indices(client)
 
 
 @pytest.mark.parametrize("version", [0, PROTOCOL_VERSION + 1])
