@@ -31,7 +31,7 @@ class RunFailedError(ServiceError):
 
 
 class InvalidArgumentError(ServiceError):
-    """Bad input; the message names the field and what is allowed."""
+    """The input is wrong; the message names the field and what is allowed."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -49,13 +49,13 @@ class NotFoundError(ServiceError):
 
 
 class ResourceExhaustedError(ServiceError):
-    """More than the service is willing to hold at once; retry with less."""
+    """The service does not hold so much at once; retry with less."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class UnavailableError(ServiceError):
-    """Warming up, draining or short of sources; retry later."""
+    """The service is starting, draining or short of sources; retry later."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
@@ -65,12 +65,12 @@ class NotServedError(UnavailableError):
 
 
 class DeadlineExceededError(ServiceError):
-    """No answer in time."""
+    """There was no answer in time."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class UnauthenticatedError(ServiceError):
-    """No bearer token, or a wrong one."""
+    """The bearer token is missing or wrong."""
 
     code = grpc.StatusCode.UNAUTHENTICATED

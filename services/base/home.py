@@ -14,7 +14,7 @@ from services.base.atomic import drop_partial
 
 
 class FetchError(Exception):
-    """Something could not be fetched: no room, no registry, wrong checksum. The message is one line for the user."""
+    """A model or corpus cannot be fetched: no room, no registry, wrong checksum. The message is one line."""
 
 
 def fusion_home() -> Path:

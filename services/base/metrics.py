@@ -20,20 +20,20 @@ _PREFIX = "llm_fusion"
 
 
 class Meter:
-    """Defines metrics named llm_fusion_COMPONENT_NAME that all carry the same tags."""
+    """Define metrics named llm_fusion_COMPONENT_NAME that all carry the same tags."""
 
     def __init__(self, component: str, **tags: str) -> None:
         self._component = component
         self._tags = tags
 
     def counter(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Counter:
-        """A sum that only grows; `labels` are given with each `inc(value, {label: ...})`."""
+        """Define a sum that only grows; `labels` are given with each `inc(value, {label: ...})`."""
         metric = Counter(self._full(name), description, (*self._tags, *labels))
         metric.set_default_tags(self._tags)
         return metric
 
     def gauge(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Gauge:
-        """A value that rises and falls."""
+        """Define a value that rises and falls."""
         metric = Gauge(self._full(name), description, (*self._tags, *labels))
         metric.set_default_tags(self._tags)
         return metric

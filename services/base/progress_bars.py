@@ -1,4 +1,4 @@
-"""Progress on a terminal, plain lines elsewhere."""
+"""Show progress as bars on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Backoff:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing has succeeded for longer than `patience_seconds`."""
+        """Return whether nothing has succeeded for longer than `patience_seconds`."""
         return time.monotonic() - self._since > self._patience_seconds
 
     def next_pause(self) -> float:

@@ -1,4 +1,4 @@
-"""Which code this is."""
+"""The version of the code that runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def git_revision() -> str:
-    """Commit of the checkout that this package is run from, with a mark when it was changed; else its version."""
+    """Return the commit of the checkout that runs, with a mark when it was changed; else the package's version."""
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

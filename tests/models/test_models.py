@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +66,7 @@ def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def from_packages(model: Model, folder: Path, working: Path, report: fetching.Report) -> dict[str, Any]:
         calls.append(model.name)
-        time.sleep(0.3)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text("{}")
         return {"packages": []}
 
@@ -163,7 +161,13 @@ def test_damage_is_found_and_repaired(model: Model, monkeypatch: pytest.MonkeyPa
 
 def test_two_at_once_fetch_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = convert_nothing(monkeypatch)
-    threads = [threading.Thread(target=fetch, args=(NAME,)) for _ in range(3)]
+    together = threading.Barrier(3)
+
+    def fetch_with_others() -> None:
+        together.wait(60)
+        fetch(NAME)
+
+    threads = [threading.Thread(target=fetch_with_others) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
