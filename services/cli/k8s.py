@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import RecipeArgument, SetOption, print_line, print_note, read_recipe, user_errors
+from services.cli.options import RecipeArgument, SetOption, err, print_line, print_note, read_recipe, user_errors
 
 app = typer.Typer(help="Kubernetes manifests, and what their pods run.", no_args_is_help=True)
 
@@ -55,17 +55,16 @@ def render(
 @app.command()
 def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Fetch the models, cut the corpus into windows and make the target's folder: what the preparing job runs."""
+    from services.base.progress_bars import model_progress
     from services.commands.prepare import prepare as make
-    from services.models.catalogue import MODELS
     from services.models.fetch import fetch
+    from services.recipes.resolve import models_to_fetch
 
     with user_errors():
         checked = read_recipe(recipe, set_)
-        names = dict.fromkeys([source.model for source in checked.sources] + [checked.target.model or ""])
-        for name in names:
-            if name in MODELS:
-                print_note(f"model {name}")
-                fetch(name)
+        for name in models_to_fetch(checked):
+            with model_progress(err, name) as progress:
+                fetch(name, progress)
         print_line(str(make(checked, print_note)))
 
 

@@ -24,9 +24,9 @@ from services.evaluation.controls import CLM_ONLY, FUSED
 from services.evaluation.report.report import write_report
 from services.fusion.client import FusionClient
 from services.jobs.step_log import read_rows
-from services.models.catalogue import MODELS
 from services.models.fetch import fetch
 from services.recipes.recipe import Recipe
+from services.recipes.resolve import models_to_fetch
 
 
 def run(recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -40,10 +40,9 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
         console.print(f"[{time.monotonic() - started:4.0f} s] {line}", soft_wrap=True)
 
     check_free(recipe)
-    for source in recipe.sources:
-        if source.model in MODELS:
-            with model_progress(console, source.model) as progress:
-                fetch(source.model, progress)
+    for model in models_to_fetch(recipe):
+        with model_progress(console, model) as progress:
+            fetch(model, progress)
     recipe_file = prepare(recipe, print_line, save=False)
     corpus = Corpus.open(recipe.corpus_folder)
     with temporarily_up(recipe, recipe_file, console) as deployment:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.models.catalogue import resolve_model
+from services.models.catalogue import MODELS, resolve_model
+from services.models.reference import is_reference
 from services.recipes.recipe import Recipe, RecipeError
 
 
@@ -16,6 +17,14 @@ def resolve_sources(recipe: Recipe) -> dict[str, Path]:
     return {
         source.name: resolve(f"sources[{index}].model", source.model) for index, source in enumerate(recipe.sources)
     }
+
+
+def models_to_fetch(recipe: Recipe) -> list[str]:
+    """Return the models of a recipe that are fetched before they are used: of the catalogue, or named by a URL."""
+    named = [source.model for source in recipe.sources]
+    if recipe.target.model is not None:
+        named.append(recipe.target.model)
+    return [name for name in dict.fromkeys(named) if name in MODELS or is_reference(name)]
 
 
 def resolve(key: str, model: str) -> Path:

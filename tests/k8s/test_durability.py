@@ -228,3 +228,25 @@ def test_pods_on_openshift_reach_its_dns(build: Build, k8s: Path) -> None:
     kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "llm-fusion"}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kind | parts))
     assert list(problems(kustomize(folder), ["base", "openshift"])) == []
+
+
+def test_accounts_get_a_role_of_the_cloud_instead_of_a_secret(build: Build, k8s: Path) -> None:
+    assert render(k8s, recipe_of(1, service={"store": "s3://windows/store"})).exit_code == 0
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/windows"}
+    site = k8s / "overlays" / "site"
+    site.mkdir()
+    patch = yaml.safe_dump([{"op": "add", "path": "/metadata/annotations", "value": role}])
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "llm-fusion",
+        "resources": ["../many"],
+        "patches": [{"target": {"kind": "ServiceAccount", "name": "fusion|distill|prepare"}, "patch": patch}],
+    }
+    (site / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    documents = kustomize(site)
+    assert list(problems(documents, ["base", "object-store"])) == []
+    accounts = {
+        d["metadata"]["name"]: d["metadata"].get("annotations") for d in documents if d["kind"] == "ServiceAccount"
+    }
+    assert accounts == {"fusion": role, "distill": role, "prepare": role, "source": None}

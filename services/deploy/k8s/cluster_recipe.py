@@ -6,7 +6,9 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qs, urlsplit
 
 from services.models.catalogue import MODELS, RECORD
+from services.models.reference import is_reference, parse_reference
 from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.resolve import models_to_fetch
 from services.source.config import AnySource, SourceAtAddress, SourceConfig
 
 GRPC_PORT = 9000
@@ -14,18 +16,18 @@ MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data
 """Where the manifests mount the volumes; FUSION_HOME is /data."""
 
 LONGEST_RAY_NAME = 47
-"""Of a RayService or RayJob: KubeRay appends its own to it for the names of pods and Services."""
+"""Longest name of a RayService or RayJob, in characters: KubeRay appends to it for the names of pods and Services."""
 
 _LONGEST_NAME = LONGEST_RAY_NAME - len("source-")
 
 
 def service_name(source: SourceConfig) -> str:
-    """Name of the RayService and of the headless Service of a source that is deployed."""
+    """Return the name of the RayService and of the headless Service of a source that is deployed."""
     return f"source-{source.name}"
 
 
 def cluster_recipe(recipe: Recipe) -> Recipe:
-    """What the preparing job and the training job read; raises RecipeError for a path that no pod could see."""
+    """Return the recipe of the preparing and the training job; raises RecipeError for a path that no pod could see."""
     if recipe.service.address is not None:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
     _check_paths(recipe)
@@ -40,19 +42,26 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
 
 
 def model_marker(model: str) -> str:
-    """The file that is there once a model can be loaded."""
+    """Return the file that is there once a model can be loaded."""
+    if is_reference(model):
+        return str(MODELS_FOLDER / parse_reference(model).folder.name / RECORD)
     if model in MODELS:
         return str(MODELS_FOLDER / model / RECORD)
     return str(PurePosixPath(model) / "config.json")
 
 
 def object_stores(recipe: Recipe) -> list[str]:
-    """The URLs of the recipe at which pods keep windows and checkpoints."""
+    """Return the URLs of the recipe at which pods keep windows and checkpoints."""
     return [url for url in (recipe.service.store, recipe.distill.storage) if url is not None and "://" in url]
 
 
+def stored_models(recipe: Recipe) -> list[str]:
+    """Return the URLs of the object stores from which the preparing job fetches models."""
+    return [name for name in models_to_fetch(recipe) if is_reference(name) and not parse_reference(name).repository]
+
+
 def port_of_store(url: str) -> int:
-    """Port of an object store: that of `endpoint_override` in the URL, else that of HTTPS."""
+    """Return the port of an object store: that of `endpoint_override` in the URL, else that of HTTPS."""
     [endpoint] = parse_qs(urlsplit(url).query).get("endpoint_override", [""])
     parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
     return parts.port or (80 if parts.scheme == "http" else 443)
@@ -72,10 +81,13 @@ def _check_paths(recipe: Recipe) -> None:
     if recipe.target.tokenizer is not None and recipe.target.tokenizer.folder is not None:
         folders["target.tokenizer"] = recipe.target.tokenizer.folder
     for key, folder in folders.items():
-        if folder not in MODELS and not PurePosixPath(folder).is_relative_to(MODELS_FOLDER):
+        if is_reference(folder):
+            _check_reference(key, folder)
+        elif folder not in MODELS and not PurePosixPath(folder).is_relative_to(MODELS_FOLDER):
             known = ", ".join(MODELS)
             raise RecipeError(
-                f"{key}: {folder} is not below {MODELS_FOLDER}, where pods find models, nor one of {known}"
+                f"{key}: {folder} is not below {MODELS_FOLDER}, where pods find models, nor one of {known}, nor a URL "
+                "(hf://ORG/NAME@REVISION, s3://BUCKET/FOLDER)"
             )
     for key, place in (("service.store", recipe.service.store), ("distill.storage", recipe.distill.storage)):
         _check_shared(key, place)
@@ -85,6 +97,16 @@ def _check_paths(recipe: Recipe) -> None:
     for index, source in enumerate(recipe.sources):
         if len(source.name) > _LONGEST_NAME:
             raise RecipeError(f"sources[{index}].name: {source.name} is longer than {_LONGEST_NAME} characters")
+
+
+def _check_reference(key: str, url: str) -> None:
+    """Models of a hub or an object store come by the preparing job, into the volume that all pods read."""
+    if key == "target.tokenizer":
+        raise RecipeError(f"{key}: {url} is not fetched; give a folder below {MODELS_FOLDER}")
+    try:
+        parse_reference(url)
+    except ValueError as error:
+        raise RecipeError(f"{key}: {error}") from error
 
 
 def _check_shared(key: str, place: str | None) -> None:

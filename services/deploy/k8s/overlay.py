@@ -1,4 +1,4 @@
-"""From a recipe to a kustomize overlay: what the recipe says, as patches on k8s/base, and nothing else.
+"""Makes the kustomize overlay of a recipe: patches on k8s/base with what the recipe says, and nothing else.
 
 Files of one overlay:
 
@@ -27,6 +27,7 @@ from services.deploy.k8s.cluster_recipe import (
     object_stores,
     port_of_store,
     service_name,
+    stored_models,
 )
 from services.deploy.k8s.patches import HEADER, add, dump, part, patch, rename, replace, to_yaml, up
 from services.deploy.k8s.pods import (
@@ -57,7 +58,7 @@ _CONTAINER = "template/spec/containers/0"
 def overlay_files(
     recipe: Recipe, *, base: str, run_name: str, nodes: GpuNodes = NVIDIA_NODES, queue: str | None = None
 ) -> dict[str, str]:
-    """Contents of the overlay's files, by relative path; raises RecipeError for what no pod could honour.
+    """Return the contents of the overlay's files, by relative path; raises RecipeError for what no pod could honour.
 
     Args:
         recipe: the run.
@@ -82,7 +83,7 @@ def overlay_files(
 
 
 def write_overlay(files: Mapping[str, str], folder: Path) -> None:
-    """Writes the overlay and removes the folders of sources that are gone."""
+    """Write the overlay and remove the folders of sources that are gone."""
     for path in leftovers(files, folder):
         path.unlink()
         if not any(path.parent.iterdir()):
@@ -94,7 +95,7 @@ def write_overlay(files: Mapping[str, str], folder: Path) -> None:
 
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
-    """What on disk is not what the recipe gives: a line per file."""
+    """Return a line for each file on disk that is not what the recipe gives."""
     found = []
     for name, text in files.items():
         path = folder / name
@@ -106,7 +107,7 @@ def differences(files: Mapping[str, str], folder: Path) -> list[str]:
 
 
 def leftovers(files: Mapping[str, str], folder: Path) -> list[Path]:
-    """Files of an earlier rendering that the recipe has no use for."""
+    """Return the files of an earlier rendering that the recipe does not need."""
     mine = sorted(folder.glob("sources/*/*.yaml"))
     return [path for path in mine if str(path.relative_to(folder)) not in files and path.read_text().startswith(HEADER)]
 
@@ -143,7 +144,7 @@ def _kustomization(
     }
     if ports := sorted({int(source.address.rpartition(":")[2]) for source in recipe.sources if source.address}):
         document["patches"].append(_admitted("external-sources", ports))
-    if ports := sorted(set(map(port_of_store, object_stores(recipe)))):
+    if ports := sorted(set(map(port_of_store, [*object_stores(recipe), *stored_models(recipe)]))):
         document["patches"].append(_admitted("object-store", ports))
     document["patches"].append(patch("RayJob", "distill", _job_operations(recipe, run_name, nodes, queue)))
     document["patches"].append(rename("Job", "prepare", f"prepare-{_digest(inside)}"))
@@ -151,7 +152,7 @@ def _kustomization(
 
 
 def _digest(inside: Recipe) -> str:
-    """What the preparing job is made from: a Job cannot be changed, so another recipe is another Job."""
+    """Return a hash of what the preparing job is made from: a Job cannot be changed, so another recipe is another Job."""
     version = metadata.version("llm-fusion")
     return hashlib.sha256(f"{version}\0{_inside_yaml(inside)}".encode()).hexdigest()[:8]
 
@@ -161,7 +162,7 @@ def _inside_yaml(inside: Recipe) -> str:
 
 
 def _admitted(policy: str, ports: list[int]) -> dict[str, Any]:
-    """The ports that a component's policy lets pods leave to."""
+    """Return a patch with the ports to which a component's policy lets pods connect."""
     return patch(
         "NetworkPolicy", policy, [replace("/spec/egress/0/ports", [{"protocol": "TCP", "port": p} for p in ports])]
     )
@@ -188,7 +189,7 @@ def _components(recipe: Recipe) -> Iterator[str]:
         yield "gpu-distill"
     if any(source.address is not None for source in recipe.sources):
         yield "external-sources"
-    if object_stores(recipe):
+    if object_stores(recipe) or stored_models(recipe):
         yield "object-store"
 
 
@@ -249,7 +250,7 @@ def _source_kustomization(source: SourceConfig, base: str, nodes: GpuNodes) -> d
 
 
 def _serve_patch(resource: str, service: str, application: dict[str, Any]) -> dict[str, Any]:
-    """A merge patch with the Serve config of a cluster that runs this one application."""
+    """Return a merge patch with the Serve config of a cluster that runs this one application."""
     config = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": _HTTP_PORT},

@@ -1,4 +1,4 @@
-"""Pieces of a kustomization: patches, paths into the base, and YAML that people can read."""
+"""Parts of a kustomization: patches, paths into the base, and YAML that people can read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def patch(kind: str, name: str, operations: list[dict[str, Any]]) -> dict[str, A
 
 
 def rename(kind: str, name: str, new_name: str) -> dict[str, Any]:
-    """A patch that gives a resource of the base another name."""
+    """Return a patch that gives a resource of the base another name."""
     return {
         "target": {"kind": kind, "name": name},
         "patch": to_yaml([replace("/metadata/name", new_name)]),
@@ -34,13 +34,13 @@ def rename(kind: str, name: str, new_name: str) -> dict[str, Any]:
 
 
 def part(base: str, name: str) -> str:
-    """A folder of the base, which may be a URL with a query at its end."""
+    """Return the path of a folder of the base, which may be a URL with a query at its end."""
     path, mark, query = base.partition("?")
     return f"{path}/{name}{mark}{query}"
 
 
 def up(base: str, levels: int) -> str:
-    """The base as seen from a folder so many levels below the overlay's; a URL is the same from everywhere."""
+    """Return the base as seen from a folder `levels` below the overlay's; a URL is the same from everywhere."""
     return base if "://" in base else os.path.normpath("../" * levels + base)
 
 

@@ -1,4 +1,4 @@
-"""How many pods a part of the recipe needs, what each asks for, and how many may be away at once."""
+"""Sizes of worker groups: number of pods, what each asks for, and how many may be away at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class GpuNodes:
     resource: str = _NVIDIA
 
     def operations(self, group: str, gpus: int) -> list[dict[str, Any]]:
-        """Patches that give each pod of a worker group so many GPUs and let it run on their nodes."""
+        """Return patches that give each pod of a worker group so many GPUs and let it run on their nodes."""
         resources = f"{group}/template/spec/containers/0/resources"
         key = self.resource.replace("/", "~1")
         operations = [add(f"{resources}/{kind}/{key}", str(gpus)) for kind in ("requests", "limits")]
@@ -44,13 +44,13 @@ NVIDIA_NODES = GpuNodes()
 
 
 def given(section: BaseModel, key: str) -> float | None:
-    """A number of the recipe, None where the recipe leaves it to the default."""
+    """Return a number of the recipe; None where the recipe leaves it to the default."""
     value: float = getattr(section, key)
     return value if key in section.model_fields_set else None
 
 
 def sizes(group: str, smallest: int, largest: int) -> list[dict[str, Any]]:
-    """Patches with the bounds of a worker group."""
+    """Return patches with the bounds of a worker group."""
     return [
         replace(f"{group}/replicas", max(1, smallest)),
         replace(f"{group}/minReplicas", smallest),
@@ -59,12 +59,12 @@ def sizes(group: str, smallest: int, largest: int) -> list[dict[str, Any]]:
 
 
 def logical_cpus(group: str, num_cpus: float) -> list[dict[str, Any]]:
-    """A patch that gives a pod the logical CPUs of one replica, so that it holds exactly one."""
+    """Return a patch that gives a pod the logical CPUs of one replica, so that it holds exactly one."""
     return [replace(f"{group}/rayStartParams/num-cpus", str(max(1, math.ceil(num_cpus))))]
 
 
 def requests(container: str, num_cpus: float | None, memory: str | None) -> list[dict[str, Any]]:
-    """Patches with the CPUs and the memory of a pod; what the recipe does not say stays as the manifests have it."""
+    """Return patches with the CPUs and the memory of a pod; where the recipe names none, the manifests' stay."""
     operations = []
     if num_cpus is not None:
         operations.append(replace(f"{container}/resources/requests/cpu", str(max(1, math.ceil(num_cpus)))))
@@ -74,12 +74,12 @@ def requests(container: str, num_cpus: float | None, memory: str | None) -> list
 
 
 def budget(name: str, min_available: int, *, at_least: int = 1) -> dict[str, Any]:
-    """A patch that lets one replica be away. The last one, of `at_least` pods, goes only when somebody deletes it."""
+    """Return a patch that lets one replica be away. The last one, of `at_least` pods, goes only when it is deleted."""
     return patch("PodDisruptionBudget", name, [replace("/spec/minAvailable", max(at_least, min_available))])
 
 
 def pods_of_a_replica(source: SourceConfig, nodes: GpuNodes) -> tuple[int, int]:
-    """The number of pods that a replica fills, and the GPUs of each."""
+    """Return the number of pods that a replica fills, and the GPUs of each."""
     gpus = math.ceil(source.num_gpus)
     if not source.places_workers or source.placement_strategy == "STRICT_PACK":
         return 1, gpus

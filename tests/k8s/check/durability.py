@@ -9,12 +9,15 @@ from typing import Any
 
 import yaml
 
-from services.deploy.k8s.cluster_recipe import GRPC_PORT, object_stores, port_of_store
+from services.deploy.k8s.cluster_recipe import GRPC_PORT, object_stores, port_of_store, stored_models
 from services.deploy.k8s.pods import RAYLET_PORT
 from services.recipes.recipe import Recipe
+from services.recipes.resolve import models_to_fetch
 from services.source.config import SourceConfig
 from tests.k8s.check.manifests import Document, matches, names, of_kind, pods, ray_cluster, title
 
+_OBJECT_STORE = {"name": "object-store", "optional": True}
+_ENVIRONMENT = {"name": "fusion-environment", "optional": True}
 _NODES_SECONDS = 3600
 """What a node may need to come up, beside everything that is waited for."""
 
@@ -87,9 +90,11 @@ def requests_follow_the_recipe(documents: Sequence[Document]) -> Iterator[str]:
 def object_stores_are_reached(documents: Sequence[Document]) -> Iterator[str]:
     """A recipe with URLs needs a way out for those who read and write there, and their credentials."""
     recipe = _recipe(documents)
-    ports = {port_of_store(url) for url in object_stores(recipe)} if recipe is not None else set()
-    if not ports:
+    if recipe is None or not (urls := [*object_stores(recipe), *stored_models(recipe)]):
         return
+    ports = set(map(port_of_store, urls))
+    roles = {"fusion", "distill"} if object_stores(recipe) else set()
+    roles |= {"prepare"} if stored_models(recipe) else set()
     if "object-store" not in names(documents, "NetworkPolicy"):
         yield "the recipe keeps data in an object store, and no pod may leave to it: component object-store is missing"
         return
@@ -98,13 +103,28 @@ def object_stores_are_reached(documents: Sequence[Document]) -> Iterator[str]:
     if missing := ports - open_:
         yield f"{title(policy)}: port {min(missing)} of the object store is shut"
     for pod in pods(documents):
-        if pod.role not in {"fusion", "distill"} or pod.group == "submitter":
+        if pod.role not in roles or pod.group == "submitter":
             continue
         if (pod.role, pod.group) == ("fusion", "head"):
             continue  # replicas run on workers only
         for container in pod.spec["containers"]:
-            if {"name": "object-store", "optional": True} not in [e.get("secretRef") for e in container["envFrom"]]:
+            if _OBJECT_STORE not in [entry.get("secretRef") for entry in container.get("envFrom", [])]:
                 yield f"{pod.name}, {container['name']}: the Secret object-store does not reach it"
+
+
+def models_are_fetched(documents: Sequence[Document]) -> Iterator[str]:
+    """A recipe with models of a hub needs their token where there is one, and the site's mirror and proxy, in the job
+    that fetches them."""
+    recipe = _recipe(documents)
+    if recipe is None or not [name for name in models_to_fetch(recipe) if name.startswith("hf://")]:
+        return
+    for pod in pods(documents):
+        for container in pod.spec["containers"] if pod.role == "prepare" else []:
+            token = next((v.get("valueFrom") for v in container.get("env", []) if v["name"] == "HF_TOKEN"), None)
+            if token != {"secretKeyRef": {"name": "model-hub", "key": "token", "optional": True}}:
+                yield f"{pod.name}: the token of the Secret model-hub does not reach it, gated models cannot be fetched"
+            if _ENVIRONMENT not in [entry.get("configMapRef") for entry in container.get("envFrom", [])]:
+                yield f"{pod.name}: the ConfigMap fusion-environment does not reach it, nor a mirror or proxy"
 
 
 def _worker(document: Document) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.k8s.check.durability import (
     budgets_let_nodes_drain,
     deadlines_cover_waits,
     followers_get_ready,
+    models_are_fetched,
     object_stores_are_reached,
     requests_follow_the_recipe,
 )
@@ -60,6 +61,7 @@ RULES: tuple[Callable[[Sequence[Document]], Iterator[str]], ...] = (
     followers_get_ready,
     requests_follow_the_recipe,
     object_stores_are_reached,
+    models_are_fetched,
 )
 
 
