@@ -152,7 +152,7 @@ def _kustomization(
 
 
 def _digest(inside: Recipe) -> str:
-    """Return a hash of what the preparing job is made from: a Job cannot be changed, so another recipe is another Job."""
+    """Return a hash of what the preparing job is made from: a Job cannot be changed, another recipe is another Job."""
     version = metadata.version("llm-fusion")
     return hashlib.sha256(f"{version}\0{_inside_yaml(inside)}".encode()).hexdigest()[:8]
 
