@@ -14,7 +14,7 @@ from services.cli.app import app
 from services.commands.backfill import Backfill
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.recipes.recipe import Recipe
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 
 REQUEST = StreamRequest("words", "train", seed=1)
 

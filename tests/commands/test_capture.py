@@ -26,7 +26,7 @@ from services.store.capture_plan import Place
 from services.store.store import BlockStore
 from tests.commands.capture_process import begin
 from tests.fakes.files.small_disk import small_disk
-from tests.fakes.plain_source import PlainSource, plain_source
+from tests.fakes.services.plain_source import PlainSource, plain_source
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 PER_SHARD = 4

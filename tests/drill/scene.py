@@ -29,7 +29,7 @@ from tests.drill.consumer import ConsumerSettings
 from tests.drill.ledger import LedgerReader, digest_of
 from tests.drill.recomputation import Recomputation
 from tests.drill.relay import Relay
-from tests.fakes.local_serve import kill, local_serve
+from tests.fakes.services.local_serve import kill, local_serve
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 PREFETCH_WINDOWS = 16

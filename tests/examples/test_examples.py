@@ -16,7 +16,7 @@ from services.deploy.local_ray import deployments, free_port
 from services.fusion.client import StreamRequest
 from services.wire.passage import Passage
 from tests.examples.pages import REPOSITORY, code_blocks
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -59,6 +59,7 @@ def test_a_stream_goes_on_where_the_last_program_stopped(fusion: PlainFusion, tm
     assert windows(3) == []
 
 
+@pytest.mark.timeout(1200)
 def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
     program = Path(sys.executable).parent

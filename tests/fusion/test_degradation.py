@@ -16,7 +16,7 @@ from fusion.v1 import block_pb2, fusion_pb2, fusion_pb2_grpc
 from services.base.errors import DeadlineExceededError, UnavailableError
 from services.fusion.client import FusedWindow, StreamRequest
 from services.rpc.channel import open_channel
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 
 REQUEST = StreamRequest("words", "train", seed=1, num_epochs=3)
 DEADLINE = 1.0

@@ -23,7 +23,7 @@ from services.source.scorer import Scorer
 from services.wire.block import decode_block, encode_block
 from services.wire.passage import Passage
 from tests.fakes.lies import LIES, mutation
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 METHODS = ("byte", "min_edit", "transport")

@@ -10,7 +10,7 @@ import pytest
 
 from services.fusion.result_settings import result_settings
 from services.store.identity import SourceIdentity
-from tests.fakes.plain_fusion import plain_fusion
+from tests.fakes.services.plain_fusion import plain_fusion
 
 
 def value_at(recipe: dict[str, Any], dotted: str) -> Any:

@@ -13,7 +13,7 @@ from services.deploy.local_ray import free_port
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_aio_channel
 from services.source.app import SERVICER
-from tests.fakes.local_serve import local_serve
+from tests.fakes.services.local_serve import local_serve
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -29,7 +29,7 @@ def test_a_call_and_a_stream_that_are_quiet_for_minutes_end_well(home: Path) -> 
             {
                 "name": "quiet",
                 "route_prefix": "/quiet",
-                "import_path": "tests.fakes.quiet_source:build",
+                "import_path": "tests.fakes.services.quiet_source:build",
                 "args": {"quiet_seconds": QUIET_SECONDS},
             }
         ],

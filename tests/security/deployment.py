@@ -24,7 +24,7 @@ from services.recipes.load import load_recipe
 from services.recipes.recipe import Recipe
 from services.rpc.auth import call_metadata
 from services.source.config import SourceConfig
-from tests.fakes.plain_source import plain_source
+from tests.fakes.services.plain_source import plain_source
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 TOKEN, SECOND_TOKEN, THIRD_TOKEN = "token-of-a-trainer", "token-of-another", "token-of-a-third"

@@ -13,7 +13,7 @@ from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place, capture_folder, read_complete, write_complete
 from services.store.store import BlockStore
 from tests.fakes.blocks import scored_block
-from tests.fakes.s3_server import rights_on_prefix, s3_server, s3_url
+from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
 from tests.store.test_captured_keys import SPLIT, capture
 from tests.store.test_store import assert_same, identity, key, opened
 

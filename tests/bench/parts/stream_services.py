@@ -16,7 +16,7 @@ from services.deploy.local_ray import free_port
 from services.deploy.serve_config import serve_config
 from services.fusion.client import StreamRequest
 from services.recipes.recipe import Recipe
-from tests.fakes.local_serve import local_serve
+from tests.fakes.services.local_serve import local_serve
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 TOP_K = 64

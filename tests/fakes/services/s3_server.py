@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from services.base.atomic import whole_folder
 from services.base.home import exclusive, fusion_home
 
-_LOCK = Path(__file__).parents[2] / "requirements" / "s3-server.txt"
+_LOCK = Path(__file__).parents[3] / "requirements" / "s3-server.txt"
 _HOME = fusion_home()  # a test may move it later; the environment is shared
 _SERVE = """
 import sys

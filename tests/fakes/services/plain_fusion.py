@@ -20,7 +20,7 @@ from services.fusion.config import FusionServiceConfig
 from services.fusion.servicer import FusionServicer
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
-from tests.fakes.plain_source import PlainSource, plain_source
+from tests.fakes.services.plain_source import PlainSource, plain_source
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 

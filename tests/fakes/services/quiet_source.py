@@ -1,4 +1,4 @@
-"""A source service that is silent for a long time before it answers: `import_path: tests.fakes.quiet_source:build`."""
+"""A source service that is silent for a long time before it answers: `quiet_source:build` of this folder."""
 
 from __future__ import annotations
 
