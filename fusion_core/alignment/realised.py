@@ -1,15 +1,26 @@
-"""Compiled loops of the byte projection before and after the hypotheses.
+"""The realised target tokens: their log-probabilities as finite numbers, and their exact place in their rows.
 
-Shape legend: S tokens of the source, T target tokens, M entries of a target row, V source ids, B bytes of all source
-ids together, N bytes of the text.
+Shape legend: T target tokens, M entries of a target row.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fusion_core.arrays import Bool, Float32, Float64, Int32
 from fusion_core.compiled import compiled
+
+LOWEST_LOGPROB = -1e4
+"""Stands in for a realised token of probability zero, in nats: as good as never, but sums of it stay numbers."""
+_NO_MASS = 1e-200
+"""Mass that cannot be scaled to anything: the factor would leave the range of float64."""
+
+
+def finite_logprobs(logprobs_T: Float32 | Float64) -> Float64:
+    """The realised tokens' log-probabilities between LOWEST_LOGPROB and 0: rounding can bring them above."""
+    return np.clip(logprobs_T.astype(np.float64), LOWEST_LOGPROB, 0.0)
 
 
 @compiled
@@ -18,7 +29,8 @@ def carry_realised(
 ) -> None:
     """Gives every realised target token its exact probability and rescales the rest of its row to the remainder.
 
-    Masked rows are emptied: no entries, all mass in the tail. Rows need one free place at the end.
+    `gold_T` is in nats, at most 0. Masked rows are emptied: no entries, all mass in the tail. Rows need one free place
+    at the end.
     """
     num_tokens, width = ids_TM.shape
     for t in range(num_tokens):
@@ -39,7 +51,7 @@ def carry_realised(
                 break
             others += probs_TM[t, m]
         realised = math.exp(gold_T[t])
-        if others > 0.0:
+        if others > _NO_MASS:
             scale = (1.0 - realised) / others
             for m in range(width):
                 if ids_TM[t, m] < 0:

@@ -1,91 +1,78 @@
-"""Source tokens in progress at a target boundary: the compiled pieces of `follow`.
+"""Source tokens in progress at a target boundary, and the compiled pieces that look them up, drop and scale them.
 
-Shape legend: R rows of the source that the caller holds, S source tokens, K candidates of a row, T target tokens of
-the part at hand, M entries of a target row, V source ids, U target ids, B bytes of all source ids together, N bytes of
-the text, L room for hypotheses, P pending look-ups.
+A hypothesis is one token that the source may be in the middle of: its id, where it starts, and its mass.
+
+Masses are relative to the probability of the realised source tokens before the last row that has opened, so the ids of
+that row add up to one. Where the realised tokens are outweighed, next to impossible beside what else is in progress,
+that unit is too small for a float64: then masses are relative to the largest of them (`change_unit`).
+
+Shape legend: as in `columns`; L room for hypotheses, P pending look-ups.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
+from fusion_core.alignment.byte.columns import Record, Records
 from fusion_core.alignment.byte.first_token_table import UNKNOWN
-from fusion_core.arrays import Bool, Float32, Float64, Int32, Int64, UInt8
+from fusion_core.arrays import Float64, Int32, Int64
 from fusion_core.compiled import compiled
 
 LOWEST_PROBABILITY = 1e-200
 """Stands in for a realised source token of probability zero, so that what goes on beside it keeps a finite mass."""
+LOWEST_PATH = 1e-100
+"""The least mass of the realised path relative to other hypotheses, and to the unit: it times `LOWEST_PROBABILITY` is
+still a normal float64."""
+NEGLIGIBLE = 1e-10
+"""Hypotheses below this share of the mass are not followed."""
 
+STATE = np.dtype(
+    [
+        ("num", np.int64),
+        ("num_earlier", np.int64),
+        ("realised", np.int64),
+        ("in_progress", np.bool_),
+        ("num_unlisted", np.float64),
+        ("unlisted_each", np.float64),
+        ("unlisted", np.float64),
+        ("path", np.float64),
+        ("log_path", np.float64),
+        ("outweighed", np.bool_),
+        ("mass", np.float64),
+        ("kept", np.float64),
+        ("moved", np.float64),
+        ("mapped_to", np.int64),
+        ("num_opened", np.int64),
+    ],
+    align=True,
+)
+"""What the hypotheses have in common.
 
-class SourceTables(NamedTuple):
-    """What is known of the source's ids, and where each one's target tokenisation goes on (`FirstTokenTable`)."""
-
-    bytes_B: UInt8
-    offsets_V1: Int64
-    prefix_low_B: Int32
-    prefix_high_B: Int32
-    rank_V: Int32
-    first_token: Int32
-    num_first_U: Int32
-
-
-class SourceRows(NamedTuple):
-    """Consecutive source rows, as probabilities; the first one is row `first_row` of the window."""
-
-    ids_RK: Int32
-    probs_RK: Float32
-    tail_R: Float64
-    gold_R: Float64
-    first_row: int
-
-
-class Boundaries(NamedTuple):
-    """The window in the source's byte positions. Source columns are of all S tokens, target columns of the T at hand.
-
-    `row_T` is the last source token that starts at or before the target token, `last_row_T` the last one that starts
-    before its end; `readable_S` whether a token's bytes are those of the text; `at_start_T` marks the target token that
-    holds a dummy prefix which the source does not read; rows that are not `wanted_T` stay empty.
-    """
-
-    text_N: UInt8
-    source_ids_S: Int32
-    source_starts_S1: Int64
-    readable_S: Bool
-    target_ids_T: Int32
-    starts_T: Int64
-    ends_T: Int64
-    row_T: Int64
-    last_row_T: Int64
-    at_start_T: Bool
-    wanted_T: Bool
-
-    def of_tokens(self, first: int, end: int) -> Boundaries:
-        """The same window with target tokens first..end-1 at hand."""
-        return self._replace(
-            target_ids_T=self.target_ids_T[first:end],
-            starts_T=self.starts_T[first:end],
-            ends_T=self.ends_T[first:end],
-            row_T=self.row_T[first:end],
-            last_row_T=self.last_row_T[first:end],
-            at_start_T=self.at_start_T[first:end],
-            wanted_T=self.wanted_T[first:end],
-        )
+num, num_earlier: how many there are, and how many of them began before the target boundary at hand.
+realised: the place of the realised source token among them.
+in_progress: whether they are of the target boundary at hand; else the next token starts anew from the last row alone.
+num_unlisted, unlisted_each, unlisted: how many unlisted ids of the last row could be in progress too, the mass of each,
+    and of all.
+path, log_path: the mass of the realised source tokens before the last row, and its logarithm; 1 and 0 at a boundary.
+outweighed: `path` is raised to `LOWEST_PATH` times the largest mass, and only `log_path` is exact.
+mass, kept: the mass of all hypotheses, and the part of it that agrees with the target token at hand.
+moved: the part of it that was mapped onto other target tokens.
+mapped_to: the target token that the realised source token was mapped onto.
+num_opened: how many hypotheses of the row that opened agree with the target token.
+"""
 
 
 class Hypotheses(NamedTuple):
-    """Source tokens in progress at a target boundary: id, start, mass, and the target token that comes next.
-
-    `state` keeps between calls: their number; the place of the realised one; how many ids of the last row whose
-    probability is unknown could be in progress too, and the mass of each; whether all this is of the boundary at hand.
-    """
+    """The source tokens in progress at a target boundary, the target token each says next (-1: none), and STATE."""
 
     ids_L: Int32
     starts_L: Int64
     masses_L: Float64
-    firsts_L: Int32
-    state: Float64
+    nexts_L: Int32
+    state_1: Records
 
     @classmethod
     def none(cls, room: int) -> Hypotheses:
@@ -94,166 +81,47 @@ class Hypotheses(NamedTuple):
             np.empty(room, dtype=np.int64),
             np.empty(room, dtype=np.float64),
             np.empty(room, dtype=np.int32),
-            np.zeros(5),
+            np.zeros(1, dtype=STATE),
         )
 
     def copy(self) -> Hypotheses:
-        return Hypotheses(
-            self.ids_L.copy(), self.starts_L.copy(), self.masses_L.copy(), self.firsts_L.copy(), self.state.copy()
-        )
-
-
-class MappedRows(NamedTuple):
-    """Rows of consecutive target tokens; every row has a free place behind its entries.
-
-    `log_mass_T` is the log of the mass of all hypotheses where the token starts, `covered_T` what reached an entry
-    before the realised token got its exact probability.
-    """
-
-    ids_TM: Int32
-    probs_TM: Float32
-    tail_T: Float64
-    log_mass_T: Float64
-    covered_T: Float32
+        ids_L, starts_L, masses_L, nexts_L, state_1 = self
+        return Hypotheses(ids_L.copy(), starts_L.copy(), masses_L.copy(), nexts_L.copy(), state_1.copy())
 
 
 @compiled
-def known_ids(
-    ids_RK: Int32,
-    probs_RK: Float32,
-    row: int,
-    tail: float,
-    gold: float,
-    realised: int,
-    size: int,
-    num: int,
-    ids_L: Int32,
-    masses_L: Float64,
-) -> tuple[int, float, int]:
-    """Adds the ids whose probability is known behind the first `num`, the realised one first, exactly.
-
-    Returns the new number, the mass of all other ids, and the number of these. The masses together are one. What is no
-    candidate is written with mass zero as id -1.
-    """
-    gold = max(gold, LOWEST_PROBABILITY)
-    ids_L[num], masses_L[num] = realised, gold
-    num_inside, known, is_candidate = 1, 0.0, False
-    for j in range(ids_RK.shape[1]):
-        x = ids_RK[row, j]
-        is_realised = x == realised
-        is_candidate |= is_realised
-        counts = x >= 0 and not is_realised
-        ids_L[num + 1 + j] = x if counts else -1
-        masses_L[num + 1 + j] = probs_RK[row, j] if counts else np.float32(0.0)
-        known += masses_L[num + 1 + j]
-        num_inside += counts and x < size
-    unseen = tail if is_candidate else max(0.0, tail - gold)
-    scale = (1.0 - gold) / (known + unseen) if known + unseen > 0.0 else 0.0
-    for n in range(num + 1, num + 1 + ids_RK.shape[1]):
-        masses_L[n] *= scale
-    return num + 1 + ids_RK.shape[1], unseen * scale, max(0, size - num_inside)
+def room_for(ids_L: Int32, ids_RK: Int32) -> int:
+    """The number of hypotheses beside which one more row can be written."""
+    return int(ids_L.shape[0] - ids_RK.shape[1] - 1)
 
 
 @compiled
-def starts_with_text(bytes_B: UInt8, offsets_V1: Int64, token: int, text_N: UInt8, begin: int, end: int) -> bool:
-    """Whether the token's bytes start with text[begin:end]."""
-    if not 0 <= token < offsets_V1.shape[0] - 1:
-        return False
-    first = offsets_V1[token]
-    same, n = offsets_V1[token + 1] - first >= end - begin, 0
-    while same and n < end - begin:
-        same = bytes_B[first + n] == text_N[begin + n]
-        n += 1
-    return bool(same)
-
-
-@compiled
-def num_unknown(rows: SourceRows, row: int, tables: SourceTables, realised: int, length: int) -> float:
-    """How many ids whose probability is unknown start with the realised token's first `length` bytes."""
-    at = tables.offsets_V1[realised] + length - 1
-    low, high = tables.prefix_low_B[at], tables.prefix_high_B[at]
-    number, r, ids_RK, rank_V = high - low - 1, row - rows.first_row, rows.ids_RK, tables.rank_V
-    for j in range(ids_RK.shape[1]):
-        x = ids_RK[r, j]
-        if 0 <= x < rank_V.shape[0] and x != realised and low <= rank_V[x] < high:
-            number -= 1
-    return float(max(0, number))
-
-
-@compiled
-def add_reaching(
-    rows: SourceRows,
-    tables: SourceTables,
-    window: Boundaries,
-    row: int,
-    end: int,
-    path: float,
-    threshold: float,
-    num: int,
-    room: int,
-    hypotheses: Hypotheses,
-) -> tuple[int, float, float]:
-    """Adds the known ids of a row that begins before `end` and whose bytes are those of the text at least up to it.
-
-    `path` is the mass of the realised source tokens before the row. The realised id is added first, unless it ends at
-    `end`. Returns the new number, the mass of what was found, and the mass of each unknown id.
-    """
-    ids_L, starts_L, masses_L = hypotheses.ids_L, hypotheses.starts_L, hypotheses.masses_L
-    r, start, realised = row - rows.first_row, window.source_starts_S1[row], window.source_ids_S[row]
-    last, unseen, num_others = known_ids(
-        rows.ids_RK,
-        rows.probs_RK,
-        r,
-        rows.tail_R[r],
-        rows.gold_R[r],
-        realised,
-        tables.rank_V.shape[0],
-        num,
-        ids_L,
-        masses_L,
-    )
-    first, found = num, 0.0
-    for n in range(first, last):
-        x, mass = ids_L[n], path * masses_L[n]
-        if not starts_with_text(tables.bytes_B, tables.offsets_V1, x, window.text_N, start, end):
-            continue
-        if n == first and window.source_starts_S1[row + 1] == end:
-            found += mass
-        elif n == first or (num < room - 1 and mass >= threshold):
-            ids_L[num], starts_L[num], masses_L[num] = x, start, mass
-            found += mass
-            num += 1
-    return num, found, path * unseen / num_others if num_others > 0 else 0.0
-
-
-@compiled
-def look_up(
+def find_next_tokens(
     offsets_V1: Int64,
     first_token: Int32,
-    begin: int,
-    at_start: bool,
-    num_older: int,
-    num: int,
+    target: Record,
     ids_L: Int32,
     starts_L: Int64,
-    firsts_L: Int32,
+    nexts_L: Int32,
+    state: Record,
     pending_P: Int64,
     num_pending: int,
 ) -> int:
-    """Fills in which target token comes next in every hypothesis, -1 for none.
+    """Fills in which target token comes next in every hypothesis where `target` starts, -1 for none.
 
-    Those from num_older on start at `begin`. Returns the number of look-ups that are pending.
+    Returns the number of look-ups that are pending.
     """
+    begin, num_earlier = target.start, state.num_earlier
     size = offsets_V1.shape[0] - 1
-    base = size if at_start else 0
-    for h in range(num):
+    base = size if target.at_start else 0
+    for h in range(state.num):
         x, key = ids_L[h], -1
-        if h >= num_older:
+        if h >= num_earlier:
             key = base + x if 0 <= x < size else -1
         elif offsets_V1[x] + begin - starts_L[h] < offsets_V1[x + 1]:
             key = 2 * size + offsets_V1[x] + begin - starts_L[h]
-        firsts_L[h] = first_token[key] if key >= 0 else -1
-        if firsts_L[h] == UNKNOWN:
+        nexts_L[h] = first_token[key] if key >= 0 else -1
+        if nexts_L[h] == UNKNOWN:
             if num_pending < pending_P.shape[0]:
                 pending_P[num_pending] = key
             num_pending += 1
@@ -262,30 +130,121 @@ def look_up(
 
 @compiled
 def keep_agreeing(
-    target_id: int,
-    realised: int,
-    row_start: int,
-    num_older: int,
-    num: int,
-    threshold: float,
+    target: Record,
+    source: Record,
     room: int,
     ids_L: Int32,
     starts_L: Int64,
     masses_L: Float64,
-    firsts_L: Int32,
-) -> tuple[int, float, int]:
-    """Keeps the hypotheses that go on with the target token, in place, all but the realised one.
+    nexts_L: Int32,
+    state: Record,
+) -> None:
+    """Keeps, in place, the hypotheses whose next target token is `target`, and the realised one if it reaches further.
 
-    Returns their number, their mass, and how many of them belong to the row that opened (from num_older on).
+    `source` is the realised token.
     """
-    kept, mass, num_opened = 0, 0.0, 0
-    for h in range(num):
-        if firsts_L[h] != target_id:
+    num, kept, num_opened, target_id = 0, 0.0, 0, target.id
+    realised, num_earlier, row_start = state.realised, state.num_earlier, source.start
+    realised_mass, state.mapped_to = masses_L[realised], nexts_L[realised]
+    for h in range(state.num):
+        if nexts_L[h] != target_id:
             continue
-        num_opened += h >= num_older
-        if h != realised and masses_L[h] >= threshold and kept < room - 1:
-            ids_L[kept], masses_L[kept] = ids_L[h], masses_L[h]
-            starts_L[kept] = starts_L[h] if h < num_older else row_start
-            mass += masses_L[kept]
-            kept += 1
-    return kept, mass, num_opened
+        num_opened += h >= num_earlier
+        if h != realised and num < room - 1:
+            ids_L[num], masses_L[num] = ids_L[h], masses_L[h]
+            starts_L[num] = starts_L[h] if h < num_earlier else row_start
+            kept += masses_L[num]
+            num += 1
+    state.moved = 0.0
+    if target.last_row == target.row:
+        kept += realised_mass
+        if state.mapped_to != target_id:
+            state.moved = realised_mass
+        if target.end < source.end:
+            state.realised = num
+            ids_L[num], starts_L[num], masses_L[num] = source.id, source.start, realised_mass
+            num += 1
+    state.num, state.kept, state.num_opened = num, kept, num_opened
+
+
+@compiled
+def drop_negligible(ids_L: Int32, starts_L: Int64, masses_L: Float64, state: Record) -> None:
+    """Drops, in place, hypotheses with next to nothing of the mass that is kept, all but the realised one."""
+    num, realised, threshold = 0, state.realised, NEGLIGIBLE * state.kept
+    for h in range(state.num):
+        if masses_L[h] >= threshold or h == realised:
+            if h == realised:
+                state.realised = num
+            ids_L[num], starts_L[num], masses_L[num] = ids_L[h], starts_L[h], masses_L[h]
+            num += 1
+    state.num = num
+
+
+@compiled
+def pass_token(source: Record, masses_L: Float64, state: Record) -> None:
+    """Multiplies the realised path by a source token."""
+    state.path *= max(source.gold, LOWEST_PROBABILITY)
+    state.log_path += source.log_gold
+    if state.path < LOWEST_PATH:
+        largest = _largest(masses_L, state, -1)
+        state.outweighed = largest > 0.0 and math.log(largest) - state.log_path > -math.log(LOWEST_PATH)
+        if state.outweighed:
+            state.path = LOWEST_PATH * largest
+        else:
+            for h in range(state.num):
+                masses_L[h] = _scaled(masses_L[h], -state.log_path)
+            state.mass = _scaled(state.mass, -state.log_path)
+            state.kept = _scaled(state.kept, -state.log_path)
+            state.moved = _scaled(state.moved, -state.log_path)
+            state.path, state.log_path = 1.0, 0.0
+
+
+@compiled
+def relate_to_last_row(ends: bool, last: Record, masses_L: Float64, state: Record) -> None:
+    """Makes masses relative to the realised source tokens before the row that is in progress, or opens next.
+
+    `last` is the realised source token of the last row; `ends`: a row opens next, that token has ended.
+    """
+    largest, unlisted_each = 0.0, state.unlisted_each / state.path
+    if not state.outweighed:
+        for h in range(state.num):
+            masses_L[h] /= state.path
+            largest = max(largest, masses_L[h])
+        state.path, state.log_path, state.unlisted_each = 1.0, 0.0, unlisted_each
+    if state.outweighed or largest > 1.0 / LOWEST_PATH:
+        change_unit(masses_L, state, -1 if ends else state.realised, max(last.gold, LOWEST_PROBABILITY), unlisted_each)
+
+
+@compiled
+def change_unit(masses_L: Float64, state: Record, realised: int, realised_mass: float, unlisted_each: float) -> None:
+    """Makes masses relative to the realised path, or to the largest of them while that outweighs the path.
+
+    `realised` is the place of the realised hypothesis (-1 for none); its mass and `unlisted_each` are given relative to
+    the path, because they are lost in the present unit.
+    """
+    nats, largest, log_unit = -state.log_path, _largest(masses_L, state, realised), 0.0
+    state.outweighed = largest > 0.0 and math.log(largest) + nats > -math.log(LOWEST_PATH)
+    if state.outweighed:
+        log_unit = math.log(largest) + nats
+    for h in range(state.num):
+        masses_L[h] = _scaled(masses_L[h], nats - log_unit)
+    state.path, state.log_path = (LOWEST_PATH if state.outweighed else 1.0), -log_unit
+    state.unlisted_each = unlisted_each * state.path
+    if realised >= 0:
+        masses_L[realised] = realised_mass * state.path
+
+
+@compiled
+def _largest(masses_L: Float64, state: Record, realised: int) -> float:
+    """The largest mass of a hypothesis other than the realised one."""
+    largest = 0.0
+    for h in range(state.num):
+        if h != realised:
+            largest = max(largest, masses_L[h])
+    return largest
+
+
+@compiled
+def _scaled(mass: float, nats: float) -> float:
+    """mass * exp(nats), where only the product is within the range of float64."""
+    return math.exp(math.log(mass) + nats) if mass > 0.0 else 0.0

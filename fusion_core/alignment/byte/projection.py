@@ -2,8 +2,8 @@
 
 A source token gives its mass to the first token of its target tokenisation, then, while the target's tokens go on to
 agree with it, to the next one. For a target token that starts at byte c, the source tokens in question are those of the
-row that opens at c and those of earlier rows that reach beyond c (`follow`). The realised target token gets its exact
-probability, so that the sum over a window is the source's own log-likelihood.
+row that opens at c and those of earlier rows that reach beyond c (see `follow`). The realised target token gets its
+exact probability, so that the sum over a window is the source's own log-likelihood.
 
 Shape legend: S source tokens, N source rows of one chunk, V source ids.
 """
@@ -16,11 +16,13 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from fusion_core.alignment.byte.columns import SourceRows
 from fusion_core.alignment.byte.end_row import end_row
 from fusion_core.alignment.byte.first_token_table import FirstTokenTable
-from fusion_core.alignment.byte.hypotheses import SourceRows
 from fusion_core.alignment.byte.window import Window
+from fusion_core.alignment.checked import check_block
 from fusion_core.alignment.projected_rows import ProjectedRows
+from fusion_core.alignment.realised import finite_logprobs
 from fusion_core.arrays import Float32
 from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
@@ -73,19 +75,16 @@ class ByteProjection:
         its candidates wherever the mass of a prefix is needed; with full rows that mass is exact.
 
         Raises:
-            ValueError: the block belongs to another vocabulary, or `target` to another text.
+            ValueError: a column of the block does not fit the vocabulary, or `target` belongs to another text.
         """
-        if block.vocabulary != self.source.fingerprint:
-            raise ValueError(
-                f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {self.source.fingerprint}"
-            )
+        check_block(block, self.source)
         text = block.without_end()
-        gold_S = text.gold_T.astype(np.float64)
+        gold_S = finite_logprobs(text.gold_T)
         source = Encoding(text.token_ids_T, text.byte_ends_T, text.mask_T)
         follows = self.config.follow_tokens
         window = Window(self._table, text.text_bytes, source, target.without_end(), follows=follows)
         probs_TK, tail_T = np.exp(text.topk_logprobs_TK), np.exp(text.tail_T.astype(np.float64))
-        window.map(SourceRows(text.topk_ids_TK, probs_TK, tail_T, np.exp(gold_S), 0))
+        window.map(SourceRows(text.topk_ids_TK, probs_TK, 0), tail_T, gold_S)
         rows = window.finish(gold_S, self.config.carry_realised)
         return rows.followed_by(end_row(self._table, block)) if target.ends_document else rows
 
@@ -123,14 +122,14 @@ class ByteProjection:
                     f"got a chunk of {num_new} x {width} after {num_rows} rows"
                 )
             new_N = np.arange(num_new)
-            gold_S[num_rows + new_N] = logprobs_NV[new_N, source.token_ids_T[num_rows + new_N]]
+            gold_S[num_rows + new_N] = finite_logprobs(logprobs_NV[new_N, source.token_ids_T[num_rows + new_N]])
             probs_NV = np.exp(logprobs_NV).astype(np.float32, copy=False)
             # Rows stay until the target token that starts in them has ended.
             held_NV = np.concatenate([held_NV, probs_NV]) if len(held_NV) else probs_NV
             first, num_rows = num_rows - len(held_NV) + num_new, num_rows + num_new
             ids_NV = np.tile(np.arange(width, dtype=np.int32), (len(held_NV), 1))
-            rows = SourceRows(ids_NV, held_NV, np.zeros(len(held_NV)), np.exp(gold_S[first:num_rows]), first)
-            window.map(rows, self.target.size if max_entries is None else max_entries)
+            gold_N, kept = gold_S[first:num_rows], self.target.size if max_entries is None else max_entries
+            window.map(SourceRows(ids_NV, held_NV, first), np.zeros(len(held_NV)), gold_N, kept)
             held_NV = held_NV[max(0, window.first_row_needed - first) :]
         if num_rows != source.num_tokens:
             raise ValueError(f"logprob_chunks: expected {source.num_tokens} rows, got {num_rows}")

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from fusion_core.alignment.byte.columns import (
+    SOURCE_TOKEN,
+    TARGET_TOKEN,
+    MappedRows,
+    SourceRows,
+    SourceTables,
+    TextInBoth,
+)
 from fusion_core.alignment.byte.first_token_table import FirstTokenTable
-from fusion_core.alignment.byte.follow import follow
-from fusion_core.alignment.byte.hypotheses import Boundaries, Hypotheses, MappedRows, SourceRows, SourceTables
-from fusion_core.alignment.byte.tokens_match import tokens_match
+from fusion_core.alignment.byte.follow import map_target_tokens
+from fusion_core.alignment.byte.hypotheses import Hypotheses
+from fusion_core.alignment.byte.tokens_match import place_sources, place_targets
+from fusion_core.alignment.checked import check_byte_ends, check_encoding
 from fusion_core.alignment.projected_rows import ProjectedRows
-from fusion_core.alignment.realised import carry_realised
+from fusion_core.alignment.realised import carry_realised, finite_logprobs
 from fusion_core.arrays import Bool, Float64, Int32
 from fusion_core.vocabulary import Encoding
 
-_LOWEST_LOGPROB = -1e4
-"""Stands in for a realised token of probability zero, so that differences of sums stay numbers."""
 _PENDING = 1 << 14
-_ROOM_FOR_OLDER = 16
+_ENTRIES_FOR_EARLIER_ROWS = 16
 """Entries of a row beyond its K candidates, for source tokens of earlier rows; the smallest go to the tail."""
 
 
@@ -40,45 +47,36 @@ class Window:
         *,
         follows: bool,
     ) -> None:
-        for name, encoding in (("source", source), ("target", target)):
-            ends = encoding.byte_ends_T
-            if (int(ends[-1]) if len(ends) else 0) != len(text) or np.any(np.diff(ends, prepend=0) < 0):
-                raise ValueError(f"{name}: byte_ends must rise from 0 to the text's {len(text)} bytes")
+        check_byte_ends("source: byte_ends", source.byte_ends_T, len(text))
+        check_encoding(target, table.target, len(text))
         self._table, self._target, self._follows = table, target, follows
-        ids_S, ends_S = source.token_ids_T, source.byte_ends_T
-        shift = table.source.num_virtual_bytes(ids_S, ends_S)
+        shift = table.source.num_virtual_bytes(source.token_ids_T, source.byte_ends_T)
         target_shift = table.target.num_virtual_bytes(target.token_ids_T, target.byte_ends_T)
         text_N = np.frombuffer(b" " * shift + text, dtype=np.uint8)
-        starts_S1 = np.zeros(len(ids_S) + 1, dtype=np.int64)
-        starts_S1[1:] = ends_S + shift
-        match_S = tokens_match(
-            table.source.byte_table.bytes_B, table.source.byte_table.offsets_V1, ids_S, starts_S1, text_N
-        )
-        readable_S = source.lossless_T & match_S
-
-        ends_T = target.byte_ends_T.astype(np.int64) + shift
-        starts_T = np.concatenate([[max(0, shift - target_shift)], ends_T[:-1]])[: len(ends_T)]
-        at_start_T = np.zeros(len(ends_T), dtype=np.bool_)
-        at_start_T[:1] = target_shift > shift
-        row_T = np.searchsorted(starts_S1[:-1], starts_T, side="right") - 1
-        last_row_T = np.maximum(np.searchsorted(starts_S1[:-1], ends_T, side="left") - 1, row_T)
-        num_unreadable = np.concatenate([[0], np.cumsum(~readable_S)])
-        self.mask_T: Bool = (
-            target.lossless_T & (ends_T > starts_T) & (num_unreadable[last_row_T + 1] == num_unreadable[row_T])
-        )
-        self._window = Boundaries(
+        self._sources_S = np.zeros(source.num_tokens, dtype=SOURCE_TOKEN)
+        self._targets_T = np.zeros(target.num_tokens, dtype=TARGET_TOKEN)
+        place_sources(
+            table.source.byte_table.bytes_B,
+            table.source.byte_table.offsets_V1,
             text_N,
-            ids_S,
-            starts_S1,
-            readable_S,
-            target.token_ids_T,
-            starts_T,
-            ends_T,
-            row_T,
-            last_row_T,
-            at_start_T,
-            self.mask_T,
+            source.token_ids_T,
+            source.byte_ends_T,
+            source.lossless_T,
+            shift,
+            self._sources_S,
         )
+        place_targets(
+            target.token_ids_T,
+            target.byte_ends_T,
+            target.lossless_T,
+            shift,
+            max(0, shift - target_shift),
+            self._sources_S,
+            self._targets_T,
+        )
+        self._targets_T["at_start"][:1] = target_shift > shift
+        self.mask_T: Bool = self._targets_T["wanted"].copy()
+        self._text_N = text_N
         self._hypotheses: Hypotheses | None = None
         self._parts: list[MappedRows] = []
         self.num_done = 0
@@ -86,18 +84,25 @@ class Window:
     @property
     def first_row_needed(self) -> int:
         """The first source row that the next target token needs; behind the last row when all are done."""
-        rows = self._window.row_T
-        return int(rows[self.num_done]) if self.num_done < len(rows) else len(self._window.source_ids_S)
+        if self.num_done == len(self._targets_T):
+            return len(self._sources_S)
+        return int(self._targets_T["row"][self.num_done])
 
-    def map(self, rows: SourceRows, max_entries: int | None = None) -> None:
+    def map(self, rows: SourceRows, tail_R: Float64, gold_R: Float64, max_entries: int | None = None) -> None:
         """Maps the next target tokens, as far as the given source rows reach.
 
-        The first given row must not be behind `first_row_needed`. Of a row the largest `max_entries` entries and the
-        realised one are kept.
+        Args:
+            rows: consecutive rows, of which the first must not be behind `first_row_needed`.
+            tail_R: the probability outside their candidates.
+            gold_R: log-probabilities of their realised tokens, finite.
+            max_entries: of a target row the largest so many entries and the realised one are kept.
         """
         num_rows, k = rows.ids_RK.shape
-        done = int(np.searchsorted(self._window.last_row_T, rows.first_row + num_rows))
-        window = self._window.of_tokens(self.num_done, done)
+        held = self._sources_S[rows.first_row : rows.first_row + num_rows]
+        held["tail"], held["gold"], held["log_gold"] = tail_R, np.exp(gold_R), gold_R
+        done = int(np.searchsorted(self._targets_T["last_row"], rows.first_row + num_rows))
+        targets_T = self._targets_T[self.num_done : done]
+        text = TextInBoth(self._text_N, self._sources_S, targets_T)
         if self._hypotheses is None:
             self._hypotheses = Hypotheses.none(room=4 * (k + 1) + 64)
         source, table = self._table.source, self._table
@@ -113,7 +118,7 @@ class Window:
             table.values,
             num_first_U,
         )
-        num_tokens, width = done - self.num_done, min(k + 1 + _ROOM_FOR_OLDER, table.target.size) + 1
+        num_tokens, width = done - self.num_done, min(k + 1 + _ENTRIES_FOR_EARLIER_ROWS, table.target.size) + 1
         pending_P = np.empty(_PENDING, dtype=np.int64)
         while True:
             part = MappedRows(
@@ -124,12 +129,16 @@ class Window:
                 np.zeros(num_tokens, dtype=np.float32),
             )
             after = self._hypotheses.copy()
-            num_pending = follow(rows, tables, window, after, self._follows, part, pending_P)
+            num_pending = (
+                map_target_tokens(rows, tables, text, after, self._follows, part, pending_P)
+                if len(self._sources_S)
+                else 0
+            )
             if num_pending == 0:
                 break
             table.resolve(pending_P[:num_pending])
         self._hypotheses, self.num_done = after, done
-        self._parts.append(part if max_entries is None else _cut(part, max_entries, window.target_ids_T))
+        self._parts.append(part if max_entries is None else _cut(part, max_entries, targets_T["id"]))
 
     def finish(self, gold_S: Float64, carry: bool) -> ProjectedRows:
         """The rows of all target tokens; with `carry` the realised tokens have their exact probabilities."""
@@ -140,9 +149,9 @@ class Window:
             carry_realised(self._target.token_ids_T, gold_T, self.mask_T, ids_TM, probs_TM, tail_T)
         if not carry:
             realised_TM = ids_TM == self._target.token_ids_T[:, None]
+            mapped_T = np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64)
             with np.errstate(divide="ignore"):
-                mapped_T = np.log(np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64))
-            gold_T = np.where(self.mask_T, np.minimum(mapped_T, 0.0), gold_T)
+                gold_T = np.where(self.mask_T, finite_logprobs(np.log(mapped_T)), gold_T)
         return ProjectedRows(
             ids_TM=ids_TM,
             probs_TM=probs_TM,
@@ -154,14 +163,15 @@ class Window:
 
     def _logprob_at_boundaries(self, gold_S: Float64, log_mass_T: Float64) -> Float64:
         """The source's log-probability of the text up to the start of every target token, and of all of it."""
-        window = self._window
-        gold_S = np.maximum(gold_S, _LOWEST_LOGPROB)
+        sources_S, starts_T, row_T = self._sources_S, self._targets_T["start"], self._targets_T["row"]
         until_S1 = np.concatenate([[0.0], np.cumsum(gold_S)])
+        if not len(sources_S):
+            return np.zeros(len(starts_T) + 1)
         # Within a source token that cannot be read as bytes, its loss is charged where the token starts.
-        inside_T = window.starts_T > window.source_starts_S1[window.row_T]
-        at_end_T = window.starts_T == window.source_starts_S1[-1]
-        whole_T = inside_T & (at_end_T | ~window.readable_S[window.row_T])
-        return np.append(until_S1[window.row_T] + np.where(whole_T, gold_S[window.row_T], log_mass_T), until_S1[-1])
+        inside_T = starts_T > sources_S["start"][row_T]
+        at_end_T = starts_T == sources_S["end"][-1]
+        whole_T = inside_T & (at_end_T | ~sources_S["readable"][row_T])
+        return np.append(until_S1[row_T] + np.where(whole_T, gold_S[row_T], log_mass_T), until_S1[-1])
 
 
 def _cut(part: MappedRows, max_entries: int, target_ids_T: Int32) -> MappedRows:

@@ -17,8 +17,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fusion_core.alignment.checked import check_block, check_encoding
 from fusion_core.alignment.projected_rows import ProjectedRows
-from fusion_core.alignment.published.paired_rows import check_same_text, finish_rows
+from fusion_core.alignment.published.paired_rows import finish_rows
 from fusion_core.alignment.published.token_pairs import UNPAIRED, TokenPairs
 from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
 from fusion_core.arrays import Float32, Float64, Int32
@@ -82,7 +83,8 @@ class MinEditProjection:
         Raises:
             ValueError: the block belongs to another vocabulary, or `target` to another text.
         """
-        check_same_text(block, target, self.source)
+        check_block(block, self.source)
+        check_encoding(target, self.target, len(block.text_bytes))
         if not target.ends_document:
             block = block.without_end()
         if self.config.published_fallback:

@@ -8,21 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from fusion_core.alignment.projected_rows import ProjectedRows
-from fusion_core.alignment.realised import carry_realised
+from fusion_core.alignment.realised import LOWEST_LOGPROB, carry_realised, finite_logprobs
 from fusion_core.arrays import Float32, Float64, Int32
 from fusion_core.blocks import Block
-from fusion_core.vocabulary import Encoding, Vocabulary
-
-_ABSENT_LOGPROB = -1e4
-
-
-def check_same_text(block: Block, target: Encoding, source: Vocabulary) -> None:
-    """Raises ValueError when the block is of another vocabulary, or `target` is not an encoding of its text."""
-    if block.vocabulary != source.fingerprint:
-        raise ValueError(f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {source.fingerprint}")
-    end = int(target.byte_ends_T[-1]) if target.num_tokens else 0
-    if end != len(block.text_bytes):
-        raise ValueError(f"target: byte_ends stop at {end}, the block's text has {len(block.text_bytes)} bytes")
+from fusion_core.vocabulary import Encoding
 
 
 def finish_rows(
@@ -43,7 +32,7 @@ def finish_rows(
         ids_TM, probs_TM, tail_T: the filled rows, changed in place; every row has a free place behind its entries.
         carry: gives every realised token the exact probability that the source gave its own realised token, and
             rescales the rest; else it has whatever the mapping moved onto it. If that is nothing, it is an entry of
-            probability 0, and its `gold_T` is -10,000: as good as never, but a number that losses can be made of.
+            probability 0, and its `gold_T` is LOWEST_LOGPROB.
     """
     mask_T = source_of_T >= 0
     if not carry:
@@ -51,7 +40,7 @@ def finish_rows(
     covered_T = np.where(mask_T, 1.0 - tail_T, 0.0).astype(np.float32)
     gold_T = _loss_of_bytes(block, target)
     if carry:
-        gold_T[mask_T] = block.gold_T[source_of_T[mask_T]]
+        gold_T[mask_T] = finite_logprobs(block.gold_T)[source_of_T[mask_T]]
         carry_realised(target.token_ids_T, gold_T, mask_T, ids_TM, probs_TM, tail_T)
     else:
         realised_TM = (ids_TM == target.token_ids_T[:, None]) & mask_T[:, None]
@@ -59,7 +48,7 @@ def finish_rows(
         ids_TM[absent_T, (ids_TM[absent_T] >= 0).sum(axis=1)] = target.token_ids_T[absent_T]
         moved_T = np.where(realised_TM, probs_TM, 0.0).sum(axis=1, dtype=np.float64)
         supported_T = moved_T > 0
-        gold_T[mask_T] = _ABSENT_LOGPROB
+        gold_T[mask_T] = LOWEST_LOGPROB
         gold_T[supported_T] = np.log(moved_T[supported_T])
     return ProjectedRows(
         ids_TM=ids_TM,
@@ -78,4 +67,4 @@ def _loss_of_bytes(block: Block, target: Encoding) -> Float64:
     if not target.num_tokens:
         return np.zeros(0)
     owner_S = np.maximum(np.searchsorted(starts_T, starts_S, side="right") - 1, 0)
-    return np.bincount(owner_S, block.gold_T, minlength=target.num_tokens).astype(np.float64)
+    return np.bincount(owner_S, finite_logprobs(block.gold_T), minlength=target.num_tokens).astype(np.float64)

@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from fusion_core.alignment.checked import check_block, check_encoding
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.alignment.published.edit_distance import candidate_distances
-from fusion_core.alignment.published.paired_rows import check_same_text, finish_rows
+from fusion_core.alignment.published.paired_rows import finish_rows
 from fusion_core.alignment.published.pieces import common_alphabet, decode_pieces
 from fusion_core.alignment.published.sinkhorn import largest_entries
 from fusion_core.alignment.published.token_pairs import UNPAIRED, TokenPairs
@@ -95,10 +96,12 @@ class TransportProjection:
         Raises:
             ValueError: a block belongs to another vocabulary or to another text, or the target's own is missing.
         """
-        check_same_text(block, target, self.source)
+        check_block(block, self.source)
+        check_encoding(target, self.target, len(block.text_bytes))
         if target_block is None:
             raise ValueError("target_block: transport needs the target's own distributions, add it to the sources")
-        check_same_text(target_block, target, self.target)
+        check_block(target_block, self.target)
+        check_encoding(target, self.target, len(target_block.text_bytes))
         if target.ends_document and not target_block.ends_document:
             text_rows = self.project(block, target.without_end(), target_block)
             return text_rows.followed_by(ProjectedRows.masked())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,15 @@ from fusion_core.vocabulary import Encoding, Vocabulary
 
 class Oracle:
     """The projection from the last source boundary alone, written down with dictionaries, one row at a time."""
+
+    number: Any = float
+    """What masses are computed in."""
+
+    def exp(self, logprob: float) -> Any:
+        return math.exp(logprob)
+
+    def log(self, mass: Any) -> float:
+        return math.log(mass)
 
     def __init__(self, source: Vocabulary, target: Vocabulary, block: Block, encoding: Encoding) -> None:
         self.source, self.target, self.block, self.encoding = source, target, block, encoding
@@ -42,11 +52,11 @@ class Oracle:
     def known(self, i: int) -> tuple[dict[int, float], float]:
         """(probability of every known id, mass of the unknown ones), scaled to sum to one."""
         ids, logprobs = self.block.topk_ids_TK[i].tolist(), self.block.topk_logprobs_TK[i].tolist()
-        known = {x: math.exp(p) for x, p in zip(ids, logprobs, strict=True) if x >= 0}
-        unseen = math.exp(self.block.tail_T[i])
-        realised, gold = int(self.block.token_ids_T[i]), math.exp(self.block.gold_T[i])
+        known = {x: self.exp(p) for x, p in zip(ids, logprobs, strict=True) if x >= 0}
+        unseen = self.exp(self.block.tail_T[i])
+        realised, gold = int(self.block.token_ids_T[i]), self.exp(self.block.gold_T[i])
         if realised not in known:
-            unseen = max(0.0, unseen - gold)
+            unseen = max(self.number(0), unseen - gold)
         known[realised] = gold
         total = sum(known.values()) + unseen
         return {x: p / total for x, p in known.items()}, unseen / total
@@ -54,11 +64,11 @@ class Oracle:
     def prefix_mass(self, i: int, prefix: bytes) -> tuple[float, float]:
         """(mass of all ids that start with the prefix, the part of it that belongs to unknown ids)."""
         if not prefix:
-            return 1.0, self.known(i)[1]
+            return self.number(1), self.known(i)[1]
         known, unseen = self.known(i)
         others = [x for x in range(self.source.size) if x not in known]
         starting = sum(self.source.token_bytes(x).startswith(prefix) for x in others)
-        share = unseen * starting / len(others) if others else 0.0
+        share = unseen * starting / len(others) if others else self.number(0)
         return sum(p for x, p in known.items() if self.source.token_bytes(x).startswith(prefix)) + share, share
 
     def first_token(self, x: int, behind: bytes, prepend: bool) -> int:
@@ -78,7 +88,7 @@ class Oracle:
         inside = self.text[self.starts[i] : position]
         if not inside:
             return sum(golds[:i])
-        return sum(golds[:i]) + (math.log(self.prefix_mass(i, inside)[0]) if self.good[i] else golds[i])
+        return sum(golds[:i]) + (self.log(self.prefix_mass(i, inside)[0]) if self.good[i] else golds[i])
 
     def row(self, t: int) -> tuple[dict[int, float], float, float] | None:
         """(entries, tail, log-probability of the realised token); None where the row is masked."""
@@ -133,14 +143,14 @@ class FollowOracle(Oracle):
             }
             out: dict[int, float] = {}
             for hypothesis, mass in masses.items():
-                out[firsts[hypothesis]] = out.get(firsts[hypothesis], 0.0) + mass / total
-            tail = out.pop(-1, 0.0) + unknown[0] * unknown[1] / total
+                out[firsts[hypothesis]] = out.get(firsts[hypothesis], 0) + mass / total
+            tail = out.pop(-1, 0) + unknown[0] * unknown[1] / total
             realised_id = int(self.encoding.token_ids_T[t])
             state, kept, moved = self.advance(t, i, masses, firsts, unknown, firsts_of_all)
             if t == last:
-                kept = math.exp(sum(float(g) for g in self.block.gold_T))
+                kept = self.exp(sum(float(g) for g in self.block.gold_T))
             realised = kept / total
-            needed = realised - out.get(realised_id, 0.0)
+            needed = realised - out.get(realised_id, 0)
             moved_from = firsts.get((int(self.block.token_ids_T[i]), i), -1)
             if needed > 0 and moved_from >= 0 and moved_from != realised_id:
                 taken = min(needed, moved / total, out[moved_from])
@@ -148,10 +158,10 @@ class FollowOracle(Oracle):
                 needed -= taken
             tail -= min(needed, tail)
             out[realised_id] = realised
-            yield out, tail, math.log(realised)
+            yield out, tail, self.log(realised)
 
     def path(self, row: int) -> float:
-        return math.exp(sum(float(g) for g in self.block.gold_T[:row]))
+        return self.exp(sum(float(g) for g in self.block.gold_T[:row]))
 
     def reaching(self, row: int, position: int) -> tuple[dict[tuple[int, int], float], int, float]:
         """Known ids of a row that go on with the text up to the position; number and mass of the unknown ones."""
@@ -164,7 +174,7 @@ class FollowOracle(Oracle):
             if not done or (x < self.source.size and self.source.token_bytes(x).startswith(done))
         }
         others = [x for x in range(self.source.size) if x not in known]
-        each = path * unseen / len(others) if others else 0.0
+        each = path * unseen / len(others) if others else self.number(0)
         return found, sum(self.source.token_bytes(x).startswith(done) for x in others), each
 
     def at(self, position: int, state: Any) -> tuple[dict[tuple[int, int], float], tuple[int, float]]:
@@ -187,15 +197,15 @@ class FollowOracle(Oracle):
         ends = [*self.starts[1:], len(self.text)]
         real = (int(self.block.token_ids_T[i]), i)
         kept = {h: m for h, m in masses.items() if firsts[h] == realised_id and h != real}
-        moved = 0.0
+        moved = self.number(0)
         if row == i:
             kept[real] = masses[real]
-            moved = masses[real] if firsts[real] != realised_id else 0.0
+            moved = masses[real] if firsts[real] != realised_id else self.number(0)
         for j in range(i + 1, row + 1):
             found, number, each = self.reaching(j, end)
             kept |= found
             moved += sum(found.values())
-        number, each = 0, 0.0
+        number, each = 0, self.number(0)
         if end < ends[row]:
             _, number, each = self.reaching(row, end)
             if row == i:
@@ -209,3 +219,15 @@ class FollowOracle(Oracle):
         if end == ends[row]:
             kept.pop((int(self.block.token_ids_T[row]), row), None)  # it goes on as the row that opens there
         return (kept, number, each), mass, moved
+
+
+class ExactOracle(FollowOracle):
+    """The same in decimal numbers, whose exponents know no end: for rows of next to impossible tokens."""
+
+    number = Decimal
+
+    def exp(self, logprob: float) -> Decimal:
+        return Decimal(float(logprob)).exp()
+
+    def log(self, mass: Decimal) -> float:
+        return float(mass.ln())

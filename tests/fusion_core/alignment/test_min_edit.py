@@ -196,7 +196,7 @@ def test_refuses_other_vocabularies_and_texts() -> None:
     encoding = vocabulary("gemma", SMALL).encode(b"some text")
     with pytest.raises(ValueError, match="vocabulary: the block's fingerprint is x, expected"):
         aligned.project(replace(block, vocabulary="x"), encoding)
-    with pytest.raises(ValueError, match="target: byte_ends stop at 5, the block's text has 9 bytes"):
+    with pytest.raises(ValueError, match="target: byte_ends must rise from 0 to the text's 9 bytes"):
         aligned.project(block, vocabulary("gemma", SMALL).encode(b"other"))
 
 
