@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from services.fusion.config import FusionServiceConfig
 from services.fusion.metrics import FusionMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
 from services.fusion.sources.through_store import ThroughStore
+from services.fusion.warm_up import TEXT, made_up_block
 from services.rpc.deadline import remaining_seconds
 from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place
@@ -109,6 +111,13 @@ class Fuser:
             if name not in self._sources:
                 raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
         return tuple(dict.fromkeys(names)) or self.names
+
+    def compile_loops(self) -> None:
+        """Fuse a made-up window, so that no caller waits for a compiler (minutes on a busy machine without a cache)."""
+        endpoints = self._config.sources
+        blocks = {e.name: made_up_block(self._sources[e.name].vocabulary, e.top_k) for e in endpoints}
+        with suppress(ValueError, TooFewSources, UnfusableTextError):  # a tokenizer that cannot write this text
+            self._fused(TEXT, self.encode(Passage(TEXT, ends_document=True)), blocks, self._config.fusion.k_out)
 
     async def statuses(self) -> list[fusion_pb2.SourceStatus]:
         """How every source answers just now, and which splits the store holds of one that does not."""
@@ -251,9 +260,14 @@ class Fuser:
         return min(self._config.fusion.min_sources, num_asked)
 
     def _mix(self, passage: Passage, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
+        block = self._fused(passage.text, encoding, blocks, k)
+        self.metrics.fused(block)
+        return block
+
+    def _fused(self, text: bytes, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
         rows = self._alignment.project(blocks, encoding)
-        block = fuse(
-            passage.text,
+        return fuse(
+            text,
             encoding,
             rows,
             self._config.fusion,
@@ -261,8 +275,6 @@ class Fuser:
             k_out=k,
             min_sources=self._quorum(len(blocks)),
         )
-        self.metrics.fused(block)
-        return block
 
 
 def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class FusionServicer:
             for split in corpus.splits
         }
         self._fuser = Fuser(config, splits)
+        await asyncio.to_thread(self._fuser.compile_loops)  # before health says SERVING
         self._draining = Draining(self._flush)
         logger.info("fusing %s into %s", ", ".join(s.name for s in config.sources), config.tokenizer)
 
