@@ -120,6 +120,17 @@ def test_a_pretrained_model_is_taken_as_it_is(tmp_path):
     assert Vocabulary.from_pretrained(folder).fingerprint == Vocabulary.from_pretrained(made).fingerprint
 
 
+def test_a_target_made_from_another_leaves_the_other_as_it_was(tmp_path):
+    """Files are linked where the file system can: writing into the copy must not reach the original."""
+    first = prepare_target(from_scratch(), TEXTS, tmp_path / "first", 0)
+    (first / "fusion-model.json").write_text("{}")
+    before = digests(first)
+    second = prepare_target(TargetConfig(model=str(first)), (), tmp_path / "second", 1)
+    assert digests(first) == before
+    assert "fusion-model.json" not in digests(second)
+    prepare_target(from_scratch(), TEXTS, first, 0)
+
+
 def test_a_tokenizer_of_another_model_can_be_used(tmp_path):
     made = prepare_target(from_scratch(), TEXTS, tmp_path / "made", seed=0)
     config = TargetConfig.model_validate({"config": SHAPE, "tokenizer": str(made)})

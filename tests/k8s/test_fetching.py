@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
+from services.cli.app import app
 from services.deploy.k8s.overlay import overlay_files
 from services.models.catalogue import RECORD
 from services.models.reference import parse_reference
 from services.recipes.load import load_recipe
 from services.recipes.recipe import RecipeError
+from tests.fakes.hub import REPOSITORY, running_hub
+from tests.fakes.tiny_model import make_tiny_model, sentences
 from tests.k8s.breaches import find
 from tests.k8s.check.manifests import Document, kustomize, ray_cluster
 from tests.k8s.check.run import problems
 from tests.k8s.conftest import Build
-from tests.k8s.rendering import recipe_of, render
+from tests.k8s.rendering import recipe_of, render, runner
 
 HUB, STORED = "hf://org/model@v1.0", "s3://models/base?endpoint_override=http://minio.storage:9000"
 
@@ -44,7 +47,7 @@ def test_models_of_a_hub_and_of_a_store_are_fetched_before_pods_need_them(fetche
     assert all(problem.endswith(("outside on 9000", "outside on 443")) for problem in found), found
     wait = ray_cluster(find(fetched, "RayService", "source-model-0"))["workerGroupSpecs"][0]["template"]["spec"]
     [marker] = [word for word in wait["initContainers"][0]["args"] if word.startswith("/data/models/")]
-    assert marker == f"/data/models/{parse_reference(HUB).folder.name}/{RECORD}"
+    assert marker == f"/data/models/remote/{parse_reference(HUB).folder.name}/{RECORD}"
     [store] = [d for d in fetched if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "object-store"]
     assert store["spec"]["egress"][0]["ports"] == [{"protocol": "TCP", "port": 9000}]
     loaded = yaml.safe_load(find(fetched, "ConfigMap", "fusion-recipe")["data"]["recipe.yaml"])
@@ -89,3 +92,40 @@ def test_a_url_that_names_no_model_is_refused(tmp_path: Path, changes: dict[str,
         overlay_files(load_recipe(file), base="../../..", run_name="fused")
     assert words in str(error.value)
     assert "key:secret" not in str(error.value)
+
+
+def test_the_preparing_job_fetches_a_private_model_and_pods_stop_waiting(
+    build: Build, k8s: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's own command, against a hub on this machine; /data is a folder here."""
+    url, data = f"hf://{REPOSITORY}", tmp_path / "data"
+    recipe = recipe_of(1, target={"model": url}, corpus={"files": ["/data/runs/text/*.txt"], "window_bytes": 128})
+    recipe["sources"][0] |= {"model": url, "max_tokens": 255}
+    assert render(k8s, recipe).exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    inside = find(documents, "ConfigMap", "fusion-recipe")["data"]["recipe.yaml"].replace("/data/", f"{data}/")
+    (tmp_path / "recipe.yaml").write_text(inside)
+    (data / "runs" / "text").mkdir(parents=True)
+    for number in range(6):
+        (data / "runs" / "text" / f"{number}.txt").write_text(sentences(300, seed=number))
+    wait = ray_cluster(find(documents, "RayService", "source-model-0"))["workerGroupSpecs"][0]["template"]["spec"]
+    [marker] = [word for word in wait["initContainers"][0]["args"] if word.startswith("/data/models/")]
+    here = marker.replace("/data/", f"{data}/")
+    monkeypatch.setenv("FUSION_HOME", str(data))
+    program, *words, path = preparing(documents)["args"]
+    assert (program, path) == ("fusion", "/etc/fusion/recipe/recipe.yaml")
+    command = [*words, str(tmp_path / "recipe.yaml")]
+    with running_hub() as hub:
+        hub.token = "a-token"
+        folder = make_tiny_model(tmp_path / "tiny", vocabulary_size=300, seed=1)
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        refused = runner.invoke(app, command)
+        assert (refused.exit_code, REPOSITORY in refused.stderr) == (2, True), refused.output
+        assert runner.invoke(app, ["k8s", "wait", "--path", here, "--timeout-seconds", "0"]).exit_code == 2
+        monkeypatch.setenv("HF_TOKEN", "a-token")  # as the Secret model-hub does
+        done = runner.invoke(app, command)
+        assert done.exit_code == 0, done.output
+        asked = len(hub.requests)
+        assert runner.invoke(app, command).exit_code == 0
+        assert len(hub.requests) == asked  # what is there is left alone
+    assert runner.invoke(app, ["k8s", "wait", "--path", here, "--timeout-seconds", "0"]).exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, urlsplit
 
+from services.base.home import fusion_home
 from services.models.catalogue import MODELS, RECORD
 from services.models.reference import is_reference, parse_reference
 from services.recipes.recipe import Recipe, RecipeError
@@ -44,7 +45,7 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
 def model_marker(model: str) -> str:
     """Return the file that is there once a model can be loaded."""
     if is_reference(model):
-        return str(MODELS_FOLDER / parse_reference(model).folder.name / RECORD)
+        return str(MODELS_FOLDER / parse_reference(model).folder.relative_to(fusion_home() / "models") / RECORD)
     if model in MODELS:
         return str(MODELS_FOLDER / model / RECORD)
     return str(PurePosixPath(model) / "config.json")

@@ -13,9 +13,10 @@ from typing import Any
 from filelock import FileLock
 
 from fusion_core.vocabulary.tokenizer_files import load_tokenizer
-from services.base.atomic import whole_folder
+from services.base.atomic import whole_folder, write_whole
 from services.distill.target.config import DecoderConfig, TargetConfig
 from services.distill.target.tokenizer import train_tokenizer
+from services.models.catalogue import RECORD as FETCHED
 from services.models.weights import CHAT_TEMPLATES, check_head, quiet, write_errors_named
 
 _RECORD = "target.json"
@@ -23,6 +24,8 @@ _KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
 """Keys of a recipe by the part of the record that they decide."""
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", f"{CHAT_TEMPLATES}/*.jinja")
 """Files that are taken from a pretrained folder; pickled weights and code are left behind."""
+_RECORDS = {_RECORD, FETCHED}
+"""Files that say how their own folder was made."""
 
 
 def prepare_target(
@@ -53,7 +56,7 @@ def prepare_target(
                 _link_pretrained(config.model, making)
             else:
                 _initialise(config, corpus_texts, making, seed)
-            (making / _RECORD).write_text(json.dumps(record, indent=2))
+            write_whole(making / _RECORD, json.dumps(record, indent=2))
     return folder
 
 
@@ -85,6 +88,8 @@ def _link_pretrained(model: str, folder: Path) -> None:
         raise ValueError(f"target.model: {source} has no config.json or no *.safetensors")
     for pattern in _FILES:
         for file in source.glob(pattern):
+            if file.name in _RECORDS:
+                continue
             placed = folder / file.relative_to(source)
             placed.parent.mkdir(exist_ok=True)
             try:
