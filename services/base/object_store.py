@@ -7,6 +7,7 @@ is no folder to make: the name of an object may have any slashes.
 from __future__ import annotations
 
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 from pyarrow import fs
 
@@ -16,7 +17,22 @@ PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oci", "oss
 
 def without_folders(files: Any) -> Any:
     """Return the file system of an object store so that `create_dir` does nothing."""
-    return fs.PyFileSystem(_WithoutFolders(files))
+    return fs.PyFileSystem(_WithoutFolders(_tuned(files) if isinstance(files, fs.S3FileSystem) else files))
+
+
+def _tuned(files: Any) -> Any:
+    """Return an S3 file system that writes without threads of its own, through the proxy of the environment.
+
+    Threads that copy files wait for parts that its own threads upload, and both come from one pool: enough large files
+    at once would wait for ever (https://github.com/apache/arrow/issues/32372). A small file becomes one PutObject.
+    """
+    _, (options,) = files.__reduce__()
+    options |= {"background_writes": False, "allow_delayed_open": True}
+    host = options["endpoint_override"] or f"s3.{options['region']}.amazonaws.com"
+    proxy = getproxies().get(options["scheme"])
+    if proxy and not proxy_bypass(host) and not options["proxy_options"]["host"]:
+        options["proxy_options"] = proxy
+    return fs.S3FileSystem(**options)
 
 
 class _WithoutFolders(fs.FileSystemHandler):  # type: ignore[misc]

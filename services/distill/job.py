@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.base.files import join_location
 from services.distill.config import DistillConfig
 from services.jobs.run_folder import RunFolder
-from services.jobs.storage import clear, join_location, split_location
+from services.jobs.storage import clear, split_location
 
 
 @dataclass(frozen=True, slots=True)

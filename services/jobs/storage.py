@@ -29,12 +29,6 @@ STORAGE_KEY = "distill.storage"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def join_location(location: str | Path, *parts: str) -> str:
-    """Return folder or URL with `parts` behind its path; what follows a question mark in a URL stays at the end."""
-    path, mark, query = str(location).partition("?") if "://" in str(location) else (str(location), "", "")
-    return "/".join([path.rstrip("/"), *parts]) + mark + query
-
-
 def split_location(location: str) -> tuple[str, str]:
     """Return folder or URL above `location`, and its last part."""
     path, mark, query = location.partition("?") if "://" in location else (location, "", "")

@@ -73,7 +73,22 @@ def test_a_prefix_without_rights_is_named(refused: tuple[str, list[str]]) -> Non
     address, requests = refused
     with pytest.raises(ValueError, match=r"^service\.store: cannot write to s3://bucket/other\?.*ACCESS_DENIED"):
         BlockStore(s3_url(address, "bucket/other"))
-    assert [request for request in requests if not request.startswith("POST /bucket/other/")] == []
+    assert requests == ["PUT /bucket/other/.writable"]
+
+
+def test_the_proxy_of_the_environment_is_used(refused: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has a name that only the proxy knows."""
+    address, requests = refused
+    monkeypatch.setenv("http_proxy", f"http://{address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    files = Files(s3_url("objects.internal:9000", "bucket/team/proxied"))
+    files.write("a", b"1")
+    assert files.read("a") == b"1"
+    assert requests == []
+    monkeypatch.setenv("no_proxy", "objects.internal")
+    with pytest.raises(ValueError, match=r"cannot write to s3://bucket/team/proxied"):
+        Files(s3_url("objects.internal:9000", "bucket/team/proxied"))
 
 
 def test_the_file_system_goes_to_other_processes(refused: tuple[str, list[str]]) -> None:

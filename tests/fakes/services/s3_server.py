@@ -69,6 +69,8 @@ def s3_server(*buckets: str) -> Iterator[str]:
 def rights_on_prefix(address: str, bucket: str, prefix: str) -> Iterator[tuple[str, list[str]]]:
     """Run a guard in front of a server that allows objects below a prefix, and listings of it, and nothing else.
 
+    It may be used as a proxy as well.
+
     This is what a policy grants with GetObject, PutObject and DeleteObject on `bucket/prefix/*`, and ListBucket under
     the condition that `s3:prefix` begins so. HeadBucket is refused. Yields the guard's address and what it refused.
     """
@@ -87,7 +89,7 @@ def rights_on_prefix(address: str, bucket: str, prefix: str) -> Iterator[tuple[s
             if named == bucket and allowed:
                 dropped = {"host", "transfer-encoding", "content-length", "expect"}
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
-                status, answered, content = _forward(address, self.command, self.path, body, headers)
+                status, answered, content = _forward(address, self.command, f"{url.path}?{url.query}", body, headers)
             else:
                 refused.append(f"{self.command} {self.path}")
                 content = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
