@@ -159,6 +159,8 @@ def _map_rows(
                 used += 1
             sums[place] += probs_SK[s, k]
         mass = tail + sums[:used].sum()
+        if mass <= 0.0:  # a row without any mass says nothing
+            tail = mass = 1.0
         for place in range(used):
             probs_TM[t, place] = sums[place] / mass
         tail_T[t] = tail / mass

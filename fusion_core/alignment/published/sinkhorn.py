@@ -21,6 +21,8 @@ import numpy as np
 from fusion_core.arrays import Float64, Int64, UInt16
 from fusion_core.compiled import compiled
 
+_LEAST_MARGINAL = 1e-100
+"""Candidates below it take no part: the inverse of a smaller number, times another, leaves the range of float64."""
 _DISTINCT = 1e-9
 """Entries closer than this (relative) are equal, and the first counts as the largest."""
 _START, _COOLING, _STAGE_THRESHOLD = 10.0, 6.0, 1e-2
@@ -40,7 +42,7 @@ def largest_entries(
 
     Args:
         costs_PNM: cost of moving source candidate n to target candidate m.
-        source_PN, target_PM: marginals, each with sum 1; candidates of mass 0 take no part.
+        source_PN, target_PM: marginals, each with sum 1; candidates of (next to) no mass take no part.
         weight: w, the weight of the entropy.
         threshold: a position is finished when no row of its plan misses its marginal by more.
         max_iterations: a position is finished then at the latest.
@@ -54,7 +56,7 @@ def largest_entries(
     mass_PN = np.zeros((num_positions, num_n), np.float64)
     missed_P = np.zeros(num_positions, np.float64)
     for p in range(num_positions):
-        rows, columns = np.flatnonzero(source_PN[p] > 0), np.flatnonzero(target_PM[p] > 0)
+        rows, columns = np.flatnonzero(source_PN[p] > _LEAST_MARGINAL), np.flatnonzero(target_PM[p] > _LEAST_MARGINAL)
         if rows.shape[0] == 0 or columns.shape[0] == 0:
             continue
         costs_nm = np.empty((rows.shape[0], columns.shape[0]))

@@ -32,6 +32,7 @@ from fusion_core.blocks import Block
 from fusion_core.compiled import compiled
 from fusion_core.vocabulary import Encoding, Vocabulary
 
+_LEAST_MASS = 1e-300
 _COST_OF_ENDING = 16
 """Between EOS, which has no bytes, and any other candidate: as different as two long words."""
 
@@ -154,7 +155,7 @@ def _marginals(block: Block, rows_P: Int32 | Int64, comparable_V: Bool, top_k: i
     mass_P = probs_PK.sum(axis=1)
     # Rows that came over the wire are rounded, and need not sum to one exactly.
     all_P = np.exp(logprobs_PK).sum(axis=1) + np.exp(block.tail_T[rows_P].astype(np.float64))
-    return ids_PK, probs_PK / np.maximum(mass_P, 1e-300)[:, None], mass_P / all_P
+    return ids_PK, probs_PK / np.maximum(mass_P, _LEAST_MASS)[:, None], mass_P / np.maximum(all_P, _LEAST_MASS)
 
 
 @compiled
