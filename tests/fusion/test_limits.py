@@ -15,7 +15,7 @@ from fusion_core.vocabulary import Vocabulary
 from services.base.errors import FailedPreconditionError, InvalidArgumentError
 from services.fusion.client import StreamRequest
 from services.rpc.channel import open_channel
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 from tests.fakes.tiny_model import sentences
 
 

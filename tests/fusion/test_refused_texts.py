@@ -14,7 +14,7 @@ from services.base.files import Files
 from services.corpus.ledger import Corpus
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.store.backfill_list import BackfillList
-from tests.fakes.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 NOTHING = "§"

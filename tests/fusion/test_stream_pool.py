@@ -18,7 +18,7 @@ from services.fusion.sources.stream_pool import StreamPool
 from services.source.client import ScoreStream
 from services.source.config import SourceConfig
 from services.wire.passage import Passage
-from tests.fakes.plain_source import PlainSource, plain_source
+from tests.fakes.services.plain_source import PlainSource, plain_source
 from tests.fakes.tiny_model import make_tiny_model
 
 TOKENS_PER_SECOND = 400

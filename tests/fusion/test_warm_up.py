@@ -10,7 +10,7 @@ import numba.core.dispatcher
 import pytest
 
 from services.fusion.client import StreamRequest
-from tests.fakes.plain_fusion import plain_fusion
+from tests.fakes.services.plain_fusion import plain_fusion
 
 
 def compiled_for() -> dict[str, int]:

@@ -12,7 +12,7 @@ from ray.train._internal.storage import StorageContext
 
 from services.base.files import open_location
 from services.jobs.storage import MANIFEST, check_writable, clear, mend_snapshot, newest_complete
-from tests.fakes.s3_server import rights_on_prefix, s3_server, s3_url
+from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
 
 FILES = {f"part-{number}": bytes([number]) * 100_000 for number in range(20)}
 

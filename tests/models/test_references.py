@@ -17,7 +17,7 @@ from services.models.catalogue import resolve_model
 from services.models.fetch import fetch, fetch_reference, problems
 from services.models.reference import parse_reference
 from tests.fakes.hub import Hub, running_hub
-from tests.fakes.s3_server import s3_server, s3_url
+from tests.fakes.services.s3_server import s3_server, s3_url
 from tests.fakes.tiny_model import make_tiny_model
 
 URL = "hf://owner/tiny"
