@@ -24,7 +24,7 @@ from services.source.engines.load import load_engine
 from services.source.engines.memory import tokens_in_flight
 from services.source.metrics import SourceMetrics
 from services.wire.passage import Passage
-from services.wire.plausible import implausible_rows
+from services.wire.plausible import implausible_scores
 
 logger = logging.getLogger("ray.serve")
 
@@ -138,7 +138,7 @@ class Scorer:
         """
         ids = [self.bos_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
         scores = await self._ask_engine(ids, top_k)
-        if (found := self._implausible(ids, scores)) is not None:
+        if (found := self._implausible(scores)) is not None:
             await self._judge(ids, found)
         if self.problem is not None:
             raise UnavailableError(self.problem)
@@ -159,7 +159,7 @@ class Scorer:
         for encoding in self.vocabulary.encode_batch(TEXTS):
             ids = [self.bos_id, *encoding.token_ids_T[: self.config.max_tokens].tolist()]
             scores = await self._ask_engine(ids, top_k)
-            if (found := self._implausible(ids, scores)) is not None:
+            if (found := self._implausible(scores)) is not None:
                 self._break(found)
                 return
             gold.append(scores.gold_T)
@@ -183,13 +183,13 @@ class Scorer:
         self.metrics.tokens_in_flight.set(self.admission.tokens_in_flight)
         return scores
 
-    def _implausible(self, prompt: list[int], scores: PromptScores) -> str | None:
+    def _implausible(self, scores: PromptScores) -> str | None:
         """Return why these scores cannot go out; None when they can."""
-        token_ids_T = np.asarray(prompt[1:], dtype=np.int32)
-        columns = (token_ids_T, scores.gold_T, scores.topk_ids_TK, scores.topk_logprobs_TK)
-        if (found := implausible_rows(*columns, vocabulary_size=self.vocabulary.size)) is not None:
+        size = self.vocabulary.size
+        if (found := implausible_scores(scores.gold_T, scores.topk_logprobs_TK, vocabulary_size=size)) is not None:
             return found
-        if (scores.topk_ids_TK.min(axis=1) >= self.vocabulary.size).any():
+        beyond_T = scores.topk_ids_TK[:, 0] >= size
+        if beyond_T.any() and (scores.topk_ids_TK[beyond_T].min(axis=1) >= size).any():
             return "all candidates of a row are beyond the tokenizer's ids"
         return None
 

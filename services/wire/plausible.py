@@ -29,6 +29,9 @@ _NEAR_UNIFORM_NATS = 0.7
 def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
     """Return why a source's block cannot be a working model's answer; None when it can.
 
+    Beside what `implausible_scores` refuses: other k than asked for, ids beyond the vocabulary, candidates out of order
+    or twice in a row, and a realised token that contradicts them.
+
     Args:
         block: as decoded, in the source's own vocabulary.
         vocabulary_size: number of ids in that vocabulary.
@@ -41,28 +44,23 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
     largest = max(int(block.topk_ids_TK.max()), int(block.token_ids_T.max()))
     if largest >= vocabulary_size:
         return f"token id {largest} is beyond the vocabulary of {vocabulary_size}"
-    return implausible_rows(
-        block.token_ids_T, block.gold_T, block.topk_ids_TK, block.topk_logprobs_TK, vocabulary_size=vocabulary_size
+    return (
+        implausible_scores(block.gold_T, block.topk_logprobs_TK, vocabulary_size=vocabulary_size)
+        or _disorder(block.topk_ids_TK, block.topk_logprobs_TK)
+        or _contradiction(block.token_ids_T, block.gold_T, block.topk_ids_TK, block.topk_logprobs_TK)
     )
 
 
-def implausible_rows(
-    token_ids_T: Int32, gold_T: Float32, topk_ids_TK: Int32, topk_logprobs_TK: Float32, *, vocabulary_size: int
-) -> str | None:
-    """Return why no working model answers with these rows; None when one may. Ids may be of a padded lm_head.
+def implausible_scores(gold_T: Float32, topk_logprobs_TK: Float32, *, vocabulary_size: int) -> str | None:
+    """Return why no working model answers with these log-probabilities; None when one may.
 
-    Refused are NaN and infinities, rows with more than all mass, candidates that are not in falling order or come
-    twice, a realised token that contradicts the candidates, and rows that give every token the same probability.
+    Refused are NaN and infinities, rows with more than all mass, and rows that give every token the same probability.
     """
     mass_T = np.exp(topk_logprobs_TK).sum(axis=1)  # NaN where there is one, and NaN fails every comparison
     if not (mass_T > 0).all() or not (gold_T > -np.inf).all() or not math.isfinite(most := float(mass_T.max())):
         return "the model answers with NaN or infinite log-probabilities"
     if most > 1 + _EXCESS_MASS or gold_T.max() > _EXCESS_MASS:
         return f"the model's probabilities sum to {most:.3f}, more than one"
-    if (problem := _disorder(topk_ids_TK, topk_logprobs_TK)) is not None:
-        return problem
-    if _contradicts(token_ids_T, gold_T, topk_ids_TK, topk_logprobs_TK):
-        return "the realised tokens' log-probabilities contradict the candidates'"
     if topk_logprobs_TK.max() < -math.log(vocabulary_size) + _NEAR_UNIFORM_NATS:
         spread_T = topk_logprobs_TK.max(axis=1) - np.minimum(topk_logprobs_TK.min(axis=1), gold_T)
         if spread_T.max() < _SAME_NATS:
@@ -87,8 +85,8 @@ def _disorder(ids_TK: Int32, logprobs_TK: Float32) -> str | None:
     return "a row has the same candidate twice" if twice.any() else None
 
 
-def _contradicts(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32) -> bool:
-    """Whether a realised token among the candidates has another log-probability there, or one outside a larger one."""
+def _contradiction(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32) -> str | None:
+    """Return whether a realised token has another log-probability among the candidates, or beside them a larger one."""
     last_T = logprobs_TK[:, -1]
     if not np.isfinite(last_T).all():
         last_T = logprobs_TK.min(axis=1, where=logprobs_TK > -np.inf, initial=np.inf)
@@ -99,4 +97,5 @@ def _contradicts(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK
     there_T = np.maximum(np.where(is_candidate_T, logprobs_TK[each, place_T], last_T), _LOWEST)
     gold_T = np.maximum(gold_T, _LOWEST)
     slack_T = _SAME_NATS - _HALF_PRECISION * gold_T
-    return not ((gold_T <= there_T + slack_T) & (~is_candidate_T | (there_T <= gold_T + slack_T))).all()
+    sound_T = (gold_T <= there_T + slack_T) & (~is_candidate_T | (there_T <= gold_T + slack_T))
+    return None if sound_T.all() else "the realised tokens' log-probabilities contradict the candidates'"
