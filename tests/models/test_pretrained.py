@@ -21,8 +21,7 @@ from services.models.weights import load_model
 from services.recipes.load import load_recipe
 from services.recipes.recipe import RecipeError
 from services.source.config import SourceConfig
-from services.source.engines.transformers import TransformersEngine
-from services.source.engines.vllm import VllmEngine
+from services.source.engines.load import load_engine
 from tests.fakes.tiny_model import make_tiny_model
 
 _CODE = """
@@ -75,7 +74,7 @@ def source(folder: Path, **settings: Any) -> SourceConfig:
 
 
 DOORS: dict[str, Callable[[Path], Any]] = {
-    "source": lambda f: asyncio.run(TransformersEngine.load(source(f, engine="transformers"), f)),
+    "source": lambda f: asyncio.run(load_engine(source(f, engine="transformers"), f, 0)),
     "target": load_model,
     "evaluation": lambda f: nats_per_byte(f, [b"x"]),
     "preparing": lambda f: load_model(
@@ -97,7 +96,7 @@ def test_no_door_runs_what_a_folder_brings(kind: str, door: str, ran: Path, requ
 
 def test_code_runs_where_the_recipe_says_so_by_name(with_code: Path, ran: Path) -> None:
     config = source(with_code, engine="transformers", trust_remote_code=True)
-    engine = asyncio.run(TransformersEngine.load(config, with_code))
+    engine = asyncio.run(load_engine(config, with_code, 0))
     assert ran.exists()
     assert asyncio.run(engine.score([1, 2, 3], 4)).gold_T.shape == (2,)
 
@@ -118,7 +117,7 @@ def test_vllm_gets_the_same_answer(
 
     monkeypatch.setattr(AsyncLLM, "from_engine_args", instead)
     with pytest.raises(InterruptedError):
-        asyncio.run(VllmEngine.load(source(folder), folder))
+        asyncio.run(load_engine(source(folder), folder, 0))
     assert (made[0].trust_remote_code, made[0].load_format) == (False, "safetensors")
     if kind == "with_code":
         with pytest.raises(ValueError, match="trust_remote_code"):
@@ -128,7 +127,7 @@ def test_vllm_gets_the_same_answer(
 
 def test_a_recipe_has_one_key_for_it() -> None:
     changed = load_recipe("quickstart", {"sources.0.trust_remote_code": True})
-    assert [source.trust_remote_code for source in changed.sources] == [True, False]
+    assert [source.engine.trust_remote_code for source in changed.sources] == [True, False]
     with pytest.raises(RecipeError, match=r"engine_args\.trust_remote_code: is the source's own key trust_remote_code"):
         load_recipe("quickstart", {"sources.0.engine_args": {"trust_remote_code": True}})
 
