@@ -16,11 +16,8 @@ ROOMS = ("services", "fusion_core", "tests")
 MOST_MODULES, LONGEST_MODULE, LONGEST_FUNCTION = 14, 300, 70
 
 TOO_LARGE = {
-    "tests/fakes",
-    "tests/bench/fidelity.py",
     "tests/corpus/test_corpus.py",
     "tests/fusion_core/alignment/reference.py",
-    "fusion_core/alignment/byte/follow.py: follow",
 }
 """What is still to be divided."""
 

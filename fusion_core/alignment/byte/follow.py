@@ -50,7 +50,6 @@ def map_target_tokens(
 
     `hypotheses` is the state before the first of them and is left as the state after the last. Without `follows` every
     target token starts anew from the last row alone, and the realised token keeps what is mapped onto it.
-
     Keys of the first-token table that are not known yet are collected in pending_P; the return value is their number,
     which can exceed P. Results are meaningful only when it is 0.
     """
@@ -58,7 +57,6 @@ def map_target_tokens(
     sources_S, targets_T = text.sources_S, text.targets_T
     ids_L, starts_L, masses_L, nexts_L, state_1 = hypotheses
     ids_TM, probs_TM, tail_T, log_mass_T, covered_T = out
-    offsets_V1, first_token = tables.offsets_V1, tables.first_token
     keys = np.full(num_slots(ids_TM.shape[1]), -1, dtype=np.int64)
     places, sums = np.empty(len(keys), dtype=np.int32), np.empty(ids_TM.shape[1], dtype=np.float64)
     size, room, num_pending, state = tables.rank_V.shape[0], room_for(ids_L, ids_RK), 0, state_1[0]
@@ -80,7 +78,7 @@ def map_target_tokens(
             log_mass_T[t] = math.log(masses_L[: state.num].sum() + state.unlisted) - state.log_path
             continue
         num_pending = find_next_tokens(
-            offsets_V1, first_token, target, ids_L, starts_L, nexts_L, state, pending_P, num_pending
+            tables.offsets_V1, tables.first_token, target, ids_L, starts_L, nexts_L, state, pending_P, num_pending
         )
         num_entries, tail, mass = write_row(
             t, nexts_L, masses_L, state.num, state.unlisted, keys, places, sums, ids_TM, probs_TM
