@@ -43,8 +43,10 @@ def accepted_tokens() -> tuple[str, ...] | None:
 
 
 def read_token() -> str | None:
-    """Return the token to send, or None when the services are open; raises UnauthenticatedError when there is none in
-    the file, and as `accepted_tokens`."""
+    """Return the token to send, or None when the services are open.
+
+    Raises UnauthenticatedError as `accepted_tokens` does, and for a file without any token.
+    """
     tokens = accepted_tokens()
     if tokens == ():
         raise UnauthenticatedError(f"FUSION_TOKEN_FILE: {os.environ['FUSION_TOKEN_FILE']} holds no token")
@@ -52,8 +54,11 @@ def read_token() -> str | None:
 
 
 def call_metadata(application: str, token: str | None = None) -> Metadata:
-    """Return the metadata of a call: the Serve application that it is for, the bearer token and the trace where there
-    is one. `token` takes the place of the environment's. Raises InvalidArgumentError for a name that cannot be sent."""
+    """Return the metadata of a call: the Serve application that it is for, bearer token and trace where there are any.
+
+    `token` takes the place of the environment's. Raises InvalidArgumentError for an application that cannot be named
+    in metadata.
+    """
     if not _APPLICATION.fullmatch(application):
         raise InvalidArgumentError(f"application: a name is printable ASCII characters, got {application!r}")
     token = _checked(token, "token") if token else read_token()

@@ -16,22 +16,22 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # One connection for each channel: streams to one address share no flow-control window.
     ("grpc.use_local_subchannel_pool", 1),
-    # A name that stands for several pods, such as a headless Service, is taken in turns.
+    # Where a name stands for several pods, such as that of a headless Service, calls go to each in turn.
     ("grpc.lb_policy_name", "round_robin"),
     # A server answers pings that come faster than it allows (gRPC's default, that of Serve's proxy: one in 5 minutes)
     # with GOAWAY, which ends calls that are merely quiet. Streams have heartbeats and calls deadlines: keepalive is for
     # what has neither.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A peer that was away is found again soon after it is back, however long it was away.
+    # Attempts to reconnect stay frequent, however long the server was away.
     ("grpc.initial_reconnect_backoff_ms", 500),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # what an attempt to connect may take
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # longest time of one attempt
     ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
 
 
 def open_channel(address: str) -> grpc.Channel:
-    """A channel for blocking calls: plain to host:port, with TLS to grpcs://host:port (see services/rpc/tls.py).
+    """Return a channel for blocking calls: plain to host:port, with TLS to grpcs://host:port (see services/rpc/tls.py).
 
     Raises ValueError naming the variable of the environment that is wrong.
     """
@@ -42,7 +42,7 @@ def open_channel(address: str) -> grpc.Channel:
 
 
 def open_aio_channel(address: str) -> grpc.aio.Channel:
-    """The same for calls on the running event loop."""
+    """Return a channel as `open_channel` does, for calls on the running event loop."""
     target, secure = split_address(address)
     if not secure:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)

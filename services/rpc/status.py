@@ -27,7 +27,7 @@ _MAX_DETAILS_BYTES = 4000
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """Status code and message under which an exception leaves a service.
+    """Return the status code and the message under which an exception leaves a service.
 
     Unexpected exceptions become INTERNAL without their message, which could quote a document.
     """
@@ -36,7 +36,7 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
 
 
 def _shortened(message: str) -> str:
-    """Messages may name what a client sent, which can be of any length; on the wire they are percent-encoded."""
+    """Return the message cut to its limit, counted percent-encoded: it may quote a client's text of any length."""
     num_bytes = 0
     for at, character in enumerate(message):
         plain = " " <= character <= "~" and character != "%"
@@ -76,13 +76,13 @@ _OF_A_DEAD_REPLICA = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.St
 
 
 def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
-    """The exception for a status code that a client received."""
+    """Return the exception for a status code that a client received."""
     cls = _BY_CODE.get(code)
     return cls(message) if cls else ServiceError(f"{code.name}: {message}")
 
 
 def error_of_call(error: grpc.RpcError, where: str) -> ServiceError:
-    """The exception for a call that failed at the client; `where` names the service that was asked.
+    """Return the exception for a call that failed at the client; `where` names the service that was asked.
 
     A replica that dies takes its calls with it, which Serve reports as INTERNAL; proxies and connections that go away
     have UNKNOWN and CANCELLED for it. A replica's own unexpected error has the same codes: both are worth another

@@ -16,18 +16,18 @@ import grpc
 
 SCHEME = "grpcs://"
 ADDRESS_PATTERN = r"^(grpcs://)?[^\s/]+:\d+$"
-"""Of every setting that names a gRPC service by its address."""
+"""Pattern of every setting that names a gRPC service by its address."""
 
 _CA, _CERT, _KEY, _NAME = "FUSION_TLS_CA", "FUSION_TLS_CERT", "FUSION_TLS_KEY", "FUSION_TLS_SERVER_NAME"
 
 
 def split_address(address: str) -> tuple[str, bool]:
-    """host:port, and whether TLS is asked for."""
+    """Return host:port, and whether the address asks for TLS."""
     return address.removeprefix(SCHEME), address.startswith(SCHEME)
 
 
 def channel_credentials() -> grpc.ChannelCredentials:
-    """What the environment says; raises ValueError naming the variable whose file is missing or no good."""
+    """Return the credentials that the environment names; ValueError names the variable of an unusable file."""
     ca, cert, key = _read(_CA), _read(_CERT), _read(_KEY)
     if (cert is None) != (key is None):
         given, missing = (_CERT, _KEY) if key is None else (_KEY, _CERT)
@@ -37,7 +37,7 @@ def channel_credentials() -> grpc.ChannelCredentials:
 
 
 def server_name_options() -> list[tuple[str, str]]:
-    """Channel options for `FUSION_TLS_SERVER_NAME`."""
+    """Return the channel options for `FUSION_TLS_SERVER_NAME`."""
     name = os.environ.get(_NAME, "").strip()
     return [("grpc.ssl_target_name_override", name)] if name else []
 
@@ -53,7 +53,7 @@ def _read(variable: str) -> bytes | None:
 
 
 def _check() -> None:
-    """gRPC takes any bytes and fails later, without a reason: OpenSSL says at once what is wrong."""
+    """Read the files with OpenSSL, which says what is wrong with them: gRPC fails later, and without a reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca := os.environ.get(_CA):
         try:

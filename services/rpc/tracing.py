@@ -37,14 +37,14 @@ def _tracer() -> Tracer:
 
 @contextmanager
 def client_span(method: str) -> Iterator[Span]:
-    """Around a call; what the call sends carries the span's context."""
+    """Open a span around a call; metadata made inside carry its context."""
     with _spanning(_tracer().start_span(method, kind=SpanKind.CLIENT)) as span:
         yield span
 
 
 @contextmanager
 def server_span(method: str, metadata: Iterable[tuple[str, str]]) -> Iterator[Span]:
-    """Around the handling of a call, as a child of the span that the caller named in its metadata."""
+    """Open a span around the handling of a call, as a child of the span that the caller's metadata name."""
     parent = _W3C.extract({key: value for key, value in metadata if isinstance(value, str)})
     with _spanning(_tracer().start_span(method, context=parent, kind=SpanKind.SERVER)) as span:
         yield span
@@ -64,7 +64,7 @@ def _spanning(span: Span) -> Iterator[Span]:
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...]:
-    """Metadata that hands the current span on; empty when there is none."""
+    """Return the metadata that carry the current span to a service; empty when there is none."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return tuple(carrier.items())

@@ -1,4 +1,4 @@
-"""Which text enters the engine next: as many tokens as fit, and nobody waits for ever."""
+"""Decide which text enters the engine next: as many tokens as fit, and no text waits for ever."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 class Admission:
     """A bound on the tokens that an engine holds at once.
 
-    Texts enter in the order of their arrival, but one that does not fit yet lets smaller ones pass, so that the bound
-    is used up. What passed the text at the head of the queue is counted, and once a whole bound's worth of tokens went
-    by, all wait until it fits: no text waits for longer than about two rounds of the engine.
+    Texts enter in the order of their arrival, but smaller ones overtake a text that does not fit yet, so that the bound
+    is used up. Once `max_tokens` tokens have overtaken the text at the head of the queue, all others wait until it
+    fits: no text waits for longer than about two rounds of the engine.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -28,7 +28,7 @@ class Admission:
 
     @asynccontextmanager
     async def hold(self, num_tokens: int) -> AsyncIterator[None]:
-        """Waits for room for a text, and keeps it as long as the block runs."""
+        """Wait for room for a text, and keep it as long as the `with` block runs."""
         assert num_tokens <= self.max_tokens
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (num_tokens, ready)

@@ -1,4 +1,4 @@
-"""Builds the Serve application of one source: `import_path: services.source.app:build`, the source's keys as `args`."""
+"""Build the Serve application of one source: `import_path: services.source.app:build`, the source's keys as `args`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SERVICER = "fusion.v1.source_pb2_grpc.add_SourceServiceServicer_to_server"
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for a source that has no address of its own."""
+    """Return the application for the `args` of a Serve config; raises ValidationError naming the key that is wrong."""
     config = SourceConfig.model_validate(args)
     application: Application = serve.deployment(**deployment_options(config))(SourceServicer).bind(config)
     return application
 
 
 def deployment_options(config: SourceConfig) -> dict[str, Any]:
-    """Options of `serve.deployment`: how many replicas, where, and how fast a dead one is noticed."""
+    """Return the options of `serve.deployment`: number and place of replicas, limits, and times of health checks."""
     options: dict[str, Any] = {
         "name": "source",
         "max_ongoing_requests": config.max_ongoing_requests,

@@ -24,7 +24,7 @@ _DTYPE = block_pb2.LOGPROB_DTYPE_FLOAT16
 
 
 def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
-    """A broken block is the source's fault, not that of whoever sent the text."""
+    """Decode a block; raises UnavailableError for a broken one, which is the source's fault and not its caller's."""
     try:
         return decode_block(message)
     except InvalidArgumentError as error:
@@ -42,7 +42,7 @@ class SourceClient:
         self._stub = source_pb2_grpc.SourceServiceStub(self._channel)
 
     async def info(self, timeout_seconds: float = 10.0) -> source_pb2.GetSourceInfoResponse:
-        """Raises ServiceError, UnavailableError when the source cannot be reached."""
+        """Return the source's description; raises ServiceError, UnavailableError when it cannot be reached."""
         request = source_pb2.GetSourceInfoRequest()
         response: source_pb2.GetSourceInfoResponse = await self._call(
             self._stub.GetSourceInfo, request, timeout_seconds
@@ -50,7 +50,7 @@ class SourceClient:
         return response
 
     async def score(self, passages: Sequence[Passage], *, top_k: int, expected_vocabulary: str = "") -> list[Block]:
-        """Blocks for a few passages, in order."""
+        """Return the blocks of a few passages, in order; raises ServiceError."""
         request = source_pb2.ScoreRequest(
             texts=[passage.text for passage in passages],
             contexts=contexts_of(passages),
@@ -111,7 +111,7 @@ class ScoreStream:
         return await asyncio.shield(self._opened().landed)
 
     async def score(self, passage: Passage) -> Block:
-        """Raises ServiceError when the stream broke before the answer."""
+        """Return the block of a passage; raises ServiceError when the stream broke before the answer."""
         return await self._opened().score(passage)
 
     def _opened(self) -> _Connection:
@@ -125,7 +125,7 @@ class ScoreStream:
 
 
 class _Connection:
-    """What a `ScoreStream` holds until it breaks. Answers of one connection are never for texts of another."""
+    """One connection of a `ScoreStream`, until it breaks. Its answers are never for texts of another one."""
 
     def __init__(
         self, address: str, application: str, opening: source_pb2.StreamScoresOpen, timeout_seconds: float | None
@@ -172,7 +172,7 @@ class _Connection:
             self._end(problem)
 
     def _take(self, message: block_pb2.TokenBlock) -> None:
-        """Hands a block to the text that has waited longest; one that belongs to another text breaks the stream."""
+        """Hand a block to the text that has waited longest; one that belongs to another text breaks the stream."""
         if not self._waiting:
             raise UnavailableError(f"source {self._application} sent a block for no text")
         passage, answer = self._waiting[0]
@@ -187,7 +187,7 @@ class _Connection:
             answer.set_exception(error)
 
     def _listen(self) -> None:
-        """The source has just been heard, or begins to owe an answer: its time starts anew."""
+        """Start the time of silence anew: the source has just been heard, or begins to owe an answer."""
         if self._silence is not None:
             self._silence.cancel()
         if self._timeout_seconds is not None and self._waiting and not self.broken:

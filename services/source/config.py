@@ -18,7 +18,7 @@ MAX_TOP_K = 1024
 
 
 class CanaryConfig(Settings):
-    """Built-in texts scored again and again: a model that broke under way is noticed, and serves nothing more."""
+    """Built-in texts that are scored at an interval: a model that broke is noticed, and serves nothing more."""
 
     interval_seconds: float | None = Field(300, gt=0, description="Time between two checks; null checks at start only.")
     tolerance_nats: float = Field(
@@ -27,7 +27,7 @@ class CanaryConfig(Settings):
 
 
 class AutoscalingConfig(Settings):
-    """Replicas by load: Serve adds and removes them so that each holds about `target_ongoing_requests`."""
+    """Bounds within which Serve adds and removes replicas, so that each holds about `target_ongoing_requests`."""
 
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(ge=1)
@@ -158,7 +158,7 @@ class SourceConfig(_Source):
         match self.engine.kind:
             case "vllm":
                 return self.engine.counted | counted_variables(self.env)
-            case "synthetic":  # every row is drawn with as many candidates as are served
+            case "synthetic":  # its table depends on the number of candidates
                 return {"seed": self.engine.seed, "candidates": self.largest_top_k}
             case _:
                 return self.engine.counted
@@ -181,7 +181,7 @@ class SourceConfig(_Source):
 
     @property
     def placement_strategy(self) -> str:
-        """How Ray places the workers of a replica."""
+        """Ray's strategy for placing the workers of a replica."""
         return self.engine.placement_strategy if self.engine.kind == "vllm" else "PACK"
 
     @property
@@ -205,7 +205,7 @@ class SourceAtAddress(_Source):
     @model_validator(mode="before")
     @classmethod
     def _refuse_keys_of_a_deployment(cls, values: Any) -> Any:
-        """Drop the keys that say the default of a deployed source; raises ValueError naming one that says more."""
+        """Drop keys of a deployed source that are set to their default; raises ValueError naming one that is not."""
         if not isinstance(values, Mapping):
             return values
         own = {key: value for key, value in values.items() if key in cls.model_fields}

@@ -1,4 +1,4 @@
-"""What a source reports to Prometheus; every metric carries the tag `source`."""
+"""Metrics of a source for Prometheus; each carries the tag `source`."""
 
 from __future__ import annotations
 

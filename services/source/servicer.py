@@ -148,15 +148,15 @@ class SourceServicer:
         return self._scorer.problem
 
     async def check_health(self) -> None:
-        """Serve's own probe: a replica whose engine died is replaced.
+        """Answer Serve's own probe: a replica whose engine died is replaced.
 
-        One whose model is broken is not: it stays and says why, because the weights on disk may be the reason.
+        A replica whose model is broken stays and says why: the weights on disk may be the reason.
         """
         self._scorer.report_state()
         await self._scorer.engine.check_health()
 
     def record_failure(self, code: grpc.StatusCode) -> None:
-        """Called for every call that ends with an error, see services/rpc/methods.py."""
+        """Count a call that ended with an error; services/rpc/methods.py calls this for every one."""
         self._scorer.metrics.errors.inc(1, {"code": code.name})
 
     async def close(self) -> None:
@@ -173,7 +173,7 @@ class SourceServicer:
         self._scorer.close()
 
     def _answer(self, request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen) -> Any:
-        """Checks a request's settings and returns the coroutine function that answers one text under them."""
+        """Check a request's settings, and return the coroutine function that answers one text under them."""
         if request.expected_vocabulary not in {"", self._scorer.vocabulary.fingerprint}:
             raise FailedPreconditionError(
                 f"expected_vocabulary: {request.expected_vocabulary} was asked for, but source {self._config.name} "
@@ -216,7 +216,7 @@ async def _repeat(interval_seconds: float | None, scorer: Scorer) -> None:
         await asyncio.sleep(interval_seconds)
         try:
             await scorer.check_canary()
-        except Exception:  # the next round may do better, and whatever is served is looked at anyway
+        except Exception:  # the next round may succeed, and every block is looked at anyway
             logger.exception("source %s: the canary could not be scored", scorer.config.name)
         if scorer.problem is not None:
             logger.error("%s", scorer.problem)

@@ -36,7 +36,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def check_dtype(dtype: int) -> int:
-    """The dtype to answer in; raises InvalidArgumentError for a value that this version does not know."""
+    """Return the dtype to answer in; raises InvalidArgumentError for a value that this version does not know."""
     if dtype == block_pb2.LOGPROB_DTYPE_UNSPECIFIED:
         return block_pb2.LOGPROB_DTYPE_FLOAT16
     if dtype not in _DTYPES:
@@ -50,7 +50,7 @@ def encode_block(
     dtype: int = block_pb2.LOGPROB_DTYPE_FLOAT16,
     window: block_pb2.WindowRef | None = None,
 ) -> block_pb2.TokenBlock:
-    """The message for a block."""
+    """Return the message for a block."""
     dtype = check_dtype(dtype)
     id_dtype = _narrowest(block)
     return block_pb2.TokenBlock(
@@ -90,7 +90,7 @@ def most_block_bytes(num_text_bytes: int, num_tokens: int, k: int, dtype: int) -
 
 
 def decode_block(message: block_pb2.TokenBlock) -> Block:
-    """The block in a message; raises InvalidArgumentError naming the column that is wrong."""
+    """Return the block in a message; raises InvalidArgumentError naming the column that is wrong."""
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise InvalidArgumentError(f"dtype: {message.dtype} is not known; this client is older than the service")
@@ -132,13 +132,13 @@ def _narrow(logprobs_TK: Float32, dtype: np.dtype[np.floating]) -> bytes:
 
 
 def _narrowest(block: Block) -> int:
-    """The narrowest encoding whose padding value is above every id of the block."""
+    """Return the narrowest encoding whose padding value is above every id of the block."""
     largest = max(block.topk_ids_TK.max(initial=0), block.token_ids_T.max(initial=0))
     return next(id_dtype for id_dtype, num_bytes in _ID_BYTES.items() if largest < 256**num_bytes - 1)
 
 
 def _pack_ids(ids: Int32, id_dtype: int) -> bytes:
-    """The low bytes of every id: those of -1 (padding) are all ones."""
+    """Return the low bytes of every id: those of -1 (padding) are all ones."""
     if id_dtype == block_pb2.ID_DTYPE_UINT16:
         return ids.astype("<u2").tobytes()
     if id_dtype == block_pb2.ID_DTYPE_UINT32:
@@ -153,7 +153,7 @@ def _pack_ids(ids: Int32, id_dtype: int) -> bytes:
 def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> Int32:
     num_bytes = _ID_BYTES[id_dtype]
     _column(data, name, np.dtype((_UINT8, num_bytes)), length)
-    # Every id is read as four bytes, whatever follows it, and cut to its own.
+    # Four bytes are read for every id, and those of the next id masked out.
     overlapping = np.ndarray((length,), dtype="<u4", buffer=data + bytes(4 - num_bytes), strides=(num_bytes,))
     largest = 256**num_bytes - 1
     ids = (overlapping & np.uint32(largest)).view(np.int32)

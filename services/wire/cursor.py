@@ -10,7 +10,7 @@ from fusion.v1 import fusion_pb2
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a rank stands.
+    """Position of one rank.
 
     Attributes:
         epoch: counted from 0.
@@ -25,7 +25,7 @@ class Cursor:
     plan: str
 
     def back(self, windows: int) -> Cursor:
-        """The position before the last `windows` windows of the same frame."""
+        """Return the position before the last `windows` windows of the same frame."""
         assert windows <= self.received, (windows, self)
         return replace(self, received=self.received - windows)
 

@@ -1,4 +1,4 @@
-"""A text together with what is known of it beyond itself: what sources score."""
+"""Passages: the texts that sources score, each with its place in a document."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Passage:
     """A piece of a document, UTF-8.
 
     Attributes:
-        text: gets rows.
-        context: what stands right before it in the document: read by the model, without rows.
+        text: the bytes that get rows.
+        context: the bytes right before them in the document: read by the model, without rows.
         ends_document: whether the document ends with the text; a row for EOS is then wanted behind it.
     """
 
@@ -26,7 +26,7 @@ class Passage:
 
     @property
     def identity(self) -> bytes:
-        """Hash of all that a source's answer depends on, the source itself apart."""
+        """Hash of all that a source's answer depends on, without the source itself."""
         head = f"{len(self.context)}:{int(self.ends_document)}:".encode()
         return hashlib.sha256(head + self.context + self.text).digest()
 
@@ -34,7 +34,7 @@ class Passage:
 def passages_of(
     texts: Sequence[bytes], contexts: Sequence[block_pb2.TextContext], *, max_text_bytes: int
 ) -> list[Passage]:
-    """The passages of a request; raises InvalidArgumentError naming the text that is empty, too long or not UTF-8."""
+    """Return the passages of a request; InvalidArgumentError names the text that is empty, too long or not UTF-8."""
     if contexts and len(contexts) != len(texts):
         raise InvalidArgumentError(f"contexts: {len(contexts)} for {len(texts)} texts; give one for each, or none")
     passages = [Passage(text) for text in texts]
@@ -59,7 +59,7 @@ def passages_of(
 
 
 def contexts_of(passages: Sequence[Passage]) -> list[block_pb2.TextContext]:
-    """The contexts to send beside the texts; none when no passage has any."""
+    """Return the contexts to send beside the texts; none when no passage has any."""
     if not any(passage.context or passage.ends_document for passage in passages):
         return []
     return [

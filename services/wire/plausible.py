@@ -19,11 +19,11 @@ _EXCESS_MASS = 1e-2
 _SAME_NATS = 1e-2
 """Difference in nats that counts as none; float16 rounds log-probabilities above -16 by less on the wire."""
 _HALF_PRECISION = 2.0**-10
-"""Relative rounding of log-probabilities below that."""
+"""Relative rounding of the log-probabilities that float16 rounds by more."""
 _LOWEST = np.float32(-65_504)
 """Least number of float16: below it candidates are -inf on the wire."""
 _NEAR_UNIFORM_NATS = 0.7
-"""The lm_head may be padded beyond the tokenizer's ids, so 1/V is known to a factor of two only."""
+"""Nats by which a row may exceed 1/V and count as uniform: a padded lm_head makes V known to a factor of two only."""
 
 
 def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:

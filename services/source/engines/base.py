@@ -1,4 +1,4 @@
-"""What an engine does: exact next-token log-probabilities along a prompt.
+"""Interface of engines: exact next-token log-probabilities along a prompt.
 
 Shape legend: T rows (prompt tokens after the first), K candidates.
 """
@@ -22,9 +22,9 @@ class PromptScores:
     """Log-probabilities of the tokens of a prompt, each from the tokens before it.
 
     Attributes:
-        gold_T: float32, of the token that stands there.
-        topk_ids_TK: int32, the K likeliest by falling log-probability.
-        topk_logprobs_TK: float32, theirs.
+        gold_T: float32, log-probabilities of the prompt's own tokens.
+        topk_ids_TK: int32, ids of the K likeliest tokens, by falling log-probability.
+        topk_logprobs_TK: float32, log-probabilities of `topk_ids_TK`.
     """
 
     gold_T: Float32
@@ -49,12 +49,15 @@ class Engine(ABC):
 
     @abstractmethod
     async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
-        """Scores a prompt of T + 1 tokens: T rows, the first token is context. Cancelling the call frees the engine."""
+        """Return T rows for a prompt of T + 1 tokens: the first is context. Cancelling the call frees the engine.
+
+        Raises EngineDiedError when the engine's process is gone.
+        """
 
     @abstractmethod
     async def check_health(self) -> None:
-        """Raises when the engine can no longer answer."""
+        """Raise an exception when the engine can no longer answer."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the engine and its processes."""
+        """End the engine and its processes. May be called twice."""

@@ -36,7 +36,7 @@ class ModelConfig(Settings):
 
     @property
     def counted(self) -> dict[str, Any]:
-        """Settings that change what the model says, beside dtype and weights."""
+        """Settings that may change an answer, beside dtype and weights."""
         return {"trust_remote_code": True} if self.trust_remote_code else {}
 
 
@@ -57,7 +57,7 @@ class VllmConfig(ModelConfig):
 
     @property
     def counted(self) -> dict[str, Any]:
-        """Settings that change what the model says, beside dtype and weights."""
+        """Settings that may change an answer, beside dtype and weights."""
         return super().counted | counted_arguments(self.engine_args, OWN_VALUES)
 
     @property
@@ -101,7 +101,7 @@ _FLAT_KEYS = {
     for key in section.model_fields
     if key != "kind"
 }
-"""Engines' keys that may stand among a source's own, and the engines that have them."""
+"""Keys of engines that the short form has among a source's own, each with the engines that take it."""
 
 
 def _section(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The name under which an engine's answers are stored and compared: it says all that changes what a model says.
+"""Names of engines, under which answers are stored and compared: they hold every setting that changes an answer.
 
-What only moves or speeds up the computation, and so changes no more than rounding, is listed here as neutral. All other
-settings count, those too that this version does not know.
+Settings that only move or speed up the computation, and so change no more than rounding, are listed here as neutral.
+All others count, also those that this version does not know.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NEUTRAL_VARIABLES = re.compile(
 
 
 def counted_arguments(engine_args: Mapping[str, Any], neutral_values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine arguments that change what a model says; `neutral_values` are those set without being asked."""
+    """Return the engine arguments that may change an answer; with a value of `neutral_values` they do not."""
     return {
         key: value
         for key, value in engine_args.items()
@@ -50,7 +50,7 @@ def counted_arguments(engine_args: Mapping[str, Any], neutral_values: Mapping[st
 
 
 def counted_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables for vLLM that may change what a model says."""
+    """Return the variables for vLLM that may change an answer."""
     return {
         name: value
         for name, value in environment.items()
@@ -59,7 +59,7 @@ def counted_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def engine_name(kind: str, counted: Mapping[str, Any], version: str = "") -> str:
-    """Return such as "vllm 0.32.0 (load_format=dummy)"; stored windows carry the name without the version."""
+    """Return a name such as "vllm 0.32.0 (load_format=dummy)"; stored windows carry it without the version."""
     shown = {
         key: value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
         for key, value in sorted(counted.items())

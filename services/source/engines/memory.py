@@ -1,4 +1,4 @@
-"""How much an engine may hold at once: prompt scoring makes a float32 row over the whole vocabulary for every token."""
+"""Bounds of what an engine holds at once: scoring makes a float32 row over the whole vocabulary for every token."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from services.source.config import SourceConfig
 from services.source.engines.config import ModelConfig
 
 _BYTES_PER_ENTRY = 3 * 4
-"""The logits, their float32 log-softmax, and one more for what the softmax needs on the way."""
+"""Bytes for a logit, its float32 log-softmax, and a third copy that the softmax makes on the way."""
 _FEWEST_ROWS = 256
 
 
 def rows_at_once(engine: ModelConfig, folder: Path, *, max_tokens_in_flight: int | None = None) -> int:
-    """Rows that fit into logits_memory_bytes: the engine's batch, in tokens.
+    """Return the number of rows that fit into logits_memory_bytes: the engine's batch, in tokens.
 
     Never fewer than 256: below that a batch is all overhead, and vLLM refuses to start. Raises ValueError when the
     model's config.json does not say how wide a row is and max_tokens_in_flight is not set.
@@ -29,7 +29,7 @@ def rows_at_once(engine: ModelConfig, folder: Path, *, max_tokens_in_flight: int
 
 
 def tokens_in_flight(config: SourceConfig, folder: Path) -> int:
-    """The configured bound, else two batches: one that runs and one that waits, so that the engine never does."""
+    """Return the configured bound, else two batches: one that runs and one that is ready when the engine is."""
     if config.max_tokens_in_flight is not None:
         return config.max_tokens_in_flight
     if config.engine.kind == "synthetic":
@@ -38,7 +38,7 @@ def tokens_in_flight(config: SourceConfig, folder: Path) -> int:
 
 
 def _model_vocabulary_size(folder: Path) -> int | None:
-    """Width of the lm_head, which may be padded beyond the tokenizer's ids."""
+    """Return the width of the lm_head, which may be padded beyond the tokenizer's ids; None when it is not given."""
     values = json.loads((folder / "config.json").read_text())
     size = values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
     return None if size is None else int(size)

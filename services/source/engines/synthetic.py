@@ -22,11 +22,11 @@ from services.source.engines.identity import engine_name
 
 _TABLE_ROWS = 4096
 _CATCH_UP_SECONDS = 0.05
-"""How far the engine may run ahead of its pace after a late wake-up, so that the pace holds on average."""
+"""Longest time, in seconds, that a late wake-up may be made up for: the pace holds on average."""
 
 
 class SyntheticEngine(Engine):
-    """One text after the other, `tokens_per_second` fast; every answer comes `delay_seconds` later."""
+    """Scores one text after the other at `tokens_per_second`; every answer comes `delay_seconds` later."""
 
     dtype = "float32"
     determinism = "the same text scores the same, bit for bit"
@@ -70,7 +70,7 @@ class SyntheticEngine(Engine):
 
 
 def _table(rng: np.random.Generator, vocabulary_size: int, top_k: int) -> tuple[Int32, Float32, Float32]:
-    """Candidates, their log-probabilities, and the log-probability of each token that is no candidate, per row."""
+    """Return for each row candidates, their log-probabilities, and that of each token that is no candidate."""
     # A candidate from each of K growing ranges of ids: all different, and mostly low ids, which are the frequent ones.
     edges: Int64 = np.geomspace(1, vocabulary_size + 1, top_k + 1).astype(np.int64) - 1
     edges = np.maximum(edges, np.arange(top_k + 1))

@@ -120,7 +120,7 @@ class VllmEngine(Engine):
         return prompt_scores(output.prompt_logprobs, len(prompt_ids) - 1, top_k)
 
     async def _probe(self, config: SourceConfig) -> str | None:
-        """Scores one prompt through the tap and through the public door; returns how the two differ."""
+        """Score one prompt through the tap and through the public interface; return how the two differ, None if not."""
         prompt_ids = list(range(min(6, config.max_tokens + 1)))
         public = await self._score(prompt_ids, _PROBE_TOP_K, tapped=False)
         try:
@@ -134,7 +134,7 @@ class VllmEngine(Engine):
             if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
                 return f"{name}: {ours.dtype} {ours.shape} instead of {theirs.dtype} {theirs.shape}"
             if name != "topk_ids_TK" and not np.allclose(ours, theirs, atol=0.05, equal_nan=True):
-                return f"{name}: other numbers than through the public door"
+                return f"{name}: other numbers than through the public interface"
         return None
 
     async def check_health(self) -> None:
@@ -145,7 +145,7 @@ class VllmEngine(Engine):
 
 
 def full_name(config: SourceConfig, environment: Mapping[str, str]) -> str:
-    """Return the engine's name with all that changes what the model says: settings, and variables that vLLM knows.
+    """Return the engine's name with every setting and every variable of vLLM's own that may change an answer.
 
     Others that look like its own are not: Kubernetes describes a Service `vllm` to every pod in such variables.
     """
@@ -157,7 +157,7 @@ def full_name(config: SourceConfig, environment: Mapping[str, str]) -> str:
 
 
 def prompt_scores(found: Any, num_rows: int, top_k: int) -> PromptScores:
-    """Scores from what a request brought along: the tap's arrays or vLLM's flat lists.
+    """Return the scores of a request: from the tap's arrays or from vLLM's flat lists.
 
     Flat lists hold nothing at position 0; every later position has the prompt's own token first, then the top_k
     likeliest, all of them.

@@ -19,7 +19,7 @@ import numpy as np
 from fusion_core.arrays import Float32, Int32
 
 MARK = {"raw_prompt_logprobs": True}
-"""Goes into the `extra_args` of a request whose arrays are wanted."""
+"""The `extra_args` of a request whose arrays are wanted."""
 
 
 class RawPromptLogprobs:
@@ -35,7 +35,7 @@ class RawPromptLogprobs:
         self._chunks.append((token_ids.numpy(), logprobs.numpy()))
 
     def columns(self) -> tuple[Int32, Float32]:
-        """Ids and log-probabilities, both of shape [T, K + 1]."""
+        """Return ids and log-probabilities, both of shape [T, K + 1]."""
         if len(self._chunks) == 1:
             return self._chunks[0]
         ids, logprobs = zip(*self._chunks, strict=True)
@@ -43,7 +43,7 @@ class RawPromptLogprobs:
 
 
 def open_tap() -> str | None:
-    """Takes the place of vLLM's class in this process; returns what is not as expected, and then changes nothing."""
+    """Replace vLLM's class in this process, and return None; or change nothing and return what is not as expected."""
     try:
         from vllm.v1.engine import output_processor
         from vllm.v1.engine.logprobs import LogprobsProcessor
@@ -60,7 +60,7 @@ def open_tap() -> str | None:
 
 
 def _unexpected(processor: Any) -> str | None:
-    """What is not as it was in the vLLM that this tap was written for."""
+    """Return what differs from the vLLM that this tap was written for; None if nothing does."""
     from vllm import SamplingParams
     from vllm.v1.outputs import LogprobsTensors
 
