@@ -1,4 +1,4 @@
-"""What the commands share: consoles, the options that name a recipe, and how a user's mistake ends."""
+"""Parts of all commands: consoles, the options that name a recipe, and the end of a user's mistake."""
 
 from __future__ import annotations
 

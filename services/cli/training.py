@@ -60,7 +60,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of lm-evaluation-harness tasks to run as well; needs the extra lm-eval.")
     ] = None,
 ) -> None:
-    """Nats per byte and next-token accuracy on a split of the recipe's corpus, with intervals, by domain."""
+    """Score models: nats per byte and next-token accuracy on a split of the recipe's corpus, by domain."""
     from services.cli.tables import show_evaluation
     from services.commands.evaluate import evaluate as score
 

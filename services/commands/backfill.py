@@ -1,8 +1,8 @@
-"""`fusion backfill`: scores what streams went on without, into the store.
+"""`fusion backfill`: scores into the store the windows that streams skipped or fused without a source.
 
-The fusion service lists every window that it skipped, or fused without all of its sources. Each source scores here what
-it missed; a part of the list is deleted when everything in it is in the store, so that a back-fill that was killed
-goes on with what is left. Whatever reads through the store finds these windows whole: the next epoch, or the next run.
+The fusion service lists every such window. Each source scores here the windows that it missed; a part of the list is
+deleted when all its windows are in the store, so that a back-fill that was killed goes on with the rest. The next epoch
+or the next run then finds these windows whole.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Missed = Mapping[str, list[tuple[str, int]]]
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """How many windows a back-fill completed, and how many answers it took."""
+    """Number of windows that a back-fill completed, and of answers that it took."""
 
     windows: int
     answers: int
@@ -55,12 +55,12 @@ class Backfill:
         self._list = BackfillList(self.store.files)
 
     def parts(self) -> Iterator[tuple[str, BackfillPart]]:
-        """The parts of the list that are about this recipe's corpus; raises ValueError for one that is damaged."""
+        """Yield the parts of the list for this recipe's corpus; raises ValueError for one that is damaged."""
         for split in self.corpus.splits:
             yield from self._list.parts(self.corpus.fingerprint(split))
 
     def run(self, console: Console) -> Backfilled:
-        """Completes every listed window; a source that does not run is deployed for as long as it takes.
+        """Complete every listed window; a source that does not run is deployed for as long as it takes.
 
         Raises RunFailedError when a source or the store fails under way: what was scored stays.
         """
@@ -83,7 +83,7 @@ class Backfill:
         return Backfilled(len(windows), sum(map(len, wanted.values())))
 
     def _finish(self, parts: list[tuple[str, BackfillPart]], identities: Mapping[str, SourceIdentity]) -> None:
-        """Deletes the parts whose windows another reader of the store finds."""
+        """Delete the parts whose windows a new reader of the store finds."""
         reader, left = BlockStore(self.store.files.root), 0
         stores = {name: reader.source(identity) for name, identity in identities.items()}
         for path, part in parts:
@@ -103,7 +103,7 @@ class Backfill:
         return ThroughStore(RemoteSource(self.recipe.endpoint(config), self.recipe.service), self.store)
 
     async def _absent(self, names: list[str]) -> set[str]:
-        """The sources that do not answer. Raises ServiceError when one is not what the recipe says."""
+        """Return the sources that do not answer; raises ServiceError when one is not what the recipe says."""
         absent = set()
         for name in names:
             source = self._open(name)
@@ -116,7 +116,7 @@ class Backfill:
         return absent
 
     async def _score(self, wanted: Missed, progress: Callable[[str, int, int], None]) -> dict[str, SourceIdentity]:
-        """All sources side by side, and who they are; one that fails does not stop the others."""
+        """Score by all sources side by side and return who they are; one that fails does not stop the others."""
         try:
             results = await asyncio.gather(
                 *(self._score_by(name, places, progress) for name, places in wanted.items()), return_exceptions=True

@@ -17,7 +17,7 @@ from services.store.store import BlockStore
 
 @dataclass(frozen=True)
 class CaptureScope:
-    """What is captured, or verified: these sources' windows of these splits, in this store."""
+    """The windows that are captured or verified: of these splits, by these sources, in this store."""
 
     recipe: Recipe
     corpus: Corpus

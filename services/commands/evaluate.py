@@ -1,4 +1,4 @@
-"""Nats per byte on a split: of Hugging Face folders, and of the sources through the fusion service."""
+"""Scores models in nats per byte on a split: Hugging Face folders, and sources through the fusion service."""
 
 from __future__ import annotations
 

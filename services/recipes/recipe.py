@@ -19,7 +19,7 @@ from services.recipes.strict_yaml import write_yaml
 from services.source.config import AnySource, SourceConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
-"""Of folders that are named in a recipe or on the command line."""
+"""Pattern of names of folders, in a recipe or on the command line."""
 
 
 class RecipeError(ValueError):
@@ -125,7 +125,7 @@ class Recipe(Settings):
 
     @property
     def target_folder(self) -> Path:
-        """The target before distillation."""
+        """Folder of the target before distillation."""
         return self.run_folder / "target"
 
     @property
@@ -144,7 +144,7 @@ class Recipe(Settings):
         return tuple(source for source in self.sources if isinstance(source, SourceConfig))
 
     def endpoint(self, source: AnySource) -> SourceEndpoint:
-        """How the fusion service reaches a source, and what tells its stored windows from another's."""
+        """Return how the fusion service reaches a source, and what tells its stored windows from another's."""
         as_deployed = {}
         if isinstance(source, SourceConfig):
             dtype = None if source.dtype == "auto" else source.dtype
@@ -169,7 +169,7 @@ class Recipe(Settings):
         write_whole(path, self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:
-        """Arguments of the fusion application."""
+        """Return the arguments of the fusion application."""
         return FusionServiceConfig(
             tokenizer=str(self.target_folder.absolute()),
             sources=tuple(map(self.endpoint, self.sources)),

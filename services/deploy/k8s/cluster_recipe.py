@@ -101,7 +101,7 @@ def _check_paths(recipe: Recipe) -> None:
 
 
 def _check_reference(key: str, url: str) -> None:
-    """Models of a hub or an object store come by the preparing job, into the volume that all pods read."""
+    """Refuse a URL that the preparing job cannot fetch into the volume that all pods read."""
     if key == "target.tokenizer":
         raise RecipeError(f"{key}: {url} is not fetched; give a folder below {MODELS_FOLDER}")
     try:
@@ -111,7 +111,7 @@ def _check_reference(key: str, url: str) -> None:
 
 
 def _check_shared(key: str, place: str | None) -> None:
-    """Windows and checkpoints lie where every pod finds them, also the one that comes after."""
+    """Refuse a place for windows or checkpoints that not every pod finds, later ones included."""
     if place is None:
         return
     scheme, is_url, _ = place.partition("://")

@@ -1,4 +1,4 @@
-"""Waiting for what other pods make: what the manifests' init containers run."""
+"""Waits for files and services that other pods make: the command of the manifests' init containers."""
 
 from __future__ import annotations
 
