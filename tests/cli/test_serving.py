@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.deploy.local_ray import free_port
 from tests.cli.conftest import Fusion, Written
 from tests.fakes.files.small_disk import small_disk
 from tests.fakes.live import Live
@@ -14,10 +15,17 @@ from tests.fakes.live import Live
 pytestmark = pytest.mark.timeout(900)
 
 
+def own_ports(*kinds: str) -> list[str]:
+    """Options that take ports of the recipe from what may be up with the recipe's own."""
+    return [word for kind in kinds for word in ("--set", f"service.{kind}_port={free_port()}")]
+
+
 def test_port_in_use_is_named(fusion: Fusion, written: Written) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = fusion("up", written("service.grpc_port", port), "--set", "name=another")
+        done = fusion(
+            "up", written("service.grpc_port", port), "--set", "name=another", *own_ports("http", "dashboard")
+        )
     assert done.returncode == 2
     assert f"service.grpc_port: port {port} is in use" in done.stderr
 
@@ -26,7 +34,8 @@ def test_full_disk_is_named(fusion: Fusion, written: Written, tmp_path: Path) ->
     """A file system of 64 KiB that is full: preparing must say so, not leave half a corpus behind."""
     with small_disk(tmp_path / "disk") as disk:
         (disk / "filler").write_bytes(b"x" * 60 * 1024)
-        done = fusion("up", written("output_dir", str(disk)), "--set", "name=full")
+        recipe = written("output_dir", str(disk))
+        done = fusion("up", recipe, "--set", "name=full", *own_ports("grpc", "http", "dashboard"))
         assert done.returncode == 2, done.stdout + done.stderr
         assert "No space left on device" in done.stderr or "no space left" in done.stderr
         assert "Traceback" not in done.stderr
