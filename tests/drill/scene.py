@@ -197,7 +197,7 @@ class Scene:
     def _recipe(self, fusion_replicas: int) -> Recipe:
         sources = [self._source(name).model_dump(mode="json") for name in ("alpha", "beta")]
         gamma = self._source("gamma")
-        outside = {key: getattr(gamma, key) for key in ("name", "model", "engine", "top_k", "max_tokens")}
+        outside = {key: getattr(gamma, key) for key in ("name", "model", "top_k", "max_tokens")}
         values = {
             "name": "drill",
             "output_dir": str(self.folder / "runs"),

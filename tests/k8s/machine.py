@@ -83,8 +83,10 @@ class Machine:
         return text
 
     def environment(self, container: dict[str, Any]) -> dict[str, str]:
-        """The container's own variables over this process'."""
-        own = {entry["name"]: self.here(entry["value"]) for entry in container.get("env", [])}
+        """The container's own variables over this process'; there are no Secrets here, so optional ones are unset."""
+        entries = container.get("env", [])
+        assert all("value" in entry or entry["valueFrom"]["secretKeyRef"]["optional"] for entry in entries), entries
+        own = {entry["name"]: self.here(entry["value"]) for entry in entries if "value" in entry}
         path = f"{_BIN}{os.pathsep}{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "RAY_metrics_report_interval_ms": "1000", **own}
 
