@@ -151,14 +151,19 @@ def _environment() -> dict[str, str]:
     return {**RAY_SETTINGS, **os.environ, "PATH": path}
 
 
+_returned_ports: set[int] = set()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a TCP port that nothing listens on, and that no outgoing connection gets by chance before it is used.
 
-    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections.
+    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections, and no port is returned
+    twice: whoever got it may not listen there yet.
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
-        if not port_in_use(host, port):
+        if port not in _returned_ports and not port_in_use(host, port):
+            _returned_ports.add(port)
             return port
 
 
