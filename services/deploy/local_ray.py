@@ -157,7 +157,7 @@ _returned_ports: set[int] = set()
 def free_port(host: str = "127.0.0.1") -> int:
     """Return a TCP port that nothing listens on, and that no outgoing connection gets by chance before it is used.
 
-    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections, and no port is returned
+    It lies between the ports of Ray's workers and those that Linux gives to outgoing connections. No port is returned
     twice: whoever got it may not listen there yet.
     """
     while True:

@@ -56,14 +56,18 @@ def read_token() -> str | None:
 def call_metadata(application: str, token: str | None = None) -> Metadata:
     """Return the metadata of a call: the Serve application that it is for, bearer token and trace where there are any.
 
-    `token` takes the place of the environment's. Raises InvalidArgumentError for an application that cannot be named
-    in metadata.
+    Args:
+        application: its name; empty for a cluster that runs just one, such as those on Kubernetes.
+        token: takes the place of the environment's.
+
+    Raises InvalidArgumentError for an application that cannot be named in metadata.
     """
-    if not _APPLICATION.fullmatch(application):
+    if application and not _APPLICATION.fullmatch(application):
         raise InvalidArgumentError(f"application: a name is printable ASCII characters, got {application!r}")
     token = _checked(token, "token") if token else read_token()
     authorization = (("authorization", f"Bearer {token}"),) if token else ()
-    return (("application", application), *authorization, *trace_metadata())
+    named = (("application", application),) if application else ()
+    return (*named, *authorization, *trace_metadata())
 
 
 def check_token(metadata: Iterable[tuple[str, str | bytes]]) -> None:

@@ -79,10 +79,15 @@ def test_garbage_in_a_call_is_no_token(monkeypatch: pytest.MonkeyPatch, given: s
         check_token((("authorization", given),))
 
 
-@pytest.mark.parametrize("name", ["fusion\n", "füsion", "", "a\0"])
+@pytest.mark.parametrize("name", ["fusion\n", "füsion", "a\0"])
 def test_an_application_that_no_call_can_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^application: a name is printable ASCII"):
         call_metadata(name)
+
+
+def test_a_cluster_with_one_application_needs_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSION_TOKEN", "secret")
+    assert call_metadata("") == (("authorization", "Bearer secret"),)
 
 
 @pytest.fixture(scope="module")
