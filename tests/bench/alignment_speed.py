@@ -24,7 +24,7 @@ from services.models.catalogue import MODELS, resolve_model
 from services.models.fetch import fetch
 from tests.bench.parts.byte_speed import measure_byte
 from tests.bench.parts.report import Report, arguments, in_turn
-from tests.fusion_core.alignment.published import (
+from tests.fusion_core.alignment.published.papers import (
     candidates_of,
     nearest,
     pieces_without_spaces,

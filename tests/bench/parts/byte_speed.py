@@ -18,7 +18,7 @@ from services.distill.target.tokenizer import train_tokenizer
 from services.models.fetch import fetch
 from tests.bench.parts.fidelity_models import Model
 from tests.bench.parts.report import Report, in_turn
-from tests.fusion_core.alignment.byte_oracle import FollowOracle
+from tests.fusion_core.alignment.byte.oracle import FollowOracle
 
 if TYPE_CHECKING:
     from tests.bench.alignment_speed import Case

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion_core.alignment.projected_rows import ProjectedRows
 from tests.bench.parts.fidelity_models import Reading
-from tests.fusion_core.alignment.reference import FirstTokenReference
+from tests.fusion_core.alignment.byte.first_token import FirstTokenReference
 
 EPSILON = 1e-3
 """Share of every mapped row that counts as spread evenly over all ids."""

@@ -21,7 +21,7 @@ from fusion_core.blocks import Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 from tests.fakes.strategies import random_block, texts
 from tests.fakes.tokenizers import FAMILIES, LOSSLESS, vocabulary
-from tests.fusion_core.alignment.byte_oracle import ExactOracle
+from tests.fusion_core.alignment.byte.oracle import ExactOracle
 
 METHODS = ("byte", "last_row", "as_mapped", "min_edit", "min_edit_as_mapped", "transport", "transport_as_mapped")
 MAP = VocabularyMapConfig(cache_dir=None, strategy="exact")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fusion_core.alignment.published.distance_table import distance_table
 from fusion_core.alignment.published.edit_distance import NearestPieces, candidate_distances
 from fusion_core.alignment.published.pieces import Pieces, common_alphabet, decode_pieces
-from tests.fusion_core.alignment.published import nearest, spelled
+from tests.fusion_core.alignment.published.papers import nearest, spelled
 
 few_symbols = st.text("ab ", max_size=8).map(str.encode)
 long_runs = st.builds(

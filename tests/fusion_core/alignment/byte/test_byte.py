@@ -20,7 +20,7 @@ from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from tests.fakes.strategies import block_of, full_rows, random_block, texts
 from tests.fakes.tokenizers import CORPUS, FAMILIES, LOSSLESS, description, vocabulary, wrap
-from tests.fusion_core.alignment.byte_oracle import FollowOracle, Oracle
+from tests.fusion_core.alignment.byte.oracle import FollowOracle, Oracle
 
 pairs = st.sampled_from([(a, b) for a in FAMILIES for b in FAMILIES])
 lossless_pairs = st.sampled_from([(a, b) for a in LOSSLESS for b in LOSSLESS])

@@ -19,7 +19,7 @@ from fusion_core.alignment.published.vocabulary_map import VocabularyMap, Vocabu
 from fusion_core.fusion import FusionConfig, fuse
 from tests.fakes.strategies import random_block, texts
 from tests.fakes.tokenizers import FAMILIES, vocabulary
-from tests.fusion_core.alignment.published import carried, mapped_row, pair_tokens, pieces_without_spaces, warp
+from tests.fusion_core.alignment.published.papers import carried, mapped_row, pair_tokens, pieces_without_spaces, warp
 
 pairs = st.sampled_from([(a, b) for a in FAMILIES for b in ("byte_level", "gemma", "unigram_prefix", "unigram_nfkc")])
 seeds = st.integers(0, 2**32 - 1)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from fusion_core.arrays import Bool, Float64, Int32
 from fusion_core.vocabulary import Vocabulary
+from tests.fusion_core.alignment.byte.first_token import FirstTokenReference, Node, Tally
 
 NextTokenProbs = Callable[[Sequence[tuple[int, ...]]], Float64]
 """Takes N prefixes of source ids, returns [N, V] probabilities of the next id after each of them."""
@@ -32,72 +32,6 @@ _SHORT = 30.0
 """How much sooner it is the turn of what has not reached the position: little of its mass goes on as given."""
 _DISAGREES = -2
 """In place of a target id: the text does not start with the given target tokens."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FirstTokenReference:
-    """The target's next token at one position, as the source's own continuations decide it.
-
-    Attributes:
-        probs_U: float64 probability of every target id, as far as it is decided.
-        outside: mass of continuations that no target token can start (control tokens, text the target rewrites).
-        undecided: mass that was left open by `min_mass`, `max_tokens`, `max_calls` or `ignore_share`.
-        undecided_after_one: mass of first source tokens whose bytes alone do not decide; with `given`, also that of
-            splits into other source tokens than the realised ones. No projection that looks at one source token can
-            be surer than that: its total variation from the truth is at most this mass.
-        num_calls: prefixes that the source was asked for.
-        guessed_U: float64, of the undecided mass what was looked at, each continuation's at the first token of its own
-            target tokenisation.
-        looked_at_U: float64, what a projection makes of those first source tokens that were looked at, on the scale
-            on which all first source tokens together have the mass `first_mass`.
-        first_mass: see there.
-
-    probs_U, `outside` and `undecided` sum to one.
-    """
-
-    probs_U: Float64
-    outside: float
-    undecided: float
-    undecided_after_one: float
-    num_calls: int
-    guessed_U: Float64
-    looked_at_U: Float64
-    first_mass: float
-
-    def total_variation(self, probs_U: Float64) -> float:
-        """Distance of a distribution over target ids (its tail is what is missing to one) to this one.
-
-        Undecided mass counts as a deviation unless it meets tail.
-        """
-        tail = max(0.0, 1.0 - float(probs_U.sum()))
-        off = np.abs(probs_U - self.probs_U).sum() + abs(tail - self.outside - self.undecided)
-        return float(off) / 2.0
-
-    def completed(self, projected_U: Float64) -> Float64:
-        """float64 [U]: a projection's row with all that was enumerated put in place of what the projection guessed.
-
-        For models too large to decide everything: mass that was never looked at stays where the row from full
-        vocabularies has it, the rest of the undecided mass where its text so far points. What is missing to one is
-        outside of the target's vocabulary.
-        """
-        kept_U = np.maximum(projected_U * self.first_mass - self.looked_at_U, 0.0)
-        completed_U = self.probs_U + self.guessed_U + kept_U
-        result: Float64 = completed_U / (completed_U.sum() + self.outside)
-        return result
-
-
-class _Node(NamedTuple):
-    """A continuation whose bytes do not decide yet."""
-
-    tokens: tuple[int, ...]
-    text: bytes
-    mass: float
-    guess: int
-    """First target token of the text so far; -1 for none."""
-    on_path: bool
-    """Whether its tokens are the realised ones, within the given target tokens."""
-    beside: bool
-    """Whether it began with other tokens than the realised ones that ended within the given target tokens."""
 
 
 class _Children(NamedTuple):
@@ -110,36 +44,6 @@ class _Children(NamedTuple):
     """Target id that follows the given ones, -1 for none, `_DISAGREES` where the given ones do not come."""
     decided_C: Bool
     ignored: float
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Masses found so far, not yet scaled to sum to one."""
-
-    probs_U: Float64
-    guessed_U: Float64
-    looked_at_U: Float64
-    outside: float = 0.0
-    undecided: float = 0.0
-    first_decided: float = 0.0
-    first_undecided: float = 0.0
-    first_mass: float = 0.0
-    beside: float = 0.0
-    num_calls: int = 0
-    heap: list[tuple[float, int, _Node]] = field(default_factory=list)
-
-    def decide(self, ids: Int32, masses: Float64) -> None:
-        np.add.at(self.probs_U, ids[ids >= 0], masses[ids >= 0])
-        self.outside += float(masses[ids == -1].sum())
-
-    def leave(self, node: _Node, mass: float | None = None) -> None:
-        """Counts a continuation, or a part of its mass, as undecided."""
-        mass = node.mass if mass is None else mass
-        self.undecided += mass
-        if node.guess >= 0:
-            self.guessed_U[node.guess] += mass
-        if node.beside:
-            self.beside += mass
 
 
 class ReferenceEnumerator:
@@ -186,10 +90,10 @@ class ReferenceEnumerator:
         if behind and given:
             raise ValueError("given: not allowed together with behind")
         before = b"".join(self.target.token_bytes(token) for token in given)
-        tally = _Tally(np.zeros(self.target.size), np.zeros(self.target.size), np.zeros(self.target.size))
+        tally = Tally(np.zeros(self.target.size), np.zeros(self.target.size), np.zeros(self.target.size))
         order = count()
         # Largest mass first, the realised tokens before all. The counter keeps the comparison away from the node.
-        tally.heap = [(-np.inf, next(order), _Node((), b"", 1.0, -1, True, False))]
+        tally.heap = [(-np.inf, next(order), Node((), b"", 1.0, -1, True, False))]
         while tally.heap and tally.num_calls < max_calls:
             # A realised token goes alone: what follows it weighs more than what is waiting.
             size = 1 if tally.heap[0][2].on_path else min(batch_size, len(tally.heap), max_calls - tally.num_calls)
@@ -206,18 +110,18 @@ class ReferenceEnumerator:
                         heapq.heappush(tally.heap, (-child.mass * weight, next(order), child))
         for _, _, node in tally.heap:
             tally.leave(node)
-        return _scaled(tally, "given" if given else "behind")
+        return tally.scaled("given" if given else "behind")
 
     def _children(
         self,
-        node: _Node,
+        node: Node,
         probs_V: Float64,
         behind: bytes,
         before: bytes,
         given: tuple[int, ...],
         path: Sequence[int],
         ignore_share: float,
-        tally: _Tally,
+        tally: Tally,
     ) -> _Children:
         """The continuations of a node by one token; outcomes that end the text go to the tally at once."""
         source = self.source
@@ -245,9 +149,7 @@ class ReferenceEnumerator:
         next_C, decided_C = self._decide(texts, given, len(before))
         return _Children(ids, masses, texts, next_C, decided_C, ignored)
 
-    def _account(
-        self, node: _Node, children: _Children, before: bytes, path: Sequence[int], tally: _Tally
-    ) -> list[_Node]:
+    def _account(self, node: Node, children: _Children, before: bytes, path: Sequence[int], tally: Tally) -> list[Node]:
         """Books what is decided; returns the continuations that are not."""
         ids_C, masses_C, texts, next_C, decided_C, ignored = children
         tally.decide(next_C[decided_C], masses_C[decided_C])
@@ -269,10 +171,10 @@ class ReferenceEnumerator:
             tokens = (*node.tokens, int(ids_C[c]))
             on_path = bool(node.on_path and short_C[c] and tokens == tuple(path[: len(tokens)]))
             beside = bool(node.beside or (node.on_path and short_C[c] and not on_path))
-            found.append(_Node(tokens, texts[c], float(masses_C[c]), int(next_C[c]), on_path, beside))
+            found.append(Node(tokens, texts[c], float(masses_C[c]), int(next_C[c]), on_path, beside))
         return found
 
-    def _end(self, node: _Node, masses_V: Float64, given: tuple[int, ...], tally: _Tally) -> None:
+    def _end(self, node: Node, masses_V: Float64, given: tuple[int, ...], tally: Tally) -> None:
         """Books the outcomes that end the text: control tokens, and ids beyond the table (a padded output layer)."""
         source = self.source
         without = np.flatnonzero(np.diff(source.byte_table.offsets_V1) == 0)
@@ -331,23 +233,6 @@ class ReferenceEnumerator:
                 length = 1 if after[0] < 0x80 else 2 if after[0] < 0xE0 else 3 if after[0] < 0xF0 else 4
                 return len(after) >= length
         return False
-
-
-def _scaled(tally: _Tally, asked: str) -> FirstTokenReference:
-    total = float(tally.probs_U.sum()) + tally.outside + tally.undecided
-    if total <= 0.0:
-        raise ValueError(f"{asked}: the source gives no mass to such continuations")
-    unsure = tally.first_undecided + tally.beside
-    return FirstTokenReference(
-        probs_U=tally.probs_U / total,
-        outside=tally.outside / total,
-        undecided=tally.undecided / total,
-        undecided_after_one=unsure / (tally.first_decided + unsure),
-        num_calls=tally.num_calls,
-        guessed_U=tally.guessed_U / total,
-        looked_at_U=tally.looked_at_U / total,
-        first_mass=tally.first_mass / total,
-    )
 
 
 def _byte_pairs_within_tokens(vocabulary: Vocabulary) -> Bool:

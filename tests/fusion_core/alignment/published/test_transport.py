@@ -17,7 +17,7 @@ from fusion_core.alignment.published.transport import TransportConfig, Transport
 from fusion_core.alignment.published.vocabulary_map import VocabularyMapConfig
 from tests.fakes.strategies import random_block, texts
 from tests.fakes.tokenizers import FAMILIES, vocabulary
-from tests.fusion_core.alignment.published import carried, pair_tokens, sinkhorn, transported_row
+from tests.fusion_core.alignment.published.papers import carried, pair_tokens, sinkhorn, transported_row
 
 SMALL = 300
 PAIRS = [(a, b) for a in FAMILIES for b in ("byte_level", "gemma", "unigram_prefix")]

@@ -15,7 +15,7 @@ from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.vocabulary import Vocabulary
 from tests.fakes.strategies import block_of
 from tests.fakes.tokenizers import CORPUS, vocabulary
-from tests.fusion_core.alignment.reference import ReferenceEnumerator
+from tests.fusion_core.alignment.byte.reference import ReferenceEnumerator
 
 FAMILIES = ("byte_level", "gemma", "unigram", "metaspace")
 pairs = st.sampled_from([(a, b) for a in FAMILIES for b in FAMILIES if a != b])

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from fusion_core.alignment.published.co_occurrence import CoOccurrence, most_similar
 from fusion_core.alignment.published.vocabulary_map import VocabularyMap, VocabularyMapConfig
 from tests.fakes.tokenizers import CORPUS, vocabulary
-from tests.fusion_core.alignment.published import build_map, co_occurrences, cosine
+from tests.fusion_core.alignment.published.papers import build_map, co_occurrences, cosine
 
 PAIRS = [("byte_level", "gemma"), ("gemma", "byte_level"), ("llama", "unigram"), ("unigram_nfkc", "byte_level_prefix")]
 
