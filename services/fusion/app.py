@@ -14,7 +14,7 @@ SERVICER = "fusion.v1.fusion_pb2_grpc.add_FusionServiceServicer_to_server"
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for the `args` of a Serve config."""
+    """Return the application for the `args` of a Serve config."""
     config = FusionServiceConfig.model_validate(args)
     service = config.service
     deployment = serve.deployment(

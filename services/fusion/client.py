@@ -46,7 +46,7 @@ _INFO_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """What to stream; see StreamFusedOpen in protos/fusion/v1/fusion.proto."""
+    """A request for a stream; see StreamFusedOpen in protos/fusion/v1/fusion.proto."""
 
     dataset: str
     split: str
@@ -78,7 +78,7 @@ class StreamRequest:
 
 
 class FusionClient:
-    """Blocking client. Every stream has a channel of its own.
+    """Blocking client of a fusion service. Every stream has a channel of its own.
 
     Args:
         address: host:port of the gRPC proxy.
@@ -109,9 +109,9 @@ class FusionClient:
         self._silence_seconds = silence_seconds
 
     def info(self) -> fusion_pb2.GetFusionInfoResponse:
-        """Target vocabulary, sources and limits. Waits within its patience for a service that does not answer yet.
+        """Return target vocabulary, sources and limits; raises ServiceError.
 
-        Raises ServiceError.
+        Waits within the client's patience for a service that does not answer yet.
         """
         timeout = min(_INFO_SECONDS, self._timeout_seconds)
         request = fusion_pb2.GetFusionInfoRequest()
@@ -121,9 +121,10 @@ class FusionClient:
     def fuse(
         self, texts: Sequence[bytes | Passage], *, k: int | None = None, sources: Sequence[str] = ()
     ) -> list[Block]:
-        """Fused blocks for a few texts, in order. Waits within its patience for a service that is not there yet.
+        """Return fused blocks for a few texts, in order.
 
-        Raises ServiceError, UnavailableError when too few sources answer.
+        Waits within the client's patience for a service that is not there yet. Raises ServiceError: UnavailableError
+        when too few sources answer.
         """
         passages = [text if isinstance(text, Passage) else Passage(text) for text in texts]
         request = fusion_pb2.FuseRequest(
@@ -138,7 +139,7 @@ class FusionClient:
         return [decode_block(message) for message in response.blocks]
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
-        """Yields every window of the stream once, at most `prefetch_windows` ahead of the caller.
+        """Yield every window of the stream once, at most `prefetch_windows` ahead of the caller.
 
         A stream that breaks with a retryable status goes on from the last window that the caller has received. Raises
         ServiceError when it cannot be mended, FailedPreconditionError when the service breaks its word: a block in
@@ -188,7 +189,7 @@ class FusionClient:
                 frames.close()
 
     def _unary(self, method: str, request: Any, timeout_seconds: float, waits_for: type[UnavailableError]) -> Any:
-        """The answer to a call, made again within the client's patience as long as it ends with `waits_for`."""
+        """Make a call, again within the client's patience as long as it ends with `waits_for`; return the answer."""
         backoff = self._backoff()
         while True:
             try:
@@ -203,7 +204,7 @@ class FusionClient:
         return Backoff(0.5, longest_seconds=5.0, patience_seconds=self._patience_seconds)
 
     def _wait(self, backoff: Backoff, error: ServiceError) -> None:
-        """Sleeps before the next attempt; raises the error when patience has come to its end."""
+        """Sleep before the next attempt; raises the error when patience has come to its end."""
         if backoff.exhausted:
             raise error
         pause = backoff.next_pause()

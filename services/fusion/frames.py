@@ -59,7 +59,10 @@ class Frames:
         threading.Thread(target=self._watch, name="stream-silence", daemon=True).start()
 
     def next(self) -> fusion_pb2.StreamFusedResponse | None:
-        """The next frame, None behind the last; raises grpc.RpcError, or UnavailableError after too long a silence."""
+        """Return the next frame, None behind the last.
+
+        Raises grpc.RpcError, or UnavailableError after too long a silence.
+        """
         self._waiting_since = time.monotonic()
         try:
             frame: fusion_pb2.StreamFusedResponse | None = next(self._call, None)
@@ -85,7 +88,7 @@ class Frames:
 
 
 class SeenWindows:
-    """Which windows of the epoch have come; a bit for each."""
+    """The windows of the epoch that have come, a bit for each."""
 
     def __init__(self) -> None:
         self._epoch = -1
@@ -115,7 +118,7 @@ def check_version(first: fusion_pb2.StreamFusedResponse) -> None:
 def windows_of(
     frame: fusion_pb2.StreamFusedResponse, before: Cursor | None, expected_vocabulary: str
 ) -> list[FusedWindow | SkippedWindow]:
-    """The windows of a frame with a cursor each, none for a heartbeat; checks that the frame follows `before`."""
+    """Return a frame's windows with a cursor each, none for a heartbeat; checks that the frame follows `before`."""
     num_windows = len(frame.blocks) + len(frame.skipped)
     if num_windows == 0:
         return []

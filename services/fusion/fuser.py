@@ -106,7 +106,7 @@ class Fuser:
         return tuple(self._sources)
 
     def check_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The sources to ask, all for none named; raises NotFoundError for a name that is not known."""
+        """Return the sources to ask, all for none named; raises NotFoundError for a name that is not known."""
         for name in names:
             if name not in self._sources:
                 raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
@@ -120,15 +120,18 @@ class Fuser:
             self._fused(TEXT, self.encode(Passage(TEXT, ends_document=True)), blocks, self._config.fusion.k_out)
 
     async def statuses(self) -> list[fusion_pb2.SourceStatus]:
-        """How every source answers just now, and which splits the store holds of one that does not."""
+        """Ask every source how it is doing; of one that does not answer, look up which splits the store holds."""
         return await self._statuses.get()
 
     def identities(self) -> dict[str, SourceIdentity]:
-        """Who serves each source, or whose stored windows stand for it, as far as that is known."""
+        """Return who serves each source, or whose stored windows stand for it, as far as that is known."""
         return {name: known for name, source in self._sources.items() if (known := source.known) is not None}
 
     async def problem(self) -> str | None:
-        """Why the service could not fuse within the last second: too few sources answer or were captured; else None."""
+        """Return why the service could not fuse within the last second, None when it could.
+
+        It could not when fewer than min_sources answered or were captured.
+        """
         statuses = await self._statuses.get(max_age_seconds=_CHECKED_SECONDS)
         self.metrics.serving(statuses)
         serving = sum(status.serving for status in statuses)
@@ -138,7 +141,7 @@ class Fuser:
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
     def encode(self, passage: Passage) -> Encoding:
-        """The target's tokens of the text, which stands alone for the target. One without EOS has no end row.
+        """Return the target's tokens of the text alone, and EOS behind it where the document ends and there is an EOS.
 
         Raises UnfusableTextError when there are none. Takes milliseconds: call it off the event loop.
         """
@@ -159,7 +162,7 @@ class Fuser:
         streamed: bool = False,
         place: Place | None = None,
     ) -> Fused:
-        """Asks the named sources and fuses what they answer.
+        """Ask the named sources and fuse their answers.
 
         A source that fails, or does not take the text, takes no part, and the block says so.
 
@@ -197,7 +200,7 @@ class Fuser:
     async def list_for_backfill(
         self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]
     ) -> None:
-        """Puts windows that lack sources on the back-fill list, where there is a store; raises UnavailableError."""
+        """Put windows that lack sources on the back-fill list, where there is a store; raises UnavailableError."""
         if self._backfill is None or not windows:
             return
         try:
@@ -206,17 +209,17 @@ class Fuser:
             raise UnavailableError(f"service.store: the back-fill list cannot be written: {error}") from error
 
     def flush(self) -> None:
-        """Writes scored windows that are only in memory to the store."""
+        """Write scored windows that are only in memory to the store."""
         if self._store is not None:
             self._store.flush()
 
     async def close(self) -> None:
-        """Ends the streams to the sources and writes what is only in memory to the store."""
+        """End the streams to the sources and write what is only in memory to the store."""
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         await asyncio.to_thread(self.flush)
 
     def without_distributions(self, passage: Passage, encoding: Encoding) -> Block:
-        """A block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
+        """Return a block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
         num_tokens = encoding.num_tokens
         return Block(
             text_bytes=passage.text,
@@ -236,7 +239,7 @@ class Fuser:
         return list(await asyncio.gather(*(source.status(self._splits) for source in self._sources.values())))
 
     async def _answer(self, source: ThroughStore, passage: Passage, streamed: bool, place: Place | None) -> Block:
-        """What a source says, as long as there is time left to fuse it with the others' answers."""
+        """Return a source's block, as long as there is time left to fuse it with the others'."""
         remaining = remaining_seconds()
         try:
             async with asyncio.timeout(None if remaining is None else _SOURCES_SHARE * remaining):
@@ -245,7 +248,7 @@ class Fuser:
             raise _TooLateError(f"source {source.name}: no answer before the caller's deadline") from error
 
     def _too_few(self, error: TooFewSources, answers: Mapping[str, object]) -> Exception:
-        """The error of a text that fewer than min_sources answered for: whether to ask again, and whom."""
+        """Return the error for a text that too few sources answered for: it says whether to ask again, and whom."""
         reason = f"{error}: {'; '.join(str(answer) for answer in answers.values() if isinstance(answer, Exception))}"
         refused_by = [name for name, answer in answers.items() if isinstance(answer, RefusedTextError)]
         missing = _may_come_later(answers)
@@ -256,7 +259,7 @@ class Fuser:
         return QuorumLostError(reason, missing)
 
     def _quorum(self, num_asked: int) -> int:
-        """Sources that must answer: a caller that names fewer than min_sources asks for just those."""
+        """Return how many sources must answer: all, where a caller names fewer than min_sources."""
         return min(self._config.fusion.min_sources, num_asked)
 
     def _mix(self, passage: Passage, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
@@ -278,5 +281,5 @@ class Fuser:
 
 
 def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:
-    """The sources that did not answer for want of a working source, not because they do not take the text."""
+    """Return the sources that failed; one that does not take the text will not answer later either."""
     return tuple(name for name, answer in answers.items() if isinstance(answer, UnavailableError))

@@ -1,4 +1,4 @@
-"""What the fusion service reports to Prometheus."""
+"""The metrics that the fusion service reports to Prometheus."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class FusionMetrics:
         self.counts = fusion_pb2.ReplicaCounts()
 
     def fused(self, block: Block) -> None:
-        """A text went out."""
+        """Count a text that was fused."""
         self._texts.inc(1)
         self.counts.windows += 1
         self.counts.tokens += block.num_tokens
@@ -57,23 +57,23 @@ class FusionMetrics:
                 self._missing.inc(1, tags)
 
     def quorum_lost(self) -> None:
-        """A text was refused."""
+        """Count a text that too few sources answered for."""
         self._quorum_lost.inc(1)
 
     def serving(self, statuses: Iterable[fusion_pb2.SourceStatus]) -> None:
-        """How the sources answered just now."""
+        """Set whether each source answered just now."""
         for status in statuses:
             self._serving.set(float(status.serving), {"source": status.name})
             is_open = status.breaker != fusion_pb2.BREAKER_STATE_CLOSED
             self._breaker_open.set(float(is_open), {"source": status.name})
 
     def skipped(self) -> None:
-        """A window was left out of its stream."""
+        """Count a window that was left out of its stream."""
         self.counts.skipped += 1
         self._skipped.inc(1)
 
     def under_way(self, streams: int, windows_in_flight: int) -> None:
-        """Streams that are open, and windows begun on them and not sent yet."""
+        """Set how many streams are open, and how many of their windows are begun and not sent yet."""
         self.counts.streams, self.counts.windows_in_flight = streams, windows_in_flight
         self._streams.set(streams)
         self._in_flight.set(windows_in_flight)

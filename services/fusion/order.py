@@ -1,4 +1,4 @@
-"""Which windows a rank receives, in which order: a function of data set, split, seed, epoch, rank and world size.
+"""The order of a rank's windows: a function of data set, split, seed, epoch, rank and world size.
 
 Nothing is stored: the order of an epoch is a keyed permutation that is evaluated position by position, so it costs the
 same for a thousand windows as for a billion.
@@ -55,7 +55,7 @@ class StreamPlan:
         return hashlib.sha256(f"{self.split_fingerprint}:{self.seed}".encode()).hexdigest()[:16]
 
     def windows(self, cursor: Cursor | None) -> Iterator[OrderedWindow]:
-        """The windows from `cursor` on; raises FailedPreconditionError for a cursor of another plan."""
+        """Return the windows from `cursor` on; raises FailedPreconditionError for a cursor of another plan."""
         at = cursor or Cursor(epoch=0, dealt=0, received=0, plan=self.fingerprint)
         if at.plan != self.fingerprint:
             raise FailedPreconditionError(

@@ -113,7 +113,7 @@ class FusionServicer:
         return await health_response(request, "fusion.v1.FusionService", self._fuser.problem)
 
     async def close(self) -> None:
-        """Ends what the replica has open, and writes what it holds only in memory to the store."""
+        """End streams and connections, and write what is only in memory to the store."""
         await self._draining.close()
         await self._fuser.close()
 
@@ -136,7 +136,7 @@ class FusionServicer:
         return FusedStream(request, corpus, self._settings(request), self._fuser, self._config.service)
 
     def _settings(self, request: fusion_pb2.FuseRequest | fusion_pb2.StreamFusedOpen) -> AnswerSettings:
-        """What the client asks for; checks the vocabulary that it expects."""
+        """Return what the client asks for; checks the vocabulary that it expects."""
         target, max_k = self._fuser.target, self._config.fusion.k_out
         if request.expected_vocabulary not in {"", target.fingerprint}:
             raise FailedPreconditionError(

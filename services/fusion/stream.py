@@ -32,7 +32,7 @@ _REASON_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """What a client asks for: candidates per row, their encoding on the wire, and the sources."""
+    """The answer that a client asks for: candidates per row, their encoding on the wire, and the sources."""
 
     k: int
     dtype: int
@@ -41,7 +41,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What goes out for one window.
+    """A window as it goes out.
 
     Attributes:
         where: which window.
@@ -64,7 +64,7 @@ class _Sent:
 
 
 class FusedStream:
-    """What StreamFused does for one call.
+    """The work of StreamFused for one call.
 
     Args:
         request: how the client opened the stream; its split is one of the corpus.
@@ -102,7 +102,7 @@ class FusedStream:
     async def responses(
         self, requests: AsyncIterator[fusion_pb2.StreamFusedRequest], draining: Draining
     ) -> AsyncGenerator[fusion_pb2.StreamFusedResponse, None]:
-        """Yields the protocol's version, then frames as the credits in `requests` allow, and heartbeats between them.
+        """Yield the protocol's version, then frames as the credits in `requests` allow, and heartbeats between them.
 
         Raises ServiceError when the stream cannot go on.
         """
@@ -135,7 +135,7 @@ class FusedStream:
             yield window
 
     async def _send(self, ordered: OrderedWindow) -> _Sent:
-        """Computes one window; one that can never be fused is skipped with the reason."""
+        """Compute one window; one that can never be fused is skipped with the reason."""
         window = await asyncio.to_thread(self._corpus.window, self._split, ordered.index)
         where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
         try:
@@ -172,7 +172,7 @@ class FusedStream:
         return _Sent(where, cursor, encode_block(fused.block, settings.dtype, where), lacking, fused.missing)
 
     async def _list_for_backfill(self, frame: list[_Sent]) -> None:
-        """Lists a frame's windows that lack sources, before the client takes them as done."""
+        """List a frame's windows that lack sources for back-filling, before the client takes them as done."""
         windows = [BackfillWindow(index=sent.where.index, missing=sent.missing) for sent in frame if sent.missing]
         skipped = sum(sent.block is None for sent in frame)
         try:
@@ -186,7 +186,7 @@ class FusedStream:
 
 
 def _response(frame: list[_Sent]) -> fusion_pb2.StreamFusedResponse:
-    """A frame on the wire; one without windows is a heartbeat."""
+    """Return a frame as it goes out; one without windows is a heartbeat."""
     if not frame:
         return fusion_pb2.StreamFusedResponse()
     return fusion_pb2.StreamFusedResponse(

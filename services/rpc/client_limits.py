@@ -1,4 +1,4 @@
-"""What one client may hold of a replica at once, so that a careless one cannot take all of it.
+"""Limits on what one client holds of a replica at once, so that a careless one cannot take all of it.
 
 A client is a bearer token on a host: trainers that share a token and run on several machines have a share each, those
 behind one gateway share one. Every replica counts for itself.
@@ -20,7 +20,7 @@ from services.base.settings import Settings
 
 
 class PerClient(Settings):
-    """Section `per_client` of a service: what is above is refused with RESOURCE_EXHAUSTED."""
+    """Section `per_client` of a service; calls above these limits are refused with RESOURCE_EXHAUSTED."""
 
     streams: int = Field(64, ge=1, description="Streams that a client may hold open at a replica.")
     blocks: int = Field(
@@ -32,7 +32,7 @@ class PerClient(Settings):
 
 
 def client_of(peer: str, metadata: Iterable[tuple[str, str]]) -> str:
-    """Who calls, for counting: a hash of the token sent and the host that it came from."""
+    """Return a name for the caller to count by: a hash of the token sent and the host that it came from."""
     host = peer.rpartition(":")[0]
     token = next((value for key, value in metadata if key == "authorization"), "")
     return hashlib.sha256(f"{host} {token}".encode()).hexdigest()[:16]
@@ -60,7 +60,10 @@ class ClientLimits:
 
     @contextmanager
     def call(self, client: str, request: Any) -> Iterator[None]:
-        """Around a unary call; raises ResourceExhaustedError when the client's calls are too large together."""
+        """Hold a unary call's bytes while it lasts.
+
+        Raises ResourceExhaustedError when the client's calls are too large together.
+        """
         num_bytes = self.check_size(request)
         held = self._held[client]
         allowed = self.settings.request_bytes
@@ -78,7 +81,7 @@ class ClientLimits:
 
     @contextmanager
     def stream(self, client: str) -> Iterator[OpenStream]:
-        """Around a stream; raises ResourceExhaustedError when the client has too many."""
+        """Hold a stream while it lasts; raises ResourceExhaustedError when the client has too many."""
         held, allowed = self._held[client], self.settings.streams
         if held.streams >= allowed:
             raise ResourceExhaustedError(
@@ -94,7 +97,7 @@ class ClientLimits:
             self._forget(client)
 
     def check_size(self, message: Any) -> int:
-        """The message's bytes; raises ResourceExhaustedError for one that is too large by itself."""
+        """Return the message's bytes; raises ResourceExhaustedError for one that is too large by itself."""
         num_bytes, allowed = int(message.ByteSize()), self.settings.request_bytes
         if num_bytes > allowed:
             raise ResourceExhaustedError(f"request: {num_bytes} bytes; {self.section}.request_bytes is {allowed}")
@@ -113,7 +116,7 @@ class OpenStream:
         self.blocks = 0
 
     async def requests(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The client's messages; raises for a credit, or a message, that is beyond the limits."""
+        """Yield the client's messages; raises for a credit, or a message, that is beyond the limits."""
         async for message in messages:
             self._limits.check_size(message)
             if message.WhichOneof("message") == "credit":
@@ -121,7 +124,7 @@ class OpenStream:
             yield message
 
     def sent(self, response: Any) -> None:
-        """The blocks of a frame have left; a window that was skipped has used up its credit as well."""
+        """Give back the credits of a frame that was sent; a skipped window has used up its credit as well."""
         num_sent = len(response.blocks) + len(getattr(response, "skipped", ()))
         num_blocks = min(num_sent, self.blocks)
         self.blocks -= num_blocks

@@ -10,7 +10,7 @@ MAX_CREDIT = 1 << 20
 
 
 class Credits:
-    """Blocks that the consumer is willing to take. One producer takes, one reader grants, on one event loop."""
+    """The blocks that the consumer is willing to take. One producer takes, one reader grants, on one event loop."""
 
     def __init__(self) -> None:
         self._granted = 0
@@ -18,7 +18,7 @@ class Credits:
         self._changed = asyncio.Event()
 
     def grant(self, blocks: int) -> None:
-        """Raises InvalidArgumentError unless 1 <= blocks and the sum stays below 2^20."""
+        """Add blocks; raises InvalidArgumentError unless 1 <= blocks and the sum stays below 2^20."""
         if blocks < 1 or self._granted + blocks > MAX_CREDIT:
             raise InvalidArgumentError(f"credit.blocks: must be 1 to {MAX_CREDIT} in sum, got {blocks}")
         self._granted += blocks
@@ -29,12 +29,12 @@ class Credits:
         return self._granted == 0
 
     def close(self) -> None:
-        """Nothing more is taken, whatever was granted."""
+        """Let nothing more be taken, whatever was granted."""
         self._closed = True
         self._changed.set()
 
     async def take(self) -> bool:
-        """Waits until a credit is there and uses it up; False when nothing is to be taken any more."""
+        """Wait for a credit and use it up; return False once nothing is to be taken any more."""
         while self._granted == 0 and not self._closed:
             self._changed.clear()
             await self._changed.wait()

@@ -1,7 +1,7 @@
 """The caller's deadline. Serve's proxy does not tell a replica, so that it travels in the metadata as well.
 
-A proxy that notices a passed deadline cancels the call at the replica, and with it what the replica has asked others
-for. The metadata are for what cannot wait for that: to answer with less while there is still time.
+A proxy that notices a passed deadline cancels the call at the replica, and with it the calls that the replica has made
+to others. The metadata let a replica answer with less while there is still time.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def timeout_metadata(timeout_seconds: float) -> Metadata:
-    """Metadata that tell the service how long the caller waits."""
+    """Return metadata that tell the service how long the caller waits."""
     return ((TIMEOUT_KEY, str(max(1, int(1000 * timeout_seconds)))),)
 
 
 def remaining_seconds() -> float | None:
-    """How long the caller of the running method still waits; None when it did not say."""
+    """Return how long the caller of the running method still waits, in seconds; None when it did not say."""
     deadline = _deadline.get()
     return None if deadline is None else max(0.0, deadline - asyncio.get_running_loop().time())
 
 
 @asynccontextmanager
 async def caller_deadline(metadata: Iterable[tuple[str, str]]) -> AsyncIterator[None]:
-    """Around the handling of a call: raises TimeoutError when its caller waits no longer."""
+    """Bound the handling of a call; raises TimeoutError when its caller waits no longer."""
     given = next((value for key, value in metadata if key == TIMEOUT_KEY), None)
     if given is None:
         yield

@@ -51,11 +51,11 @@ class Draining:
 
     @property
     def in_flight(self) -> int:
-        """Items under way on all streams."""
+        """The number of items under way on all streams."""
         return sum(pipeline.in_flight for pipeline in self._pipelines)
 
     def begin(self) -> None:
-        """Every stream begins no more windows, and ends when those under way have been sent."""
+        """Stop all streams: each begins no more windows, and ends when those under way have been sent."""
         if self._begun:
             return
         self._begun = True
@@ -66,8 +66,11 @@ class Draining:
 
     @asynccontextmanager
     async def holding(self, pipeline: Pipeline[Any, Any]) -> AsyncIterator[None]:
-        """Around a stream. Raises UnavailableError at its start when the replica is being stopped already, and at its
-        end when it was stopped under way."""
+        """Count a stream while it lasts.
+
+        Raises UnavailableError at its start when the replica is being stopped already, and at its end when it was
+        stopped under way.
+        """
         if self._begun:
             raise UnavailableError("draining: this replica is being stopped")
         self._pipelines.add(pipeline)
@@ -80,7 +83,7 @@ class Draining:
             raise UnavailableError("draining: this replica is being stopped; the stream goes on at another one")
 
     async def close(self) -> None:
-        """Ends the watch, and waits for what a stop has begun to write."""
+        """End the watch, and wait for what `flush` has begun to write."""
         self._watching.cancel()
         await asyncio.gather(self._watching, *([self._stopping] if self._stopping else []), return_exceptions=True)
 
@@ -109,7 +112,7 @@ def replica_name() -> str:
 
 
 def _flag() -> Callable[[], bool]:
-    """Whether Serve stops the replica that this process is."""
+    """Return a function that says whether Serve stops the replica that this process is."""
     if not ray.is_initialized():
         return lambda: False
     with contextlib.suppress(AttributeError, StopIteration):

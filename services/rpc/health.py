@@ -1,8 +1,8 @@
 """grpc.health.v1 for a Serve deployment: the proxy routes `Check` to the application like any other method.
 
 The empty service name and the service's own ask whether it can do its work (readiness): a fusion service without enough
-sources cannot. The name `liveness` asks only whether the replica answers at all: whoever restarts what does not live
-must not restart a fusion service because sources are away.
+sources cannot. The name `liveness` asks only whether the replica answers at all: a
+probe that restarts dead containers must not restart a fusion service because sources are away.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIVENESS = "liveness"
 
 
 async def health_response(request: Any, service: str, find_problem: Callable[[], Awaitable[str | None]]) -> Any:
-    """Answers a Check for `service` (or for the whole server): SERVING, or NOT_SERVING when there is a problem.
+    """Answer a Check for `service` (or for the whole server): SERVING, or NOT_SERVING when there is a problem.
 
     Raises NotFoundError for a name that is not known.
     """

@@ -12,7 +12,7 @@ _TIMEOUT_SECONDS = 15.0
 
 
 def health_of(address: str, application: str) -> str:
-    """The answer of the standard gRPC health check, or the status code when there is none."""
+    """Return the answer of the standard gRPC health check, or the status code when there is none."""
     with open_channel(address) as channel:
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(

@@ -36,7 +36,7 @@ _OUR_FAULT = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
 def _fail(service: Any, grpc_context: Any, error: BaseException) -> NoReturn:
-    """Sets the call's status and raises what Serve may log."""
+    """Set the call's status and raise an exception that Serve may log."""
     code, message = status_of(error)
     if record_failure := getattr(service, "record_failure", None):
         record_failure(code)
@@ -66,7 +66,7 @@ def _described(error: BaseException, *, full: bool) -> str:
 def unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
-    """For `async def Method(self, request) -> response`; it is cancelled when the caller waits no longer."""
+    """Decorate `async def Method(self, request) -> response`; it is cancelled when the caller waits no longer."""
 
     @functools.wraps(method)
     async def guarded(self: Any, request: Request, metadata: Metadata, peer: str) -> Response:
@@ -83,7 +83,7 @@ def unary(
 def public_unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
-    """The same without a token: for health checks, which stock probes send bare."""
+    """Decorate such a method that needs no token: health checks, which stock probes send without one."""
 
     @functools.wraps(method)
     async def bare(self: Any, request: Request, _metadata: Metadata, _peer: str) -> Response:
@@ -107,7 +107,7 @@ def _unary(method: Callable[[Any, Request, Metadata, str], Awaitable[Response]])
 def bidirectional(
     method: Callable[[Any, AsyncIterator[Request]], AsyncGenerator[Response, None]],
 ) -> Callable[..., AsyncGenerator[Response, None]]:
-    """For `async def Method(self, requests)` that yields responses."""
+    """Decorate `async def Method(self, requests)` that yields responses."""
 
     @functools.wraps(method)
     async def call(self: Any, requests: AsyncIterator[Request], grpc_context: Any) -> AsyncGenerator[Response, None]:

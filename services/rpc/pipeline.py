@@ -57,15 +57,15 @@ class Pipeline(Generic[Item, Result]):
 
     @property
     def in_flight(self) -> int:
-        """Items that were begun and are in no frame yet."""
+        """The number of items that were begun and are in no frame yet."""
         return len(self._tasks)
 
     def stop(self) -> None:
-        """Begins nothing more: the frames end when what is under way has been sent."""
+        """Begin nothing more: the frames end when the items under way have been sent."""
         self.credits.close()
 
     async def frames(self, reader: Callable[[], Awaitable[None]]) -> AsyncGenerator[list[Result], None]:
-        """Yields frames until the items end, or until nothing is left to send to a client that grants no more.
+        """Yield frames until the items end, or until nothing is left to send to a client that grants no more.
 
         `reader` grants the credits; it returns when the client has closed its side, and its failure ends the stream.
         """
@@ -103,8 +103,10 @@ class Pipeline(Generic[Item, Result]):
             self._arrived.set()
 
     async def _oldest_is_done(self, starting: asyncio.Future[None], reading: asyncio.Future[None]) -> bool | None:
-        """Waits for the oldest task; False when no more will come, None when it is time for a heartbeat. Raises what
-        ended `starting` or `reading`."""
+        """Wait for the oldest task. Return False when no more will come, None when it is time for a heartbeat.
+
+        Raises the error that ended `starting` or `reading`.
+        """
         while not (self._tasks and self._tasks[0].done()):
             for background in (starting, reading):
                 if background.done():
@@ -126,7 +128,7 @@ class Pipeline(Generic[Item, Result]):
         return True
 
     async def _next_is_done(self, until: float) -> None:
-        """Waits for the oldest task, but only until that time of the event loop."""
+        """Wait for the oldest task, but only until that time of the event loop."""
         left = until - asyncio.get_running_loop().time()
         if left > 0 and not self._tasks[0].done():
             await asyncio.wait([self._tasks[0]], timeout=left)

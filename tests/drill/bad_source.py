@@ -1,13 +1,14 @@
 """A source outside of Ray that lies on command: the real servicer with what it says put wrong on the way out.
 
 Run as `python -m tests.drill.bad_source PORT CONFIG`, CONFIG being a SourceConfig in JSON. It prints "ready", then
-takes commands on its standard input, a line each: `sound`, `nan`, `fingerprint`, `other_text`, or `delay SECONDS`. The
-end of the input ends it.
+takes commands on its standard input, a line each: `sound`, `nan`, `fingerprint`, `other_text`, `delay SECONDS`,
+`mutated` or `lie NAME` for one of tests/fakes/lies.py. The end of the input ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from services.base.errors import FailedPreconditionError
 from services.source.config import SourceConfig
 from services.source.scorer import Prompt
 from services.source.servicer import SourceServicer
+from tests.fakes.lies import LIES, mutation
 
 WRONG_FINGERPRINT = "0123456789abcdef"
 
@@ -28,7 +30,8 @@ class BadSource(SourceServicer):
     """Answers as the real one does, as long as `mode` is `sound`."""
 
     mode = "sound"
-    delay_seconds = 0.0
+    argument = ""
+    mutation = staticmethod(mutation(random.Random(0)))
 
     async def GetSourceInfo(self, request: Any, grpc_context: Any) -> source_pb2.GetSourceInfoResponse:  # noqa: N802
         info: source_pb2.GetSourceInfoResponse = await super().GetSourceInfo(request, grpc_context)
@@ -46,7 +49,7 @@ class BadSource(SourceServicer):
             mode = self.mode
             block: block_pb2.TokenBlock = await answer(prompt)
             if mode == "delay":
-                await asyncio.sleep(self.delay_seconds)
+                await asyncio.sleep(float(self.argument))
             elif mode == "nan":
                 itemsize = 2 if block.dtype == block_pb2.LOGPROB_DTYPE_FLOAT16 else 4
                 block.topk_logprobs = np.full(block.num_tokens * block.k, np.nan, f"<f{itemsize}").tobytes()
@@ -54,6 +57,10 @@ class BadSource(SourceServicer):
                 block.vocabulary = WRONG_FINGERPRINT
             elif mode == "other_text" and before:
                 return before[-1]
+            elif mode == "mutated":
+                return self.mutation(block)
+            elif mode == "lie":
+                return LIES[self.argument][0](block)
             before[:] = [block]
             return block
 
@@ -69,9 +76,8 @@ async def serve(port: int, config: SourceConfig) -> None:
     await server.start()
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
-    while command := (await loop.run_in_executor(None, sys.stdin.readline)).split():
-        source.mode = command[0]
-        source.delay_seconds = float(command[1]) if len(command) > 1 else 0.0
+    while command := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+        source.mode, _, source.argument = command.partition(" ")
     await server.stop(None)
     await source.close()
 

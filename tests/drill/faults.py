@@ -11,6 +11,7 @@ from contextlib import suppress
 import psutil
 
 from tests.drill.scene import Scene
+from tests.fakes.lies import LIES
 
 Fault = Callable[[Scene, random.Random], float]
 """Returns when it began, in seconds of `time.time()`; a freeze or a silence returns when it ended."""
@@ -92,6 +93,20 @@ def nan_blocks(scene: Scene, rng: random.Random) -> float:
     return _lie(scene, rng, "nan")
 
 
+def false_blocks(scene: Scene, rng: random.Random) -> float:
+    """One lie after the other: ids beyond the vocabulary, other numbers of candidates, rows that cannot be."""
+    since = time.time()
+    for name in rng.sample(sorted(LIES), len(LIES)):
+        scene.tell_gamma(f"lie {name}")
+        time.sleep(scene.deadline_seconds / len(LIES) * rng.uniform(0.75, 1.5))
+    scene.tell_gamma("sound")
+    return since
+
+
+def mutated_blocks(scene: Scene, rng: random.Random) -> float:
+    return _lie(scene, rng, "mutated")
+
+
 def wrong_fingerprint(scene: Scene, rng: random.Random) -> float:
     return _lie(scene, rng, "fingerprint")
 
@@ -111,7 +126,7 @@ FAULTS: dict[str, Fault] = {
         *(kill_source, kill_fusion, kill_proxy, kill_consumer),
         *(freeze_source, freeze_fusion, freeze_proxy, freeze_consumer),
         *(reset_client, reset_sources, silence_client, silence_sources),
-        *(nan_blocks, wrong_fingerprint, other_text, late_answers),
+        *(nan_blocks, wrong_fingerprint, other_text, late_answers, false_blocks, mutated_blocks),
     )
 }
 
@@ -126,6 +141,8 @@ BRIEF = (
     "wrong fingerprint",
     "freeze source",
     "late answers",
+    "false blocks",
+    "mutated blocks",
     "kill fusion",
     "kill proxy",
 )

@@ -57,10 +57,10 @@ def excess(block: block_pb2.TokenBlock) -> block_pb2.TokenBlock:
 
 
 def id_beyond(block: block_pb2.TokenBlock) -> block_pb2.TokenBlock:
-    """One above a vocabulary of 450 ids."""
+    """Above vocabularies of up to 500 ids."""
 
     def change(ids: npt.NDArray[np.int64]) -> None:
-        ids[0] = 450
+        ids[0] = 500
 
     return _with_ids(block, change)
 

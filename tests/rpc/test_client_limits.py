@@ -20,11 +20,6 @@ def limits(**settings: int) -> ClientLimits:
     return ClientLimits(PerClient(**settings), "service.per_client")
 
 
-def as_new(subject: ClientLimits) -> bool:
-    """Whether nothing is held, and nothing is remembered of anybody."""
-    return vars(subject) == vars(ClientLimits(subject.settings, subject.section))
-
-
 def request(num_bytes: int) -> fusion_pb2.FuseRequest:
     made = fusion_pb2.FuseRequest(texts=[bytes(num_bytes - 10)])
     return fusion_pb2.FuseRequest(texts=[bytes(num_bytes - 10 + num_bytes - made.ByteSize())])
@@ -72,7 +67,7 @@ def test_streams_beyond_the_limit_are_refused_until_one_ends() -> None:
         others.enter_context(subject.stream("b"))
         first.__exit__(None, None, None)
         others.enter_context(subject.stream("a"))
-    assert as_new(subject)
+    assert subject.idle
 
 
 def test_requests_beyond_the_limit_are_refused() -> None:
@@ -86,7 +81,7 @@ def test_requests_beyond_the_limit_are_refused() -> None:
             pass
     with subject.stream("a") as stream, pytest.raises(ResourceExhaustedError, match="request_bytes"):
         read(stream, request(1001))
-    assert as_new(subject)
+    assert subject.idle
 
 
 def test_credits_of_all_streams_of_a_client_count_together() -> None:
@@ -103,7 +98,7 @@ def test_credits_of_all_streams_of_a_client_count_together() -> None:
         read(two, credit(8))
         with pytest.raises(InvalidArgumentError, match=r"credit\.blocks: 11 at once"):
             read(one, credit(11))
-    assert as_new(subject)
+    assert subject.idle
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["credit", "sent", "end"]), st.integers(1, 12))))
@@ -127,4 +122,4 @@ def test_no_client_ever_holds_more_and_nothing_is_kept_of_those_who_left(steps: 
                 num_sent = min(blocks, granted[client])
                 streams[client].sent(frame(num_sent))
                 granted[client] -= num_sent
-    assert as_new(subject)
+    assert subject.idle

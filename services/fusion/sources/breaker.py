@@ -1,4 +1,4 @@
-"""When a source is asked no more, and when it is tried again: a circuit breaker, and a budget for retries.
+"""A circuit breaker that leaves out a failing source and tries it again, and a budget for retries.
 
 The breaker is closed as long as the source answers. It opens after so many failures in a row, or at once when a
 deadline was missed: each further window would wait for that long. While it is open the source counts as missing without
@@ -21,11 +21,11 @@ logger = logging.getLogger("ray.serve")
 State = Literal["closed", "open", "half-open"]
 
 RETRY_BURST = 256
-"""Retries that need no budget: a stream that breaks with all its windows under way costs each of them one."""
+"""Number of retries that need no budget: a stream that breaks costs each of its windows under way one."""
 
 
 class Breaker:
-    """Of one source, on one event loop. `trial` asks the source for something small and raises ServiceError."""
+    """The breaker of one source, on one event loop. `trial` asks it for something small, and raises ServiceError."""
 
     def __init__(self, name: str, trial: Callable[[], Awaitable[None]], *, failures: int, pause_seconds: float) -> None:
         self._name = name
@@ -54,12 +54,14 @@ class Breaker:
         raise UnavailableError(f"source {self._name} is left out until a trial succeeds: {self._problem}")
 
     def succeeded(self) -> None:
-        """The source has answered."""
+        """Count an answer of the source: failures are counted in a row."""
         self._in_a_row = 0
 
     def failed(self, error: BaseException) -> bool:
-        """The source has failed; returns whether that is news: a stream that breaks fails all its texts with one error,
-        which counts once."""
+        """Count a failure; return False for an error that was counted before.
+
+        A stream that breaks fails all its texts with one error, which counts once.
+        """
         if error is self._last:
             return False
         self._last = error
@@ -69,7 +71,7 @@ class Breaker:
         return True
 
     async def close(self) -> None:
-        """Ends a trial that is under way."""
+        """End a trial that is under way."""
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.gather(self._trying, return_exceptions=True)
@@ -95,18 +97,18 @@ class Breaker:
 
 
 class RetryBudget:
-    """Retries are at most a share of the texts asked for, so that an outage does not multiply the load."""
+    """A bound on retries: at most a share of the texts asked for, so that an outage does not multiply the load."""
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._left = float(RETRY_BURST)
 
     def asked(self) -> None:
-        """A text is asked for."""
+        """Count a text that is asked for."""
         self._left = min(float(RETRY_BURST), self._left + self._share)
 
     def take(self) -> bool:
-        """Whether one more retry may be made; uses it up."""
+        """Use up one retry; return False when none is left."""
         if self._left < 1:
             return False
         self._left -= 1

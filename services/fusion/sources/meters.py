@@ -6,7 +6,7 @@ from services.base.metrics import Meter
 
 
 class SourceMeter:
-    """How often one source did not do its part; kept here as well, for `GetFusionInfo`."""
+    """Counts of the misses, retries and timeouts of one source, for Prometheus and for `GetFusionInfo`."""
 
     def __init__(self, source: str) -> None:
         meter = Meter("fusion", source=source)
@@ -15,7 +15,7 @@ class SourceMeter:
         self.missing = self.retries = self.timeouts = 0
 
     def miss(self) -> None:
-        """A text goes on without the source; its Prometheus counter is with the fused blocks."""
+        """Count a text that goes on without the source; Prometheus counts it with the fused blocks."""
         self.missing += 1
 
     def retry(self) -> None:
@@ -28,7 +28,7 @@ class SourceMeter:
 
 
 class StoreMetrics:
-    """How much of one source's windows the store spared it."""
+    """Counts of the windows of one source that the store had, and had not."""
 
     def __init__(self, source: str) -> None:
         meter = Meter("store", source=source)

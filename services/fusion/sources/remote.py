@@ -86,7 +86,7 @@ class RemoteSource:
         self._info = Coalesced(self._ask_who_serves)
 
     async def identity(self) -> SourceIdentity:
-        """Who serves: asked once by all that want to know, and again after every failure.
+        """Return who serves: one call answers all that ask, and the next follows after a failure only.
 
         Raises UnavailableError when the source cannot be reached, does not fit any more, or is left out by the breaker;
         FailedPreconditionError when it has never been what is configured, or refuses this service's token.
@@ -127,7 +127,7 @@ class RemoteSource:
         raise AssertionError("unreachable")
 
     async def status(self) -> fusion_pb2.SourceStatus:
-        """How the source answers just now."""
+        """Ask the source who it is, and say how it answered and what it has missed."""
         status = fusion_pb2.SourceStatus(
             name=self.name,
             address=self.endpoint.address,
@@ -151,13 +151,13 @@ class RemoteSource:
         return status
 
     async def close(self) -> None:
-        """Ends streams, trials and the connection."""
+        """End streams, trials and the connection."""
         await self._breaker.close()
         await self._streams.close()
         await self._client.close()
 
     async def _score_once(self, passage: Passage, alone: bool) -> Scored:
-        """One attempt; every failure of the source is told to the breaker."""
+        """Make one attempt; every failure of the source is told to the breaker."""
         identity = await self.identity()
         try:
             block = await (self._score_alone(passage) if alone else self._streams.score(passage))
@@ -194,13 +194,15 @@ class RemoteSource:
             self.meter.timeout()
 
     async def _try(self) -> None:
-        """What the breaker asks for before windows are: who serves, and a short text."""
+        """Try the source for the breaker: ask who serves, and for a short text."""
         await self._info.get()
         await self._check(await self._score_alone(_TRIAL), _TRIAL)
 
     async def _ask_who_serves(self) -> source_pb2.GetSourceInfoResponse:
-        """Raises FailedPreconditionError when the source does not fit. One that did fit before is treated as one that
-        fails: it may come back as what it was."""
+        """Ask the source who it is; raises FailedPreconditionError when it does not fit.
+
+        A source that did fit before is treated as one that fails, with UnavailableError: it may come back as it was.
+        """
         info = await self._client.info(min(_INFO_SECONDS, self._timeout_seconds))
         if info.problem:
             raise UnavailableError(info.problem)
@@ -219,7 +221,7 @@ class RemoteSource:
         raise error(f"source {self.name}: {problem}")
 
     async def _check(self, block: Block, passage: Passage) -> None:
-        """Raises UnavailableError for a block that must go no further: a source can break, or lie, without an error."""
+        """Raise UnavailableError for a block that no sound source gives: it can break, or lie, without an error."""
         check = partial(problem_with, block, passage, self.vocabulary, self.endpoint.top_k)
         if (problem := await asyncio.to_thread(check)) is not None:
             raise UnavailableError(f"source {self.name}: {problem}")

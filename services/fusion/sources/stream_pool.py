@@ -70,7 +70,7 @@ class StreamPool:
 
     @property
     def replicas(self) -> tuple[str, ...]:
-        """Where the streams of the pool have landed; an empty name where a stream has not said it yet."""
+        """The replicas that the streams have landed on; an empty name where a stream has not said it yet."""
         return tuple(member.stream.replica for member in self._members)
 
     async def score(self, passage: Passage) -> Block:
@@ -81,7 +81,7 @@ class StreamPool:
         return await asked.answer
 
     async def close(self) -> None:
-        """Ends all streams; texts that wait for an answer fail."""
+        """End all streams; texts that wait for an answer fail."""
         self._closed = True
         if self._idle is not None:
             self._idle.cancel()
@@ -93,7 +93,7 @@ class StreamPool:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _dispatch(self) -> None:
-        """Sends what there is room for; called whenever a text comes or a stream has room again."""
+        """Send the texts that there is room for; called whenever a text comes or a stream has room again."""
         if self._closed:
             return
         now = asyncio.get_running_loop().time()
@@ -136,7 +136,7 @@ class StreamPool:
             self._dispatch()
 
     def _told_apart(self, member: _Member, error: ServiceError) -> ServiceError:
-        """A replica that falls silent while others answer is one failure; DEADLINE_EXCEEDED is of the whole source."""
+        """Return the error to raise: one replica that is silent while others answer is not the whole source."""
         others = [other for other in self._members if other is not member]
         if isinstance(error, DeadlineExceededError) and any(other.heard_at > member.heard_at for other in others):
             member.silent = member.silent or UnavailableError(str(error))
@@ -144,7 +144,7 @@ class StreamPool:
         return error
 
     async def _look_for_replicas(self) -> None:
-        """Opens as many streams again as there are, and keeps those that landed where none was before."""
+        """Open as many streams again as there are, and keep those that landed where none was before."""
         trials = [self._open_stream() for _ in range(max(1, len(self._members)))]
         kept: list[ScoreStream] = []
         try:
@@ -185,7 +185,7 @@ class StreamPool:
 
 
 async def _landed(streams: list[ScoreStream]) -> list[str]:
-    """The replicas of the streams; an empty name for one that does not say."""
+    """Return the replicas of the streams; an empty name for one that does not say."""
 
     async def landed(stream: ScoreStream) -> str:
         try:

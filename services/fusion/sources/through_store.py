@@ -1,4 +1,4 @@
-"""A source read through the store: what is there is not asked for, what was asked for is kept."""
+"""A source read through the store: stored windows are not asked for, and answers are kept."""
 
 from __future__ import annotations
 
@@ -78,18 +78,21 @@ class ThroughStore:
         await asyncio.to_thread(self._store.source(identity).put, window_key(passage), block)
 
     async def status(self, splits: Mapping[str, str]) -> fusion_pb2.SourceStatus:
-        """How the source answers, and, when it does not, which of the splits (fingerprints by name) the store holds."""
+        """Ask the source how it is doing; when it does not answer, name the captured ones of `splits`.
+
+        `splits` holds the fingerprint of every split by name.
+        """
         status = await self.source.status()
         if not status.serving:
             status.captured.extend(await asyncio.to_thread(self._captured, splits))
         return status
 
     async def close(self) -> None:
-        """Ends what the source has open; what is kept in memory is flushed by whoever owns the store."""
+        """End streams and connection; the owner of the store flushes it."""
         await self.source.close()
 
     async def _windows(self) -> SourceStore:
-        """The stored windows of the source that serves, or, when none does, of the one that served or was stored.
+        """Return the stored windows of the source that serves or, when none does, of the one that served or was stored.
 
         Raises UnavailableError when there is none to be read, and FailedPreconditionError as `RemoteSource.identity`.
         """
@@ -108,7 +111,7 @@ class ThroughStore:
         return self._store.source(identity)
 
     def _find(self, windows: SourceStore, key: bytes, place: Place | None) -> Block | None:
-        """A window of the store; what is damaged, or was written by somebody who lies, counts as absent."""
+        """Look a window up; one that no sound source can have given counts as absent."""
         block = windows.find(key, place)
         if block is None or not block.mask_T.any():
             return block
@@ -128,7 +131,7 @@ class ThroughStore:
         return [name for name, fingerprint in splits.items() if store.has_capture(fingerprint)]
 
     def _only_stored(self) -> SourceStore:
-        """What the store has of the source as it is configured; raises UnavailableError unless that is one thing."""
+        """Return the windows of the stored source that is configured; raises UnavailableError unless just one fits."""
         if self._store is None:
             raise UnavailableError("there is no store")
         try:
@@ -160,7 +163,7 @@ def refusal(passage: Passage, vocabulary: Vocabulary, top_k: int) -> Block:
 
 
 def stored_identities(store: BlockStore, endpoint: SourceEndpoint, vocabulary: Vocabulary) -> list[SourceIdentity]:
-    """The sources in a store that an endpoint may mean, as far as it is configured; raises OSError."""
+    """Return the sources in a store that an endpoint may mean, as far as it is configured; raises OSError."""
     wanted = {"vocabulary": vocabulary.fingerprint, "top_k": endpoint.top_k}
     wanted |= {
         key: value

@@ -27,7 +27,6 @@ def local_serve(config: Mapping[str, Any]) -> Iterator[psutil.Process]:
         os.environ.setdefault(name, value)
     import ray
     from ray import serve
-    from ray.serve.api import RunTarget, run_many
 
     own = psutil.Process()
     before = own.children(recursive=True)
@@ -35,17 +34,24 @@ def local_serve(config: Mapping[str, Any]) -> Iterator[psutil.Process]:
     try:
         _start_ray(ray.init, ray.shutdown)
         serve.start(proxy_location="HeadOnly", http_options=config["http_options"], grpc_options=config["grpc_options"])
-        targets = []
-        for entry in config["applications"]:
-            module, _, builder = entry["import_path"].partition(":")
-            application = getattr(importlib.import_module(module), builder)(entry["args"])
-            targets.append(RunTarget(application, name=entry["name"], route_prefix=entry["route_prefix"]))
-        run_many(targets)
+        apply(config)
         yield own
     finally:
         started = [process for process in own.children(recursive=True) if process not in before]
         ray.shutdown()
         kill(started)
+
+
+def apply(config: Mapping[str, Any]) -> None:
+    """Runs the applications of a Serve config, or changes those that run, and waits until they are there."""
+    from ray.serve.api import RunTarget, run_many
+
+    targets = []
+    for entry in config["applications"]:
+        module, _, builder = entry["import_path"].partition(":")
+        application = getattr(importlib.import_module(module), builder)(entry["args"])
+        targets.append(RunTarget(application, name=entry["name"], route_prefix=entry["route_prefix"]))
+    run_many(targets)
 
 
 def _start_ray(init: Callable[..., object], shutdown: Callable[[], object]) -> None:
