@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from fusion_core.arrays import Int32
 from fusion_core.blocks import PADDING_ID, Block
-from fusion_core.vocabulary import Encoding, Vocabulary
+from fusion_core.vocabulary import Vocabulary
 from services.base.concurrency import Coalesced
 from services.base.errors import InvalidArgumentError, UnavailableError
+from services.models.prompt import Prompt, encode_passages
 from services.source.admission import Admission
 from services.source.canary import TEXTS, CanaryRecord
 from services.source.config import SourceConfig
@@ -30,37 +29,6 @@ logger = logging.getLogger("ray.serve")
 
 _REFUSED_IN_A_ROW = 8
 """Number of different texts without an answer, and none with one between them, that make a model broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A passage in a model's tokens.
-
-    Attributes:
-        text: the passage's text.
-        context_ids: int32, the tokens before the text; they get no rows.
-        encoding: of the text, EOS behind it where the passage ends its document.
-    """
-
-    text: bytes
-    context_ids: Int32
-    encoding: Encoding
-
-
-def encode_passages(vocabulary: Vocabulary, passages: Sequence[Passage]) -> list[Prompt]:
-    """Return the passages in tokens. A vocabulary without EOS gives no end row."""
-    with_context = [passage for passage in passages if passage.context]
-    contexts = iter(vocabulary.encode_batch([passage.context for passage in with_context]))
-    after = iter(vocabulary.encode_batch([passage.text for passage in with_context], continues=True))
-    alone = iter(vocabulary.encode_batch([passage.text for passage in passages if not passage.context]))
-    prompts = []
-    for passage in passages:
-        context_ids = next(contexts).token_ids_T if passage.context else np.empty(0, dtype=np.int32)
-        encoding = next(after if passage.context else alone)
-        if passage.ends_document and vocabulary.eos_id is not None:
-            encoding = encoding.with_end(vocabulary.eos_id)
-        prompts.append(Prompt(passage.text, context_ids, encoding))
-    return prompts
 
 
 class Scorer:
@@ -114,14 +82,10 @@ class Scorer:
         return top_k
 
     def encode(self, passages: Sequence[Passage]) -> list[Prompt]:
-        """Tokenise passages; raises InvalidArgumentError naming the one that is too long.
-
-        Context and text are tokenised apart, the text without dummy prefix, so that a row boundary lies between them
-        whatever the tokenizer; where the cut is a boundary of the whole document's tokens, these are the same tokens.
-        """
+        """Tokenise passages; raises InvalidArgumentError naming the one that is too long."""
         prompts = encode_passages(self.vocabulary, passages)
         for index, prompt in enumerate(prompts):
-            num_tokens = prompt.context_ids.size + prompt.encoding.num_tokens
+            num_tokens = prompt.num_tokens
             if not 1 <= num_tokens <= self.config.max_tokens:
                 parts = " with context and EOS" if prompt.context_ids.size or prompt.encoding.ends_document else ""
                 raise InvalidArgumentError(

@@ -20,6 +20,7 @@ from services.base.errors import (
     UnavailableError,
 )
 from services.models.catalogue import resolve_model
+from services.models.prompt import Prompt
 from services.models.revision import weights_revision
 from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
@@ -29,7 +30,7 @@ from services.rpc.methods import bidirectional, public_unary, unary
 from services.rpc.pipeline import Pipeline
 from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
-from services.source.scorer import Prompt, Scorer
+from services.source.scorer import Scorer
 from services.wire.block import check_dtype, encode_block, most_block_bytes
 from services.wire.passage import passages_of
 from services.wire.protocol import MAX_BLOCK_BYTES

@@ -13,7 +13,7 @@ from services.corpus.config import CorpusConfig
 from services.corpus.ledger import HELD_OUT, TRAIN
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.corpus.windows import PlannedWindow, plan_windows
-from services.source.scorer import encode_passages
+from services.models.prompt import encode_passages
 from services.wire.passage import Passage
 from tests.corpus.test_windows import pieces, readers
 from tests.fakes.tokenizers import FAMILIES, LOSSLESS, vocabulary

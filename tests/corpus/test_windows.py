@@ -15,7 +15,7 @@ from services.corpus.ledger import TRAIN, Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.corpus.windows import PlannedWindow, Reader, plan_windows
 from services.models.fetch import fetch
-from services.source.scorer import encode_passages
+from services.models.prompt import encode_passages
 from services.wire.passage import Passage
 from tests.fakes.strategies import texts
 from tests.fakes.tokenizers import CORPUS, FAMILIES, LOSSLESS, vocabulary

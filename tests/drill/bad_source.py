@@ -18,8 +18,8 @@ import numpy as np
 
 from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
 from services.base.errors import FailedPreconditionError
+from services.models.prompt import Prompt
 from services.source.config import SourceConfig
-from services.source.scorer import Prompt
 from services.source.servicer import SourceServicer
 from tests.fakes.lies import LIES, mutation
 

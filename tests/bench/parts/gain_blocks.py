@@ -27,9 +27,10 @@ from services.corpus.ledger import Window
 from services.fusion.client import FusedWindow, StreamRequest
 from services.fusion.order import StreamPlan
 from services.models.catalogue import resolve_model
+from services.models.prompt import encode_passages
 from services.source.config import SourceConfig
 from services.source.engines.load import load_engine
-from services.source.scorer import encode_passages, to_block
+from services.source.scorer import to_block
 from services.store.identity import SourceIdentity, window_key
 from services.store.store import BlockStore
 

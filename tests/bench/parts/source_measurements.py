@@ -45,9 +45,10 @@ def _front_end(case: Case, windows: list[bytes], outputs: list[Any], side: str) 
     """vLLM's own front end fed with recorded outputs, and what makes messages of what it gives."""
     from vllm.v1.engine import output_processor as front_end
 
+    from services.models.prompt import encode_passages
     from services.source.engines.vllm import prompt_scores
     from services.source.engines.vllm_tap import MARK, open_tap
-    from services.source.scorer import encode_passages, to_block
+    from services.source.scorer import to_block
     from services.wire.block import encode_block
 
     assert (problem := open_tap()) is None, problem
