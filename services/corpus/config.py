@@ -12,7 +12,7 @@ from services.corpus.readers import Format
 
 
 class CorpusConfig(Settings):
-    """Where the text comes from, exactly one of `files` and `package`, and how it is split and cut.
+    """The text, from exactly one of `files` and `package`, and the way it is split and cut into windows.
 
     files: globs of .txt, .md, .rst, .jsonl or .parquet files (others with `format`), from the working directory.
     separator: bytes between documents in a text file; without it a file is one document.
@@ -47,6 +47,6 @@ class CorpusConfig(Settings):
 
     @property
     def package_origin(self) -> PackageOrigin:
-        """The package, where the text comes from one."""
+        """The package that the text comes from; only for a corpus that has one."""
         assert self.package is not None, "one origin is there: the settings were validated"
         return self.package

@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A window: its bytes, the document it comes from, its place there, and its place in the split.
+    """A window: its bytes, its document, the place in it, and the index in the split.
 
     `context` is the text right before it that sources read with it; `ends_document` whether the document ends with it.
     """

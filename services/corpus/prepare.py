@@ -36,7 +36,7 @@ from services.corpus.windows import PlannedWindow, Reader, plan_windows
 from services.models.packages import file_sha256
 
 _BATCH_BYTES = 1 << 24
-"""Documents of about so many bytes are planned together."""
+"""Approximate bytes of text in one batch of documents that are planned together."""
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +105,7 @@ class CorpusText:
 
 
 def read_text(config: CorpusConfig, folder: Path | str) -> CorpusText:
-    """Read and split the documents of a corpus that lies, or will lie, in `folder`.
+    """Return the text of a corpus that lies, or will lie, in `folder`, split into train and held-out documents.
 
     Nothing is read when the folder holds a corpus of the same text and settings, until the documents are asked for.
 
@@ -192,7 +192,7 @@ def _add_split(
     *,
     planned: bool,
 ) -> dict[str, Any]:
-    """Add the windows of a split to the table's columns, and return what the ledger says of the split."""
+    """Add the windows of a split to the table's columns, and return the ledger's entry for the split."""
     first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
     num_cuts = num_shared = num_shortened = 0
     for index, (document, window, ends_document) in enumerate(windows):

@@ -18,7 +18,7 @@ from fusion_core.arrays import Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
 
 WHITESPACE = np.zeros(256, dtype=np.bool_)
-"""Whether a byte value is white space."""
+"""True at the byte values that are white space."""
 WHITESPACE[list(b" \t\r\n\f\v")] = True
 _VISIBLE = re.compile(
     "[^\\s\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff9-\ufffb]"
@@ -120,7 +120,7 @@ class _Document:
         return planned
 
     def _joined(self, spans: list[tuple[int, int]], window_bytes: int) -> list[tuple[int, int]]:
-        """Join windows of which some reader keeps no token to the next or else the one before, where both fit."""
+        """Join a window without a token for some reader to the next window, or to the one before, where both fit."""
         joined: list[tuple[int, int]] = []
         for start, end in spans:
             before = joined[-1] if joined else None

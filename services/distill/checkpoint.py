@@ -1,10 +1,10 @@
-"""A checkpoint: a Hugging Face folder that anybody can load, and beside it what the trainer needs to go on exactly.
+"""A checkpoint: a Hugging Face folder that anybody can load, with the trainer's state beside it for an exact resume.
 
     config.json, *.safetensors, tokenizer files (with LoRA adapter_config.json and adapter_model.safetensors, for peft)
     trainer_state.pt     optimiser state by parameter name, and `Position`
     checkpoint.json      step, identity ("plan") and the size of every file: a folder is complete when all are there
 
-Learning rate and random numbers are functions of step, seed and rank, so that nothing of theirs is stored.
+Learning rate and random numbers are functions of step, seed and rank, so they are not stored.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from services.jobs.storage import MANIFEST
 from services.wire.cursor import Cursor
 
 KeepCheckpoint = Callable[[dict[str, Any], Path | None, int], None]
-"""Takes a few metrics, the folder of a checkpoint (rank 0 only) and the step; called by all ranks at the same steps."""
+"""A function of metrics, the checkpoint's folder (rank 0 only) and the step; all ranks call it at the same steps."""
 
 _STATE = "trainer_state.pt"
 _REPORTED = ("step", "epoch", "loss", "total_tokens")
 
 
 class Checkpoints:
-    """Makes the checkpoints of a run; all workers take part, rank 0 writes."""
+    """The maker of a run's checkpoints; all workers take part, rank 0 writes."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Checkpoints:
         rank: int,
         keep: KeepCheckpoint,
     ) -> None:
-        """Take the bare module and the one that the workers run together; `keep` puts a folder where it is kept."""
+        """Take the bare module and the one that the workers run together; `keep` stores a finished folder."""
         self._target, self._module, self._parallel, self._optimizer = target, module, parallel, optimizer
         self._rank, self._keep = rank, keep
 
@@ -103,5 +103,5 @@ def load_state(folder: Path) -> tuple[dict[str, Any], Position]:
 
 
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `optimizer_state` returned, whatever the parallelism is now."""
+    """Load the state that `optimizer_state` returned, under the same parallelism or another."""
     set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))

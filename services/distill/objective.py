@@ -19,7 +19,7 @@ from services.distill.workers.world import World
 
 
 class FusionObjective:
-    """CLM and fusion loss of blocks, by as many forward passes as the micro-batches need."""
+    """CLM and fusion loss of a step's blocks, in one forward and backward pass per micro-batch."""
 
     def __init__(
         self, module: DistillModule, parallel: nn.Module, config: DistillConfig, world: World, *, bos: int, steps: int
@@ -34,7 +34,7 @@ class FusionObjective:
         Args:
             blocks: this worker's share of the step.
             step: counted from 0.
-            totals: what all workers hold together; at least one token.
+            totals: size of the global batch, at least one token.
         """
         config, device = self._config, self._world.device
         lambda_ = config.lambda_at(step, self._steps)
@@ -63,7 +63,7 @@ class FusionObjective:
 
 
 def _lambdas(rows: Sequence[Sequence[Block]], lambda_: float, *, reward_weighting: bool) -> Tensor:
-    """Return lambda of every token, [N]: the schedule's, or the one that the window's best source has earned."""
+    """Return lambda of every token, [N]: the schedule's, or raised towards 1 where the window's best source is poor."""
     parts = [torch.empty(0)]
     for block in itertools.chain(*rows):
         reward = 1.0

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 class Admission:
     """A bound on the tokens that an engine holds at once.
 
-    Texts enter in the order of their arrival, but smaller ones overtake a text that does not fit yet, so that the bound
-    is used up. Once `max_tokens` tokens have overtaken the text at the head of the queue, all others wait until it
-    fits: no text waits for longer than about two rounds of the engine.
+    Texts enter in the order of their arrival, but smaller ones overtake a text that does not fit yet, so that no part
+    of the bound stays idle. Once `max_tokens` tokens have overtaken the text at the head of the queue, all others wait
+    until it fits: no text waits for longer than about two rounds of the engine.
     """
 
     def __init__(self, max_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Find out whether the model still computes what it did: a served model can break without an error.
+"""Texts that show whether a model still computes what it did: a served model can break without an error.
 
 Every block is looked at before it goes out (services/wire/plausible.py). The canary is a few built-in texts, scored at
 start, at an interval and whenever a text has no plausible answer, and compared with the record of the first run on the

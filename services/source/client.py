@@ -32,7 +32,7 @@ def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
 
 
 class SourceClient:
-    """Calls one source on the running event loop; a stream has a channel of its own."""
+    """A client of one source, on the running event loop; a stream has a channel of its own."""
 
     def __init__(self, address: str, application: str, *, timeout_seconds: float = 600.0) -> None:
         self.address = address
@@ -42,7 +42,7 @@ class SourceClient:
         self._stub = source_pb2_grpc.SourceServiceStub(self._channel)
 
     async def info(self, timeout_seconds: float = 10.0) -> source_pb2.GetSourceInfoResponse:
-        """Return the source's description; raises ServiceError, UnavailableError when it cannot be reached."""
+        """Return the source's description; raises ServiceError: UnavailableError when it cannot be reached."""
         request = source_pb2.GetSourceInfoRequest()
         response: source_pb2.GetSourceInfoResponse = await self._call(
             self._stub.GetSourceInfo, request, timeout_seconds
@@ -77,7 +77,7 @@ class ScoreStream:
 
     Every text is sent with the credit for its answer, so no more answers are under way than texts were submitted.
     When the stream breaks, every waiting text fails and the next one opens a new stream. A source that owes answers and
-    sends none for `timeout_seconds` breaks it, too: with DeadlineExceededError, however many texts wait.
+    sends none for `timeout_seconds` breaks it too, with DeadlineExceededError, however many texts wait.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class ScoreStream:
 
     @property
     def broken(self) -> bool:
-        """Whether the stream has ended since it was last opened."""
+        """True when the stream has ended since it was last opened."""
         return self._connection is not None and self._connection.broken
 
     @property
     def replica(self) -> str:
-        """Name of the replica that serves the stream; empty as long as it has not said it."""
+        """The name of the replica that serves the stream; empty until the replica has sent it."""
         connection = self._connection
         return connection.landed.result() if connection is not None and connection.landed.done() else ""
 
     async def landed(self) -> str:
-        """Wait for the name of the replica; empty when the stream ends without it. Opens the stream."""
+        """Open the stream if needed and return the name of its replica; empty when the stream ends without one."""
         return await asyncio.shield(self._opened().landed)
 
     async def score(self, passage: Passage) -> Block:
@@ -125,7 +125,7 @@ class ScoreStream:
 
 
 class _Connection:
-    """One connection of a `ScoreStream`, until it breaks. Its answers are never for texts of another one."""
+    """One connection of a `ScoreStream`, until it breaks. It answers the texts sent on it, and no others."""
 
     def __init__(
         self, address: str, application: str, opening: source_pb2.StreamScoresOpen, timeout_seconds: float | None
@@ -187,7 +187,7 @@ class _Connection:
             answer.set_exception(error)
 
     def _listen(self) -> None:
-        """Start the time of silence anew: the source has just been heard, or begins to owe an answer."""
+        """Restart the timer of silence: the source has just sent something, or begins to owe an answer."""
         if self._silence is not None:
             self._silence.cancel()
         if self._timeout_seconds is not None and self._waiting and not self.broken:

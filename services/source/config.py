@@ -18,7 +18,7 @@ MAX_TOP_K = 1024
 
 
 class CanaryConfig(Settings):
-    """Built-in texts that are scored at an interval: a model that broke is noticed, and serves nothing more."""
+    """Built-in texts that are scored at an interval: a broken model is noticed, and serves nothing more."""
 
     interval_seconds: float | None = Field(300, gt=0, description="Time between two checks; null checks at start only.")
     tolerance_nats: float = Field(
@@ -132,7 +132,7 @@ class SourceConfig(_Source):
             raise ValueError("placement_strategy: only a replica that takes several GPUs is placed")
 
     def says_more(self, key: str) -> bool:
-        """Whether a key of a source, or one of its engine's, is set to something else than its default."""
+        """Return whether a key of a source, or one of its engine's, is set to something else than its default."""
         plain = type(self)(name=self.name, model=self.model, engine=type(self.engine)())
         if key in {"engine", "synthetic"}:
             return self.engine != plain.engine
@@ -154,7 +154,7 @@ class SourceConfig(_Source):
 
     @property
     def counted(self) -> dict[str, Any]:
-        """Settings of the engine that change what the model says, beside dtype and weights."""
+        """Settings of the engine that change the model's numbers, beside dtype and weights."""
         match self.engine.kind:
             case "vllm":
                 return self.engine.counted | counted_variables(self.env)
@@ -165,17 +165,17 @@ class SourceConfig(_Source):
 
     @property
     def engine_name(self) -> str:
-        """The engine as stored windows name it: with what changes its answers, without its version."""
+        """The name of the engine in stored windows: with the settings that change its answers, without its version."""
         return engine_name(self.engine.kind, self.counted)
 
     @property
     def num_workers(self) -> int:
-        """Processes of a replica that hold a part of the model each."""
+        """The number of processes of a replica, each with a part of the model."""
         return self.engine.num_workers if self.engine.kind == "vllm" else 1
 
     @property
     def places_workers(self) -> bool:
-        """Whether Ray places the workers one by one; with executor mp they all live where the replica does."""
+        """True when Ray places the workers one by one; with executor mp all of them run where the replica does."""
         engine = self.engine
         return engine.kind == "vllm" and engine.num_workers > 1 and self.num_gpus > 0 and engine.workers_by_ray
 
@@ -234,7 +234,7 @@ AnySource: TypeAlias = Annotated[SourceConfig | SourceAtAddress, BeforeValidator
 
 
 def _named_as_given(error: ValidationError, values: Mapping[str, Any]) -> ValidationError:
-    """Return the error with settings of the engine by the names under which they were given."""
+    """Return the error with the engine's settings under the names that the user gave them."""
     made_up = values.get("synthetic")
     lines = []
     for item in error.errors(include_url=False):

@@ -28,7 +28,7 @@ from services.wire.plausible import implausible_scores
 logger = logging.getLogger("ray.serve")
 
 _REFUSED_IN_A_ROW = 8
-"""Number of different texts without an answer, and none with one between them, that make a model broken."""
+"""Number of different texts without an answer, one right after the other, that make a model count as broken."""
 
 
 class Scorer:
@@ -65,12 +65,12 @@ class Scorer:
 
     @property
     def bos_token(self) -> str:
-        """The special token in front of every text."""
+        """The name of the special token in front of every text."""
         return self._name(self.bos_id)
 
     @property
     def eos_token(self) -> str:
-        """The special token that the end row is about; empty when the tokenizer has none."""
+        """The name of the special token that the end row is for; empty when the tokenizer has none."""
         return self._name(self.vocabulary.eos_id)
 
     def check_top_k(self, top_k: int | None) -> int:
@@ -95,7 +95,7 @@ class Scorer:
         return prompts
 
     async def score(self, prompt: Prompt, top_k: int) -> Block:
-        """Return the block of one encoded passage, after waiting for a turn while too many tokens are in flight.
+        """Return the block of one encoded passage, after waiting while too many tokens are in flight.
 
         Raises InvalidArgumentError when the model has no plausible answer to this text, UnavailableError once it is
         known to be broken.
@@ -114,7 +114,7 @@ class Scorer:
         return next((name for name, token_id in names.items() if token_id == special_id), "")
 
     async def check_canary(self) -> None:
-        """Score the canary texts; what is wrong with them is from then on this scorer's `problem`.
+        """Score the canary texts; a finding becomes this scorer's `problem`.
 
         Raises UnavailableError when the engine cannot be asked.
         """
@@ -133,7 +133,7 @@ class Scorer:
         self.report_state()
 
     async def _ask_engine(self, prompt: list[int], top_k: int) -> PromptScores:
-        """Return the engine's answer within its limits; raises UnavailableError once the model is known as broken."""
+        """Return the engine's answer within its limits; raises UnavailableError for a model known to be broken."""
         arrived = time.perf_counter()
         async with self.admission.hold(len(prompt)):
             if self.problem is not None:
@@ -158,7 +158,7 @@ class Scorer:
         return None
 
     async def _judge(self, prompt: list[int], found: str) -> NoReturn:
-        """Tell a text that the model cannot answer from a model that is broken; raises for the one or the other."""
+        """Raise InvalidArgumentError for a text that the model cannot answer, UnavailableError for a broken model."""
         await self._canary_now.get()
         if self.problem is None:
             self._refused.add(hash(tuple(prompt)))
@@ -170,7 +170,7 @@ class Scorer:
         raise UnavailableError(self.problem)
 
     def close(self) -> None:
-        """End the engine; whatever is asked from then on fails as on a replica that is being stopped."""
+        """End the engine; later calls fail as on a replica that is being stopped."""
         self.problem = "draining: this replica is being stopped"
         self.engine.close()
 
@@ -187,8 +187,8 @@ class Scorer:
 def to_block(prompt: Prompt, scores: PromptScores, vocabulary: Vocabulary) -> Block:
     """Return the engine's scores as a block; the rows of the context are left out.
 
-    Candidates beyond the tokenizer's ids (a padded lm_head) are dropped; their mass goes to the tail like all mass that
-    is no candidate's.
+    Candidates beyond the tokenizer's ids (a padded lm_head) are dropped; their mass goes to the tail, as all mass
+    outside the candidates does.
     """
     first, encoding = prompt.context_ids.size, prompt.encoding
     ids_TK, logprobs_TK = scores.topk_ids_TK[first:], scores.topk_logprobs_TK[first:]

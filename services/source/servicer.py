@@ -39,14 +39,14 @@ logger = logging.getLogger("ray.serve")
 
 _LOOK_SECONDS = 0.1
 MAX_TEXTS = 256
-"""Texts in one Score call, and texts that a stream may have waiting for credits."""
+"""Most texts in one Score call, and most texts that wait for credits on one stream."""
 
 
 class SourceServicer:
     """Methods of fusion.v1.SourceService and grpc.health.v1.Health."""
 
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
-        accepted_tokens()  # a malformed one is refused now, not at every call
+        accepted_tokens()  # refuses a malformed token now, not at every call
         self._config = config
         self.client_limits = ClientLimits(config.per_client, f"sources.{config.name}.per_client")
         folder = resolve_model(config.model)
@@ -161,14 +161,14 @@ class SourceServicer:
         self._scorer.metrics.errors.inc(1, {"code": code.name})
 
     async def close(self) -> None:
-        """End the engine and what runs beside the calls."""
+        """Stop the canary and the watch for draining, and end the engine."""
         self._canary.cancel()
         await asyncio.gather(self._canary, return_exceptions=True)
         await self._draining.close()
         self._scorer.close()
 
     async def _leave(self) -> None:
-        """End the engine as soon as no call needs it: Serve has told this replica to stop, and kills it when idle."""
+        """End the engine as soon as no call needs it. Serve has told this replica to stop, and kills it once idle."""
         while not self.client_limits.idle:
             await asyncio.sleep(_LOOK_SECONDS)
         self._scorer.close()
@@ -197,7 +197,7 @@ class SourceServicer:
     def _check_size(
         self, prompts: Sequence[Prompt], request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen, field: str
     ) -> None:
-        """Raises InvalidArgumentError when the answer might not fit a message, before the engine has worked for it."""
+        """Raise InvalidArgumentError, before the engine has worked, when the answer might not fit a message."""
         dtype = check_dtype(request.dtype)
         top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
         num_bytes = sum(most_block_bytes(len(p.text), p.encoding.num_tokens, top_k, dtype) for p in prompts)
@@ -217,7 +217,7 @@ async def _repeat(interval_seconds: float | None, scorer: Scorer) -> None:
         await asyncio.sleep(interval_seconds)
         try:
             await scorer.check_canary()
-        except Exception:  # the next round may succeed, and every block is looked at anyway
+        except Exception:  # the next round may succeed, and every block is checked anyway
             logger.exception("source %s: the canary could not be scored", scorer.config.name)
         if scorer.problem is not None:
             logger.error("%s", scorer.problem)

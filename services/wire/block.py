@@ -1,7 +1,7 @@
 """Blocks on the wire: raw little-endian columns, every length checked before anything is read.
 
 Encoding and decoding touch whole columns only; float16 is the default for the candidates' log-probabilities, and ids
-take 2, 3 or 4 bytes, whatever the block's largest needs.
+take 2, 3 or 4 bytes, as many as the block's largest id needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ID_BYTES: dict[int, int] = {
     block_pb2.ID_DTYPE_UINT32: 4,
 }
 _BESIDE_ROWS_BYTES = 16_384
-"""Room for fingerprint, document name and shares of a block."""
+"""Bytes that fingerprint, document name and shares of a block may take."""
 _INT32 = np.dtype("<i4")
 _FLOAT32 = np.dtype("<f4")
 _UINT8 = np.dtype("u1")
@@ -80,7 +80,7 @@ def encode_block(
 
 
 def most_block_bytes(num_text_bytes: int, num_tokens: int, k: int, dtype: int) -> int:
-    """Return the most bytes that the message for a block can take, whatever its ids: known before anything is computed.
+    """Return the most bytes that the message for a block can take, whatever its ids.
 
     `k` is the number of candidates a row, `dtype` their encoding as `check_dtype` returns it.
     """
@@ -127,7 +127,7 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
 
 
 def _narrow(logprobs_TK: Float32, dtype: np.dtype[np.floating]) -> bytes:
-    with np.errstate(over="ignore"):  # below -65504 float16 has no number left, and -inf is the honest answer
+    with np.errstate(over="ignore"):  # float16 has no number below -65504: such log-probabilities travel as -inf
         return logprobs_TK.astype(dtype).tobytes()
 
 

@@ -26,7 +26,7 @@ class Passage:
 
     @property
     def identity(self) -> bytes:
-        """Hash of all that a source's answer depends on, without the source itself."""
+        """A hash of all that a source's answer depends on, the source itself apart."""
         head = f"{len(self.context)}:{int(self.ends_document)}:".encode()
         return hashlib.sha256(head + self.context + self.text).digest()
 

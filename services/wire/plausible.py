@@ -1,7 +1,7 @@
-"""Tell a working model's rows from a broken one's: sources look before a block goes out, its readers when it arrives.
+"""Tell a working model's rows from a broken one's: sources check before a block goes out, readers when it arrives.
 
 The decoder of blocks checks what can be known from the message alone: lengths, encodings, byte ends, UTF-8, that a row
-and its tail sum to one. Here is what needs the vocabulary and the request.
+and its tail sum to one. This module checks what needs the vocabulary and the request.
 
 Shape legend: T rows, K candidates.
 """
@@ -17,7 +17,7 @@ from fusion_core.blocks import PADDING_ID, Block
 
 _EXCESS_MASS = 1e-2
 _SAME_NATS = 1e-2
-"""Difference in nats that counts as none; float16 rounds log-probabilities above -16 by less on the wire."""
+"""Largest difference in nats that counts as none; float16 rounds log-probabilities above -16 by less on the wire."""
 _HALF_PRECISION = 2.0**-10
 """Relative rounding of the log-probabilities that float16 rounds by more."""
 _LOWEST = np.float32(-65_504)
@@ -54,7 +54,7 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
 def implausible_scores(gold_T: Float32, topk_logprobs_TK: Float32, *, vocabulary_size: int) -> str | None:
     """Return why no working model answers with these log-probabilities; None when one may.
 
-    Refused are NaN and infinities, rows with more than all mass, and rows that give every token the same probability.
+    It refuses NaN and infinities, rows with more than all mass, and rows that give every token the same probability.
     """
     mass_T = np.exp(topk_logprobs_TK).sum(axis=1)  # NaN where there is one, and NaN fails every comparison
     if not (mass_T > 0).all() or not (gold_T > -np.inf).all() or not math.isfinite(most := float(mass_T.max())):
@@ -86,7 +86,10 @@ def _disorder(ids_TK: Int32, logprobs_TK: Float32) -> str | None:
 
 
 def _contradiction(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32) -> str | None:
-    """Return whether a realised token has another log-probability among the candidates, or beside them a larger one."""
+    """Return a message when a realised token's log-probability contradicts the candidates'; else None.
+
+    It does when it differs from the token's own among the candidates, or exceeds theirs without being one.
+    """
     last_T = logprobs_TK[:, -1]
     if not np.isfinite(last_T).all():
         last_T = logprobs_TK.min(axis=1, where=logprobs_TK > -np.inf, initial=np.inf)

@@ -1,9 +1,9 @@
-"""Numbers that both sides of every call agree on."""
+"""Numbers that client and server of every call agree on."""
 
 from __future__ import annotations
 
 PROTOCOL_VERSION = 2
-"""Version of protos/fusion/v1. It grows when a side that does not know of a change would do wrong."""
+"""Version of protos/fusion/v1. It grows when a side that does not know of a change would go wrong."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message that a client or a server takes, in bytes."""
 FRAME_BYTES = 1024 * 1024

@@ -20,8 +20,8 @@ from fusion_core.losses import SparseRows
 class Batch:
     """Windows, each behind its own BOS with positions of its own; no window sees another.
 
-    Where a row holds several windows, transformers takes the positions that start anew as the borders between them and
-    lets nothing attend across (`DistillModule.check_packing` makes sure of it).
+    Where a row holds several windows, transformers takes every position 0 as the start of another window and lets
+    nothing attend across (`DistillModule.check_packing` makes sure of it).
 
     Attributes:
         inputs_BL: int64, per window BOS and then all tokens but the last; rows are right-padded.
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """The number of tokens predicted, N."""
         return int(self.token_ids_N.shape[0])
 
     def to(self, device: torch.device) -> Batch:
@@ -92,8 +92,8 @@ def collate(rows: Sequence[Sequence[Block]], bos: int, *, vocabulary_size: int, 
     length = max([1, *(sum(block.num_tokens for block in row) for row in rows)])
     inputs_BL = np.full((num_rows, length), bos, dtype=np.int64)
     valid_BL = np.zeros((num_rows, length), dtype=np.bool_)
-    # A window alone on its row counts on through the padding: one run of positions needs no mask at all. Behind packed
-    # windows every padded position is 0, and so a window of its own.
+    # Positions of a window alone on its row go on through the padding: one run of positions needs no attention mask.
+    # Behind packed windows every padded position is 0, a window of its own.
     packed = any(len(row) > 1 for row in rows)
     positions_BL = np.zeros((num_rows, length), dtype=np.int64) if packed else np.tile(np.arange(length), (num_rows, 1))
     for number, row in enumerate(rows):

@@ -15,7 +15,7 @@ from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.wire.cursor import Cursor
 
 _CLOSE_CHECK_SECONDS = 0.2
-"""How often a reader that waits for room looks whether the feed was closed."""
+"""Time between two looks of a waiting reader whether the feed was closed."""
 
 
 class FusionStream(Protocol):
@@ -40,7 +40,7 @@ class StepWindows:
 
 
 class WindowFeed:
-    """Hands out the windows of one rank in batches that never cross the end of an epoch.
+    """The windows of one rank, in batches that never cross the end of an epoch.
 
     So an epoch has the same number of steps whatever the number of workers, and a step consumes the same windows.
     A thread receives and decodes ahead, up to `prefetch_windows`, while the trainer computes.
@@ -109,13 +109,13 @@ def num_received(rank: int, world_size: int, start: int, stop: int, *, shared_fr
 
 
 class _ReadAhead:
-    """Reads an iterator in a thread, at most `depth` windows ahead; an error of the iterator is raised by `get`."""
+    """An iterator read in a thread, at most `depth` windows ahead; `get` raises the iterator's errors."""
 
     def __init__(self, stream: Iterator[FusedWindow | SkippedWindow], depth: int) -> None:
         self._queue: queue.Queue[FusedWindow | SkippedWindow | BaseException | None] = queue.Queue(depth)
         self._closed = threading.Event()
         self._ended = False
-        # A daemon: it may sit in a call that only the end of the process ends.
+        # A daemon thread: it may hang in a call that returns only when the process ends.
         threading.Thread(target=self._read, args=(stream,), name="window-feed", daemon=True).start()
 
     def get(self) -> FusedWindow | SkippedWindow | None:

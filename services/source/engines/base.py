@@ -14,7 +14,7 @@ from services.base.errors import UnavailableError
 
 
 class EngineDiedError(UnavailableError):
-    """The engine's process is gone: the call may be tried again, another replica will answer it."""
+    """The engine's process is gone: another replica will answer the call when it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Engine(ABC):
     Attributes:
         name_and_version: such as "vllm 0.32.0".
         dtype: the type that the model computes in.
-        path: how log-probabilities leave the engine: "tap" or "flat" for vllm, "arrays" for engines in this process.
-        determinism: what may differ when a text is scored again, in a sentence.
+        path: the way of the log-probabilities: "tap" or "flat" for vllm, "arrays" for engines in this process.
+        determinism: a sentence on what may differ when a text is scored again.
     """
 
     name_and_version: str

@@ -17,7 +17,7 @@ from services.base.settings import Settings
 from services.source.engines.identity import counted_arguments
 
 OWN_VALUES = {"load_format": "safetensors"}  # vLLM would fall back on pickled weights
-"""Engine arguments that the engine sets unless the recipe does."""
+"""Arguments for vLLM that we set where the recipe does not."""
 
 
 class ModelConfig(Settings):
@@ -62,14 +62,14 @@ class VllmConfig(ModelConfig):
 
     @property
     def num_workers(self) -> int:
-        """Processes of a replica that hold a part of the model each."""
+        """The number of processes of a replica, each with a part of the model."""
         parallel = (self.engine_args.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
         sizes = [int(size) for size in parallel]
         return sizes[0] * sizes[1]
 
     @property
     def workers_by_ray(self) -> bool:
-        """Whether workers are actors of Ray; with executor mp they all live where the replica does."""
+        """True when workers are actors of Ray; with executor mp all of them run where the replica does."""
         return bool(self.engine_args.get("distributed_executor_backend", "ray") == "ray")
 
 
@@ -101,11 +101,11 @@ _FLAT_KEYS = {
     for key in section.model_fields
     if key != "kind"
 }
-"""Keys of engines that the short form has among a source's own, each with the engines that take it."""
+"""Engine settings that the short form puts among the source's own keys, each with the engines that take it."""
 
 
 def _section(value: Any) -> Any:
-    """Validate a section as its kind says; errors name its keys without the kind between them."""
+    """Validate a section by the model of its kind, so that errors name the keys without the kind before them."""
     if not isinstance(value, Mapping):
         return value if isinstance(value, Settings) else _kind(value)()
     return _kind(value.get("kind", "vllm")).model_validate(value)
@@ -123,8 +123,8 @@ EngineConfig: TypeAlias = Annotated[VllmConfig | TransformersConfig | SyntheticC
 def lift_flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a source's values with the engine's settings all in section `engine`.
 
-    A key that the engine does not have is dropped when it says that key's default. Raises ValueError naming the key
-    when it says something else, or when key and section say different things.
+    A key that the engine does not have is dropped when it is set to its default. Raises ValueError naming the key when
+    it is set to something else, or when key and section differ.
     """
     lifted = dict(values)
     flat = {key: lifted.pop(key) for key in _FLAT_KEYS if key in lifted}

@@ -1,4 +1,4 @@
-"""Names of engines, under which answers are stored and compared: they hold every setting that changes an answer.
+"""Names of engines, under which answers are stored and compared. A name holds every setting that changes an answer.
 
 Settings that only move or speed up the computation, and so change no more than rounding, are listed here as neutral.
 All others count, also those that this version does not know.
@@ -41,7 +41,7 @@ _NEUTRAL_VARIABLES = re.compile(
 
 
 def counted_arguments(engine_args: Mapping[str, Any], neutral_values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine arguments that may change an answer; with a value of `neutral_values` they do not."""
+    """Return the engine arguments that may change an answer, without those set to their value in `neutral_values`."""
     return {
         key: value
         for key, value in engine_args.items()

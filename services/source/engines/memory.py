@@ -1,4 +1,4 @@
-"""Bounds of what an engine holds at once: scoring makes a float32 row over the whole vocabulary for every token."""
+"""Bounds on the tokens in an engine: scoring makes a float32 row over the whole vocabulary for every token."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FEWEST_ROWS = 256
 def rows_at_once(engine: ModelConfig, folder: Path, *, max_tokens_in_flight: int | None = None) -> int:
     """Return the number of rows that fit into logits_memory_bytes: the engine's batch, in tokens.
 
-    Never fewer than 256: below that a batch is all overhead, and vLLM refuses to start. Raises ValueError when the
-    model's config.json does not say how wide a row is and max_tokens_in_flight is not set.
+    Never fewer than 256: smaller batches are all overhead, and vLLM refuses to start with them. Raises ValueError when
+    the model's config.json does not say how wide a row is and max_tokens_in_flight is not set.
     """
     vocabulary_size = _model_vocabulary_size(folder)
     if vocabulary_size is None:
@@ -38,7 +38,7 @@ def tokens_in_flight(config: SourceConfig, folder: Path) -> int:
 
 
 def _model_vocabulary_size(folder: Path) -> int | None:
-    """Return the width of the lm_head, which may be padded beyond the tokenizer's ids; None when it is not given."""
+    """Return the width of the lm_head, which may be padded beyond the tokenizer's ids; None when it is not known."""
     values = json.loads((folder / "config.json").read_text())
     size = values.get("vocab_size") or values.get("text_config", {}).get("vocab_size")
     return None if size is None else int(size)

@@ -2,7 +2,7 @@
 
 Row t is a function of the two tokens before it and of the seed: it picks one of a fixed number of distributions, drawn
 once when the engine is loaded. The realised token's log-probability is looked up in the whole of that distribution, so
-rows are what a (very dull) language model would answer, and the chain rule holds.
+rows are those of a (very dull) language model, and the chain rule holds.
 
 Shape legend: T rows, K candidates, R distributions in the table.
 """
@@ -22,11 +22,11 @@ from services.source.engines.identity import engine_name
 
 _TABLE_ROWS = 4096
 _CATCH_UP_SECONDS = 0.05
-"""Longest time, in seconds, that a late wake-up may be made up for: the pace holds on average."""
+"""Longest delay of a wake-up that later texts make up for, so that the pace holds on average."""
 
 
 class SyntheticEngine(Engine):
-    """Scores one text after the other at `tokens_per_second`; every answer comes `delay_seconds` later."""
+    """An engine that scores one text after the other at `tokens_per_second`; answers come `delay_seconds` later."""
 
     dtype = "float32"
     determinism = "the same text scores the same, bit for bit"
@@ -70,7 +70,7 @@ class SyntheticEngine(Engine):
 
 
 def _table(rng: np.random.Generator, vocabulary_size: int, top_k: int) -> tuple[Int32, Float32, Float32]:
-    """Return for each row candidates, their log-probabilities, and that of each token that is no candidate."""
+    """Return for each row its candidates, their log-probabilities, and the log-probability of every other token."""
     # A candidate from each of K growing ranges of ids: all different, and mostly low ids, which are the frequent ones.
     edges: Int64 = np.geomspace(1, vocabulary_size + 1, top_k + 1).astype(np.int64) - 1
     edges = np.maximum(edges, np.arange(top_k + 1))

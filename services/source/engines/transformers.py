@@ -61,7 +61,7 @@ class TransformersEngine(Engine):
 
         with torch.inference_mode():
             ids_T1 = torch.tensor(prompt_ids, device=self._model.device)
-            # The model's own logits, so that caps and scales that belong to it are in.
+            # The model's own logits include its caps and scales.
             logits_TV = self._model(input_ids=ids_T1[None, :-1], use_cache=False).logits[0]
             columns: list[tuple[Any, Any, Any]] = []
             for start in range(0, logits_TV.shape[0], _ROWS_AT_ONCE):

@@ -33,7 +33,7 @@ _PROBE_TOP_K = 2
 
 
 class VllmEngine(Engine):
-    """vLLM's asynchronous engine. Text becomes tokens outside it, so that bytes and ids are known to agree."""
+    """vLLM's asynchronous engine. Texts are tokenised outside it, so that bytes and ids are known to agree."""
 
     def __init__(self, engine: Any, name_and_version: str, dtype: str) -> None:
         self._engine = engine
@@ -145,9 +145,9 @@ class VllmEngine(Engine):
 
 
 def full_name(config: SourceConfig, environment: Mapping[str, str]) -> str:
-    """Return the engine's name with every setting and every variable of vLLM's own that may change an answer.
+    """Return the engine's name with every setting, and every variable that vLLM reads, that may change an answer.
 
-    Others that look like its own are not: Kubernetes describes a Service `vllm` to every pod in such variables.
+    Other variables may look alike: Kubernetes describes a Service `vllm` to every pod in VLLM_* variables.
     """
     import vllm
     from vllm import envs

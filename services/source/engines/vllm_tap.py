@@ -5,8 +5,8 @@ vLLM's front end receives a prompt's log-probabilities as two arrays and turns e
 requests that carry a mark; all other requests go the usual way. The arrays travel on the request's own output, so a
 request that is cancelled leaves nothing behind.
 
-That door is not part of vLLM's public interface. `open_tap` looks whether it is where it was, and `VllmEngine` lets one
-prompt through both ways before it trusts it.
+This method is not part of vLLM's public interface. `open_tap` checks that it is still there and the same, and
+`VllmEngine` scores one prompt both ways before it trusts the tap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARK = {"raw_prompt_logprobs": True}
 class RawPromptLogprobs:
     """Arrays of one prompt, in the chunks in which the engine sent them.
 
-    Column 0 is the prompt's own token, the others are the K likeliest, all of them, whatever the prompt's token is.
+    Column 0 is the prompt's own token, the others are always the K likeliest, the prompt's own among them or not.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class RawPromptLogprobs:
 
 
 def open_tap() -> str | None:
-    """Replace vLLM's class in this process, and return None; or change nothing and return what is not as expected."""
+    """Replace vLLM's class in this process and return None; return why and change nothing where it is unexpected."""
     try:
         from vllm.v1.engine import output_processor
         from vllm.v1.engine.logprobs import LogprobsProcessor
