@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def compiled(function: _Function) -> _Function:
-    """`numba.njit(nogil=True)`, cached on disk where there is a place for it, that keeps the function's type."""
+    """Compile as `numba.njit(nogil=True)` does, cached on disk where there is a place for it; the type is kept."""
     dispatcher = numba.njit(nogil=True)(function)
     before = numba.config.CACHE_LOCATOR_CLASSES
     numba.config.CACHE_LOCATOR_CLASSES = ",".join(
@@ -42,7 +42,7 @@ def compiled(function: _Function) -> _Function:
 
 @functools.cache
 def kernel_digest(package: Path = _PACKAGE) -> str:
-    """Digest of the code that machine code can depend on; comments and docstrings are no part of it."""
+    """Return a digest of all code that machine code can depend on, without comments and docstrings."""
     trees = {_module(package, file): ast.parse(file.read_bytes()) for file in sorted(package.rglob("*.py"))}
     imports = {name: set(_imports(tree)) for name, tree in trees.items()}
     relevant = {name for name, imported in imports.items() if any(module == __name__ for module in imported)}
@@ -65,7 +65,7 @@ def _module(package: Path, file: Path) -> str:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """Modules that a module imports, and the names that it takes from them as if these were modules as well."""
+    """Return the modules that a module imports, and the names that it takes from them as if these were modules too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -85,7 +85,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 class _OfAllKernels:
-    """Machine code is fresh as long as the digest of all kernels is the one that it was compiled under."""
+    """Machine code that is fresh as long as the digest of all kernels is the one that it was compiled under."""
 
     def get_source_stamp(self) -> str:
         return kernel_digest()

@@ -17,7 +17,7 @@ _EXPONENT_OF_ONE = 127
 
 @compiled
 def num_slots(max_entries: int) -> int:
-    """Slots of a table for rows of at most `max_entries` entries: a power of two, sparsely filled."""
+    """Return the slots of a table for rows of at most `max_entries` entries: a power of two, sparsely filled."""
     slots = 16
     while slots < 4 * max_entries:
         slots *= 2
@@ -26,7 +26,7 @@ def num_slots(max_entries: int) -> int:
 
 @compiled
 def place_of(keys: Int64, places: Int32, stamp: int, token_id: int, next_place: int) -> int:
-    """The place of `token_id` in the row `stamp`; `next_place` when it is new, and then that is remembered.
+    """Return the place of `token_id` in the row `stamp`; when it is new, that is `next_place`, which is remembered.
 
     `keys` (filled with -1 before the first row) and `places` have `num_slots` elements.
     """
@@ -43,9 +43,9 @@ def place_of(keys: Int64, places: Int32, stamp: int, token_id: int, next_place: 
 
 @compiled
 def order_of_largest(sums: Float32, num_entries: int, k: int, bucket: Int32, order: Int32) -> int:
-    """Writes the indices of the k largest of num_entries probabilities to `order`, falling, ties in order of arrival.
+    """Write the indices of the k largest of num_entries probabilities to `order`, falling, ties in order of arrival.
 
-    Returns how many there are, min(k, num_entries). A counting sort by the leading bits of the floating-point number
+    Returns their number, min(k, num_entries). A counting sort by the leading bits of the floating-point number
     comes close to the order without a branch that the processor has to guess; an insertion sort finishes it.
     """
     bits = sums.view(np.int32)

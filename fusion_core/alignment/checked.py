@@ -9,15 +9,15 @@ from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Encoding, Vocabulary
 
 _LARGEST_PADDING = 4096
-"""Output layers are padded to a multiple of some power of two: so many candidate ids a tokenizer may not have."""
+"""Most ids beyond the tokenizer's: output layers are padded to a multiple of some power of two."""
 _ABOVE_ONE = 1e-2
 """Nats by which rounding on the wire may bring a log-probability above 0."""
 
 
 def check_block(block: Block, source: Vocabulary) -> None:
-    """Raises ValueError naming the column of the block that does not fit the vocabulary.
+    """Raise ValueError naming the column of the block that does not fit the vocabulary.
 
-    Candidates may be beyond the tokenizer's ids, as far as output layers are padded; what they have goes to the tail.
+    Candidates may be beyond the tokenizer's ids, as far as output layers are padded; their mass goes to the tail.
     """
     if block.vocabulary != source.fingerprint:
         raise ValueError(f"vocabulary: the block's fingerprint is {block.vocabulary}, expected {source.fingerprint}")
@@ -49,7 +49,7 @@ def check_block(block: Block, source: Vocabulary) -> None:
 
 
 def check_encoding(target: Encoding, vocabulary: Vocabulary, num_bytes: int) -> None:
-    """Raises ValueError when `target` is no encoding of a text of so many bytes in the vocabulary."""
+    """Raise ValueError when `target` is no encoding of a text of so many bytes in the vocabulary."""
     shape = target.token_ids_T.shape
     if len(shape) != 1 or target.byte_ends_T.shape != shape or target.lossless_T.shape != shape:
         raise ValueError(
@@ -61,7 +61,7 @@ def check_encoding(target: Encoding, vocabulary: Vocabulary, num_bytes: int) -> 
 
 
 def check_byte_ends(name: str, byte_ends_T: Int32, num_bytes: int) -> None:
-    """Raises ValueError unless the offsets rise from 0 to the text's length."""
+    """Raise ValueError unless the offsets rise from 0 to the text's length."""
     last = int(byte_ends_T[-1]) if len(byte_ends_T) else 0
     if last != num_bytes or (len(byte_ends_T) and byte_ends_T[0] < 0) or (byte_ends_T[1:] < byte_ends_T[:-1]).any():
         raise ValueError(f"{name} must rise from 0 to the text's {num_bytes} bytes")

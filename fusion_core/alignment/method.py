@@ -24,17 +24,17 @@ AlignmentConfig = Annotated[
     Field(discriminator="method"),
     BeforeValidator(_name_as_section),
 ]
-"""`byte`, `min_edit` or `transport`; a mapping with the key `method` brings the method's own settings, too."""
+"""`byte`, `min_edit` or `transport`; a mapping with the key `method` may hold that method's settings too."""
 
 
 class Alignment:
-    """Projects the blocks of several sources into one target vocabulary. Keep one object per service.
+    """The projection of several sources' blocks into one target vocabulary. Keep one object per service.
 
     A source that has the target's own vocabulary is taken as it is, whatever the method.
     """
 
     def __init__(self, sources: Mapping[str, Vocabulary], target: Vocabulary, config: AlignmentConfig) -> None:
-        """Looks up or builds what every pair needs (seconds for a large vocabulary).
+        """Look up or build the tables of every pair (seconds for a large vocabulary).
 
         Raises:
             ValueError: `transport`, and no source has the target's vocabulary.
@@ -52,7 +52,7 @@ class Alignment:
         }
 
     def project(self, blocks: Mapping[str, Block | None], target: Encoding) -> dict[str, ProjectedRows | None]:
-        """Every source's rows in the target's vocabulary, one per token of `target`; None where there is no block.
+        """Return every source's rows in the target's vocabulary, one per token of `target`; None where it has no block.
 
         With `transport`, a window for which the target's own block is missing cannot be aligned: all are None.
 

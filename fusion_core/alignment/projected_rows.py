@@ -44,7 +44,7 @@ class ProjectedRows:
 
     @classmethod
     def masked(cls) -> ProjectedRows:
-        """One row without a distribution."""
+        """Return one row without a distribution."""
         zero = np.zeros(1, dtype=np.float32)
         return cls(
             ids_TM=np.full((1, 1), -1, dtype=np.int32),
@@ -56,7 +56,7 @@ class ProjectedRows:
         )
 
     def followed_by(self, below: ProjectedRows) -> ProjectedRows:
-        """These rows and then those of `below`, as wide as the wider ones."""
+        """Return these rows and then those of `below`, as wide as the wider ones."""
         width = max(self.ids_TM.shape[1], below.ids_TM.shape[1])
         parts = (self, below)
         return ProjectedRows(
@@ -74,7 +74,7 @@ class ProjectedRows:
 
     @property
     def covered_mass(self) -> float:
-        """Mean of `covered_T` over the rows that are not masked; NaN when there is none."""
+        """The mean of `covered_T` over the rows that are not masked; NaN when there is none."""
         return float(self.covered_T[self.mask_T].mean()) if self.mask_T.any() else float("nan")
 
 

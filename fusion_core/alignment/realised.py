@@ -13,13 +13,13 @@ from fusion_core.arrays import Bool, Float32, Float64, Int32
 from fusion_core.compiled import compiled
 
 LOWEST_LOGPROB = -1e4
-"""Stands in for a realised token of probability zero, in nats: as good as never, but sums of it stay numbers."""
+"""Log-probability in nats that replaces that of an impossible realised token: sums of it stay finite."""
 _NO_MASS = 1e-200
 """Mass that cannot be scaled to anything: the factor would leave the range of float64."""
 
 
 def finite_logprobs(logprobs_T: Float32 | Float64) -> Float64:
-    """The realised tokens' log-probabilities between LOWEST_LOGPROB and 0: rounding can bring them above."""
+    """Return the realised tokens' log-probabilities, cut to LOWEST_LOGPROB..0: rounding can bring them above 0."""
     return np.clip(logprobs_T.astype(np.float64), LOWEST_LOGPROB, 0.0)
 
 
@@ -27,7 +27,7 @@ def finite_logprobs(logprobs_T: Float32 | Float64) -> Float64:
 def carry_realised(
     target_ids_T: Int32, gold_T: Float64, mask_T: Bool, ids_TM: Int32, probs_TM: Float32, tail_T: Float64
 ) -> None:
-    """Gives every realised target token its exact probability and rescales the rest of its row to the remainder.
+    """Give every realised target token its exact probability and rescale the rest of its row to the remainder.
 
     `gold_T` is in nats, at most 0. Masked rows are emptied: no entries, all mass in the tail. Rows need one free place
     at the end.

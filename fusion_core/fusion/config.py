@@ -14,8 +14,8 @@ class FusionConfig(BaseModel):
     """The `fusion` section of a recipe.
 
     Attributes:
-        alignment: how a source's distributions come into the target's vocabulary: `byte`, or for comparison the
-            published `min_edit` and `transport`; a mapping with `method` and that method's own settings does as well.
+        alignment: method that brings a source's distributions into the target's vocabulary: `byte`, or for comparison
+            the published `min_edit` and `transport`; or a mapping with `method` and that method's own settings.
         strategy: `min_ce` takes the source with the lowest loss; `avg_ce` weighs by softmax(-loss / tau); `fixed` uses
             `weights`. Losses are nats per byte over the same bytes (FuseLLM, Wan et al. 2024, section 3.3, there per
             token).

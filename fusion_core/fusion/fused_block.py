@@ -37,22 +37,22 @@ def fuse(
 ) -> Block:
     """Return the fused distribution of every target token of one window.
 
-    How the sources are weighed where they do not have the same rows is said in `fusion_core.fusion.weights`.
+    `fusion_core.fusion.weights` says how sources are weighed where they do not have the same rows.
 
     Args:
         text: the window, UTF-8.
         target: the target's encoding of it, EOS behind it where the block gets an end row.
         sources: per source name its rows in the target's vocabulary, None when it did not answer. The target itself
             may be one of them.
-        config: how the sources are weighed.
+        config: strategy and limits.
         vocabulary: fingerprint of the target's vocabulary.
         k_out: candidates kept per row; the configuration's when not set.
         min_sources: sources that must have answered; the configuration's when not set.
 
     Returns:
         A block of `k_out` candidates per row. A row is a mixture of the sources that could give it, with their
-        weights normalised; it is masked when none of weight above zero could. `shares` lists every source, those that
-        did not answer as not present, and one that answered without a usable row with weight 0 and no loss.
+        weights normalised; it is masked when no source of weight above zero could. `shares` lists every source: one
+        that did not answer is not present, one that answered without a usable row has weight 0 and no loss.
 
     Raises:
         TooFewSources: fewer than `min_sources` answered, or with strategy `fixed` none of weight above 0, where one
@@ -119,7 +119,7 @@ def _check_weights(
 
 
 def _over_usable(asked_ST: Float64, usable_ST: Bool) -> tuple[Float64, Bool]:
-    """Return the weights normalised over the sources that have each row, and the rows that anyone of weight has."""
+    """Return the weights normalised over the sources that have each row, and the rows that a source of weight has."""
     available_ST = asked_ST * usable_ST
     sum_T = available_ST.sum(axis=0)
     mask_T: Bool = sum_T > 0

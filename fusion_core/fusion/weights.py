@@ -1,7 +1,7 @@
 """Weights of the sources from their losses on the same bytes.
 
-Which rows a source has depends on its tokenizer and on the alignment, so that several sources seldom have all rows in
-common. Two sources are compared on the rows that both have: with N_ij the nats that source i loses on these rows and
+The rows that a source has depend on its tokenizer and on the alignment, so that several sources seldom have all rows
+in common. Two sources are compared on the rows that both have: with N_ij the nats that source i loses on these rows and
 B_ij their bytes, the losses l (in nats per byte) are the least-squares solution of
 
     sum over pairs i < j of B_ij (l_i - l_j - (N_ij - N_ji) / B_ij)^2        HodgeRank (Jiang et al. 2011), equation 4
@@ -27,9 +27,9 @@ from fusion_core.vocabulary import Encoding
 _WITHOUT_COMMON_ROW = 1e-9
 """Weight of a byte in the comparison of two sources over the whole span."""
 _TIE = 1e-9
-"""Nats per byte; sources whose losses differ by less are equally good, and the first in order is taken."""
+"""Difference in nats per byte below which sources are equally good: the first in order is taken."""
 _LARGEST_LOSS = 1e4
-"""Nats of one row: log-probabilities of impossible tokens count as this."""
+"""Nats that the log-probability of an impossible token counts as."""
 
 
 def weigh(
@@ -41,7 +41,7 @@ def weigh(
         names: of the sources that answered.
         gold_ST: log-probability of the realised target tokens; of a row that a source does not have, its share of the
             source's own loss.
-        usable_ST: which rows a source has.
+        usable_ST: True at the rows that a source has.
         target: the target's encoding of the window. Its end row has no bytes: it counts in no loss per byte, and is
             weighed like the token before it.
 
@@ -65,7 +65,7 @@ def weigh(
         return np.repeat(weight_S1, target.num_tokens, axis=1), loss_S
     span_of_T = in_text_T // config.span_tokens
     spans = _compare(rows, span_of_T)
-    # A lone dummy prefix is a row without bytes: the window has to tell the loss.
+    # A lone dummy prefix is a row without bytes: the loss over the window is taken.
     loss_SP = np.where(np.isnan(spans.loss_SP), loss_S[:, None], spans.loss_SP)
     weight_SP = _by_loss(config, loss_SP, spans.takes_part_SP)
     weight_SP = np.where(spans.takes_part_SP.any(axis=0), weight_SP, weight_S1)
@@ -81,7 +81,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Comparison:
-    """Losses per span, NaN where the source has no row or the span no byte, and who has a row in it."""
+    """Losses per span, NaN where the source has no row or the span no byte, and the sources with a row in it."""
 
     loss_SP: Float64
     takes_part_SP: Bool
@@ -113,7 +113,7 @@ def _compare(rows: _Rows, span_of_T: Int64) -> _Comparison:
 def _least_squares(
     bytes_PSS: Float64, nats_PSS: Float64, bytes_P: Float64, whole_nats_PS: Float64, takes_part_PS: Bool
 ) -> Float64:
-    """[P, S] losses; anything for sources that take no part."""
+    """Return the losses, [P, S]; those of sources that take no part mean nothing."""
     num_sources = takes_part_PS.shape[1]
     pair_PSS = takes_part_PS[:, :, None] & takes_part_PS[:, None, :] & ~np.eye(num_sources, dtype=np.bool_)
     whole_PSS = _WITHOUT_COMMON_ROW * pair_PSS * np.maximum(bytes_P, 1.0)[:, None, None]
@@ -142,8 +142,11 @@ def _level(
     whole_nats_PS: Float64,
     takes_part_PS: Bool,
 ) -> Float64:
-    """[P] constant with which the losses account for all nats on rows shared with another source; where no two share
-    one, for those on the sources' own rows; where these have no bytes, for all."""
+    """Return the constant, [P], with which the losses account for all nats on rows shared with another source.
+
+    Where no two sources share a row, it accounts for the nats on the sources' own rows; where these have no bytes, for
+    all nats.
+    """
     own_PS = np.arange(loss_PS.shape[1])
     levels_P = np.zeros(len(bytes_P))
     settled_P = np.zeros(len(bytes_P), dtype=np.bool_)
@@ -160,7 +163,7 @@ def _level(
 
 
 def _by_loss(config: FusionConfig, loss_SP: Float64, takes_part_SP: Bool) -> Float64:
-    """[S, P] weights of strategies `min_ce` and `avg_ce`; where no loss is known, who takes part weighs the same."""
+    """Return weights, [S, P], by `min_ce` or `avg_ce`; equal ones for those that take part where no loss is known."""
     loss_SP = np.where(takes_part_SP, np.where(np.isnan(loss_SP), 0.0, loss_SP), np.inf)
     lowest_P = np.where(takes_part_SP.any(axis=0), loss_SP.min(axis=0), 0.0)
     if config.strategy == "min_ce":
@@ -172,7 +175,7 @@ def _by_loss(config: FusionConfig, loss_SP: Float64, takes_part_SP: Bool) -> Flo
 
 
 def _normalised(raw_SP: Float64, takes_part_SP: Bool) -> Float64:
-    """The weights of those that take part, summing to one; where that leaves none, all the weights, or all the same."""
+    """Return the weights of those that take part, summing to one; where none does, all weights, or equal ones."""
     kept_SP = raw_SP * takes_part_SP
     kept_SP = np.where(kept_SP.any(axis=0), kept_SP, raw_SP)
     kept_SP = np.where(kept_SP.any(axis=0), kept_SP, 1.0)

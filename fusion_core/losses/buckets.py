@@ -2,7 +2,7 @@
 
 Both sides are log-probabilities over J = K + 1 buckets, the last one the tail; padded buckets are -inf on both sides.
 Temperature acts on the buckets of both sides alike. A temperature over the whole vocabulary would need the single
-probabilities inside the fused tail, which are gone; tempering one side over the vocabulary and the other over its
+probabilities inside the fused tail, which are not stored; tempering one side over the vocabulary and the other over its
 buckets would move the minimum away from "equal". When nothing is in the tail both forms are the same.
 """
 
@@ -19,11 +19,11 @@ FusionLoss = Literal["cross_entropy", "forward_kl", "reverse_kl", "jsd"]
 FUSION_LOSSES: tuple[str, ...] = get_args(FusionLoss)
 
 _FLOOR = -20.0
-"""Reverse KL is infinite where the target model puts mass and the fused row none: there the row counts as e^-20."""
+"""Least log-probability of a fused bucket in reverse KL, which would be infinite where only the model has mass."""
 
 
 def _expectation(weights_NJ: Tensor, values_NJ: Tensor) -> Tensor:
-    """Sum of weight times value; buckets of weight zero count nothing even where their value is infinite."""
+    """Return the sum of weight times value; buckets of weight zero add nothing, even where their value is infinite."""
     return (weights_NJ * values_NJ.masked_fill(weights_NJ == 0, 0.0)).sum(-1)
 
 
@@ -43,8 +43,8 @@ def _reverse_kl(model_NJ: Tensor, fused_NJ: Tensor, _beta: float) -> Tensor:
 
 
 def _jsd(model_NJ: Tensor, fused_NJ: Tensor, beta: float) -> Tensor:
-    """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, equation 1), with the fused row in the part of the
-    teacher: beta KL(fused, m) + (1 - beta) KL(model, m), m = beta fused + (1 - beta) model."""
+    """Return the generalised Jensen-Shannon divergence (Agarwal et al. 2024, equation 1), the fused row as teacher:
+    beta KL(fused, m) + (1 - beta) KL(model, m), m = beta fused + (1 - beta) model."""
     present_NJ = model_NJ > -math.inf
     model_NJ = model_NJ.masked_fill(~present_NJ, 0.0)
     fused_NJ = fused_NJ.masked_fill(~present_NJ, 0.0)

@@ -25,9 +25,9 @@ from fusion_core.losses.buckets import FUSION_LOSSES, FusionLoss, bucket_diverge
 from fusion_core.losses.rows import SparseRows
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits per chunk: 64 MiB of float32."""
+"""Number of logits per chunk: 64 MiB of float32."""
 _PRODUCT_ELEMENTS = 1 << 24
-"""Largest temporary for the lm_head's gradient, where its type is not the product's."""
+"""Elements of the largest temporary for the lm_head's gradient, where its type is not the product's."""
 
 
 class Losses(NamedTuple):
@@ -222,7 +222,7 @@ def _fusion_chunk(
     probs_CV.scatter_add_(1, ids_CK, -support_probs_CK)
     outside_C1 = probs_CV.sum(dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
 
-    # Masked rows get a tail of one and no support: finite whatever they hold.
+    # Masked rows get a tail of one and no support, so that they stay finite whatever they hold.
     fused_CJ = torch.cat([rows.logprobs_NK, rows.tail_N[:, None]], dim=1).to(dtype)
     fused_CJ = torch.cat([fused_CJ[:, :-1].masked_fill(~present_CK, -math.inf), fused_CJ[:, -1:]], dim=1)
     fused_CJ[:, -1:].masked_fill_(~mask_C1, 0.0)

@@ -18,7 +18,7 @@ class SparseRows:
         ids_NK: int64, -1 where padded; the ids of a row differ from each other.
         logprobs_NK: float32 nats, -inf where padded.
         tail_N: float32, log of the mass outside the support (-inf when there is none).
-        mask_N: bool, False where the row says nothing; such rows may hold anything.
+        mask_N: bool, False where the row is not trained on; such rows may hold anything.
     """
 
     ids_NK: Tensor

@@ -2,7 +2,7 @@
 
     L = lambda * L_CLM + (1 - lambda) * L_fusion        FuseLLM (Wan et al. 2024), equation 5
 
-The reference implementation of the paper knows three ways to set lambda, with t of T steps taken and the reward
+The reference implementation of the paper has three ways to set lambda, with t of T steps taken and the reward
 r = exp(-L_s) of the source s with the lowest loss L_s in nats per token (the probability that it gives a token, in the
 geometric mean):
 

@@ -27,7 +27,7 @@ def _unwritable(token_id: int) -> str:
 
 
 def text_description(description: dict[str, Any], control_ids: frozenset[int]) -> dict[str, Any]:
-    """Return the description with control tokens renamed, and all that adds, cuts or randomises switched off.
+    """Return the description with control tokens renamed, and without everything that adds, cuts or randomises.
 
     Control tokens keep their ids. Renaming them makes "<eos>" in user text ordinary text: Unigram models and BPE with
     `ignore_merges` would otherwise find the control token's own name in the vocabulary. Special tokens that text
@@ -65,7 +65,7 @@ def _text_model(description: dict[str, Any], control_ids: frozenset[int]) -> dic
 
 
 def _without_start_of_text(node: Any) -> Any:
-    """Return a normalizer or pre-tokenizer without dummy prefix and stripping; None when nothing else is in it."""
+    """Return a normalizer or pre-tokenizer without dummy prefix and stripping; None when that leaves nothing."""
     if not node:
         return None
     for key in ("normalizers", "pretokenizers"):
@@ -82,7 +82,7 @@ def _without_start_of_text(node: Any) -> Any:
 
 
 class DummyPrefix(Enum):
-    """When a tokenizer puts a space in front of a text before it splits it."""
+    """The rule by which a tokenizer puts a space in front of a text before it splits it."""
 
     NONE = "none"
     ALWAYS = "always"
@@ -111,7 +111,7 @@ def middle_description(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_description(description: dict[str, Any]) -> dict[str, Any]:
-    """Return the description for input that is written in the byte-level alphabet already: merges only."""
+    """Return the description for input that is already written in the byte-level alphabet: merges only."""
     return {**description, "normalizer": None, "pre_tokenizer": None}
 
 

@@ -27,7 +27,7 @@ class FirstTokens:
         self._raw = backend.build(backend.raw_description(description)) if byte_level else None
 
     def of(self, remainders: Sequence[bytes], count: int) -> Int32:
-        """See `Vocabulary.leading_tokens`."""
+        """Return the first tokens of each remainder; see `Vocabulary.leading_tokens`."""
         valid = [_valid_part(remainder) for remainder in remainders]
         encoded = self.middle.encode_batch_fast(valid, add_special_tokens=False)
         leading_RN = np.full((len(remainders), count), -1, dtype=np.int32)
@@ -43,7 +43,7 @@ class FirstTokens:
                     break
                 token = ids[place] if place < len(ids) else self._of_bytes(remainder[at:])
                 token_bytes = self._byte_table.token_bytes(token)
-                # A tokenizer that rewrites the text may give a token with other bytes: then there is none.
+                # A tokenizer that rewrites the text may give a token with other bytes, which is no first token.
                 if not token_bytes or not remainder.startswith(token_bytes, at):
                     break
                 leading_RN[index, place] = token

@@ -1,4 +1,4 @@
-"""Which ids of a tokenizer are control tokens, and which play a role beside their part in ordinary text.
+"""The control tokens of a tokenizer, and the ids with a role beside their part in ordinary text.
 
 GPT-2 has no padding token, and many use a piece such as "!" for it. That piece is needed to write text: it keeps its
 bytes, and the merges that name it stay.
@@ -46,7 +46,7 @@ def control_ids(description: dict[str, Any], roles: Roles, special_ids: frozense
 
 
 def _needed_by_text(description: dict[str, Any], pieces: dict[int, str], roles: Roles) -> frozenset[int]:
-    """The ids of those special pieces without which the model would write some text otherwise, or not at all."""
+    """Return the special pieces without which the model would split some text otherwise, or not at all."""
     model, vocabulary = description["model"], description["model"]["vocab"]
     only_pads = roles["pad"] not in (roles["bos"], roles["eos"]) and roles["pad"] is not None
     if isinstance(vocabulary, list):  # Unigram: control pieces have score 0

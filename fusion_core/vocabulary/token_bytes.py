@@ -1,8 +1,8 @@
 """The bytes of every id, read from a `tokenizer.json` description.
 
 Covered: byte-level BPE (GPT-2's printable stand-ins for bytes), SentencePiece-style BPE and Unigram (U+2581 for a
-space, `<0xNN>` for single bytes). Refused are WordPiece, WordLevel, and BPE with word-end or continuation
-marks: their pieces do not say which bytes lie between two words.
+space, `<0xNN>` for single bytes). WordPiece, WordLevel, and BPE with word-end or continuation
+marks are refused: their pieces do not say which bytes lie between two words.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 
 SPACE_MARKER = "\u2581"
 _BETWEEN = "\U0010fffd"
-"""Stands in no piece: the last character for private use."""
+"""A character that no piece holds: the last one for private use."""
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level_alphabet() -> dict[int, str]:
-    """GPT-2's map from a byte to a printable character (openai/gpt-2, `bytes_to_unicode`)."""
+    """Return GPT-2's map from a byte to a printable character (openai/gpt-2, `bytes_to_unicode`)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     alphabet = {byte: chr(byte) for byte in printable}
     for number, byte in enumerate(byte for byte in range(256) if byte not in printable):

@@ -28,7 +28,7 @@ _PROBES = (
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _MODEL_SETTINGS = ("unk_token", "unk_id", "fuse_unk", "byte_fallback", "ignore_merges", "dropout")
 _UPPER_CASE_WORDS = r"\p{Lu}"
-"""Stands in the pattern that Mistral's tokenizers split words with, and not in the one that was shipped by mistake."""
+"""Part of the pattern that Mistral's tokenizers split words with; the one shipped by mistake lacks it."""
 
 
 class LoadedTokenizer(NamedTuple):
@@ -41,7 +41,7 @@ class LoadedTokenizer(NamedTuple):
 def load_tokenizer(folder: str | Path) -> LoadedTokenizer:
     """Return the tokenizer of a model folder (or hub name), with the pipeline of its `tokenizer.json` if it has one.
 
-    Warnings are logged as well. What the tokenizer's `save_pretrained` writes splits text in the same way.
+    Warnings are logged as well. The files that the tokenizer's `save_pretrained` writes split text in the same way.
 
     Raises:
         ValueError: no such folder, no tokenizer in it, a file that cannot be read, or one that is Python code.
@@ -118,7 +118,7 @@ def _ignored(folder: str, tokenizer: Any, config: dict[str, Any]) -> tuple[str, 
     if not isinstance(backend, Tokenizer):
         return ()
     warnings = []
-    # transformers leaves this mark on a tokenizer of Mistral's whose folder does not say whether to mend it.
+    # transformers marks a tokenizer of Mistral's so when its folder does not say whether to correct it.
     marked = getattr(backend, "fix_mistral_regex", None) is False and config.get("fix_mistral_regex") is None
     if marked and _UPPER_CASE_WORDS not in str(backend.pre_tokenizer and backend.pre_tokenizer.__getstate__()):
         warnings.append(

@@ -153,7 +153,7 @@ class Vocabulary:
         return int(first.startswith(b" ") and len(first) == int(byte_ends_T[0]) + 1)
 
     def spells(self, text: bytes, token_ids_T: Int32, byte_ends_T: Int32) -> bool:
-        """Whether the tokens' bytes are exactly the text, after at most a dummy prefix, and end at these offsets.
+        """Return whether the tokens' bytes are the text, after at most a dummy prefix, and end at these offsets.
 
         All ids must be below `size`.
         """

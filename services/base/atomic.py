@@ -19,9 +19,9 @@ import psutil
 
 PARTIAL_SUFFIX = ".partial"
 ABANDONED_SECONDS = 3600.0
-"""A partial file of a dead process is deleted once it is this old."""
+"""Age at which a partial file of a dead process is deleted."""
 FOREIGN_SECONDS = 7 * 86_400.0
-"""The same where the process cannot be asked: it ran on another machine, or its number was given out again."""
+"""The same where that cannot be known: the process ran on another machine, or its number was given out again."""
 
 
 def partial_name(name: str) -> str:
@@ -57,8 +57,8 @@ def whole_folder(folder: Path, *, replace: bool = False, resume: bool = False) -
     """Yield an empty partial folder to fill; it becomes `folder` at the end, or is deleted when the block raises.
 
     Missing parent folders are made. With `replace`, what was at `folder` is deleted after the new folder took its
-    place; without it, a `folder` that is there and not empty raises OSError. With `resume`, for who holds a lock, the
-    partial folder has one name, stays when the block raises, and is yielded as it was left the next time.
+    place; without it, a `folder` that is there and not empty raises OSError. With `resume`, for the holder of a lock,
+    the partial folder has one name, stays when the block raises, and is yielded as it was left the next time.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.resumable" if resume else partial_name(folder.name))
@@ -79,9 +79,9 @@ def whole_folder(folder: Path, *, replace: bool = False, resume: bool = False) -
 
 
 def sweep_partial(folder: Path) -> list[Path]:
-    """Delete what killed writers have left half written in a folder; return the paths that are gone.
+    """Delete the partial files of killed writers in a folder; return their paths.
 
-    A partial name counts as left behind when its process ran on this machine, is no more, and has written nothing for
+    A partial name counts as left behind when its process ran on this machine, has ended, and has written nothing for
     `ABANDONED_SECONDS`. Those of other machines are deleted after a week without a write.
     """
     found = []
@@ -97,7 +97,7 @@ def sweep_partial(folder: Path) -> list[Path]:
 
 
 def drop_partial(path: Path) -> None:
-    """Delete every partial form of a file or folder at once; only for who holds the lock under which it is made."""
+    """Delete every partial form of a file or folder at once; only for the holder of its lock."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 

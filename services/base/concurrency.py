@@ -1,4 +1,4 @@
-"""Coroutines that run side by side: all of them or none, and one for all that ask the same."""
+"""Coroutines that run side by side: groups that fail as one, and one call for all callers that ask the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def gather_or_cancel(*awaitables: Awaitable[Value]) -> list[Value]:
 
 
 class Coalesced(Generic[Value]):
-    """A value that is computed once for all who ask for it at the same time. Lives on one event loop."""
+    """A value that is computed once for all callers at the same time. Lives on one event loop."""
 
     def __init__(self, compute: Callable[[], Coroutine[Any, Any, Value]]) -> None:
         self._compute = compute
@@ -29,7 +29,7 @@ class Coalesced(Generic[Value]):
         self._kept: tuple[float, Value] | None = None
 
     async def get(self, max_age_seconds: float = 0.0) -> Value:
-        """Return a value that is at most so old, or a new one. Those that wait together fail with one error."""
+        """Return the value if it is younger than `max_age_seconds`, else a new one; waiting callers share an error."""
         loop = asyncio.get_running_loop()
         if self._kept is not None and loop.time() - self._kept[0] < max_age_seconds:
             return self._kept[1]
@@ -39,7 +39,7 @@ class Coalesced(Generic[Value]):
         return await asyncio.shield(self._running)
 
     def forget(self) -> None:
-        """Drop the kept value: the next who asks gets a new one."""
+        """Drop the kept value: the next caller gets a new one."""
         self._kept = None
 
     async def _run(self) -> Value:

@@ -97,12 +97,12 @@ class Files:
         return self._files.open_input_file(f"{self._folder}/{path}")
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return names and sizes in bytes of the files right in a folder; none when there is no such folder."""
+        """Return names and sizes in bytes of the files directly in a folder; none when there is no such folder."""
         infos = self._infos(folder)
         return {info.base_name: info.size for info in infos if info.type == fs.FileType.File and _whole(info)}
 
     def folders(self, folder: str) -> list[str]:
-        """Return the names of the folders right in a folder, sorted."""
+        """Return the names of the folders directly in a folder, sorted."""
         return sorted(info.base_name for info in self._infos(folder) if info.type == fs.FileType.Directory)
 
     def delete(self, path: str) -> None:
@@ -110,7 +110,7 @@ class Files:
         self._delete(f"{self._folder}/{path}")
 
     def sweep(self, folder: str) -> None:
-        """Delete what killed writers have left half written in a folder, as `sweep_partial` does."""
+        """Delete the partial files of killed writers in a folder, as `sweep_partial` does."""
         if self._local:
             sweep_partial(Path(f"{self._folder}/{folder}"))
         elif self._has_folders:

@@ -38,7 +38,7 @@ def expand_user(path: str | Path, setting: str) -> Path:
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file `.NAME.lock` beside `path`: one process at a time makes `path`, the others find it made.
 
-    What a killed maker has left half made is deleted first. Raises FetchError when the disk is full or not writable.
+    Partial files of a killed process are deleted first. Raises FetchError when the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

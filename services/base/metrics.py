@@ -1,4 +1,4 @@
-"""Prometheus metrics through Ray: what a component defines is exported on the metrics port of every Ray node.
+"""Prometheus metrics through Ray, which exports them on the metrics port of every Ray node.
 
 A component makes one `Meter` and defines its metrics from it, each with a sentence that says what it counts:
 
@@ -20,20 +20,20 @@ _PREFIX = "llm_fusion"
 
 
 class Meter:
-    """Define metrics named llm_fusion_COMPONENT_NAME that all carry the same tags."""
+    """A maker of metrics named llm_fusion_COMPONENT_NAME that all carry the same tags."""
 
     def __init__(self, component: str, **tags: str) -> None:
         self._component = component
         self._tags = tags
 
     def counter(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Counter:
-        """Define a sum that only grows; `labels` are given with each `inc(value, {label: ...})`."""
+        """Return a sum that only grows; `labels` are given with each `inc(value, {label: ...})`."""
         metric = Counter(self._full(name), description, (*self._tags, *labels))
         metric.set_default_tags(self._tags)
         return metric
 
     def gauge(self, name: str, description: str, *, labels: tuple[str, ...] = ()) -> Gauge:
-        """Define a value that rises and falls."""
+        """Return a value that rises and falls."""
         metric = Gauge(self._full(name), description, (*self._tags, *labels))
         metric.set_default_tags(self._tags)
         return metric

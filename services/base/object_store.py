@@ -12,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 from pyarrow import fs
 
 PROTOCOLS = {"s3", "s3a", "gs", "gcs", "az", "adl", "abfs", "abfss", "oci", "oss", "r2"}
-"""Protocols under which a file appears when its upload is complete, and folders are only parts of names."""
+"""Protocols of stores where a file appears when its upload is complete, and folders are only parts of names."""
 
 
 def without_folders(files: Any) -> Any:
@@ -36,7 +36,7 @@ def _tuned(files: Any) -> Any:
 
 
 class _WithoutFolders(fs.FileSystemHandler):  # type: ignore[misc]
-    """Passes everything on to a file system but the making of folders."""
+    """A file system that passes everything on to another but the making of folders."""
 
     def __init__(self, files: Any) -> None:
         self.files = files

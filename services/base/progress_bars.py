@@ -73,7 +73,7 @@ def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str
 
 @contextmanager
 def window_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Report how many windows of how many are done, by name."""
+    """Report the number of windows that are done, and of all windows, by name."""
     if not console.is_terminal:
         last: dict[str, float] = {}
 

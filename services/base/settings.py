@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from services.base.credentials import without_credentials
 
 MEMORY_PATTERN = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
-"""An amount of memory as Kubernetes writes it."""
+"""Pattern of an amount of memory as Kubernetes writes it."""
 
 
 class Settings(BaseModel):
@@ -19,7 +19,7 @@ class Settings(BaseModel):
 
 
 def explain(error: ValidationError) -> str:
-    """Return one line per mistake: dotted key, what is wrong, what was given."""
+    """Return one line per mistake: dotted key, problem, and the value that was given."""
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "(recipe)"

@@ -1,4 +1,4 @@
-"""Parts of all commands: consoles, the options that name a recipe, and the end of a user's mistake."""
+"""Parts of all commands: consoles, the options that name a recipe, and the handling of a user's mistakes."""
 
 from __future__ import annotations
 

@@ -47,6 +47,6 @@ def show_status(deployment: Deployment, console: Console) -> bool:
 
 
 def _state(source: fusion_pb2.SourceStatus) -> str:
-    """Health of a source, and whether the breaker keeps it out of the windows."""
+    """Return a source's health, and whether the breaker keeps it out of the windows."""
     left_out = {fusion_pb2.BREAKER_STATE_OPEN: ", left out", fusion_pb2.BREAKER_STATE_HALF_OPEN: ", on trial"}
     return ("SERVING" if source.serving else "NOT_SERVING") + left_out.get(source.breaker, "")

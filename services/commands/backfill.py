@@ -1,4 +1,4 @@
-"""`fusion backfill`: scores into the store the windows that streams skipped or fused without a source.
+"""`fusion backfill`: score into the store the windows that streams skipped or fused without a source.
 
 The fusion service lists every such window. Each source scores here the windows that it missed; a part of the list is
 deleted when all its windows are in the store, so that a back-fill that was killed goes on with the rest. The next epoch
@@ -31,7 +31,7 @@ _IN_FLIGHT = 256
 """Windows that a source is asked for at once, all its replicas together."""
 
 Missed = Mapping[str, list[tuple[str, int]]]
-"""By source: split and index of the windows that it took no part in."""
+"""Split and index of the windows that each source took no part in, by source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """`fusion capture`: every window of the recipe's corpus scored by every source, in shards that resume and repair.
 
-What a shard holds is fixed by the corpus, not by when it is written: a capture that was killed goes on with the shards
-that are missing, and ends with the bytes of one that was not, as far as the source itself answers the same twice.
+The windows of a shard are fixed by the corpus, not by the time of writing: a capture that was killed goes on with the
+missing shards, and ends with the same bytes as one that was not, if the source answers the same twice.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _IN_FLIGHT = 256
 """Windows that a source is asked for at once, all its replicas together."""
 
 Progress = Callable[[str, int, int], None]
-"""Receives a name, how many windows are done, and how many there are."""
+"""A function of a name, the number of windows that are done, and the number of all."""
 
 
 class Capture:
-    """Scores the windows that are not in the store yet, or are damaged there."""
+    """The capture of the windows that are not in the store yet, or are damaged there."""
 
     def __init__(self, scope: CaptureScope, *, windows_per_shard: int | None = None) -> None:
-        """`windows_per_shard`: of a capture that is begun now; one that was begun goes on with its own."""
+        """Take the scope; `windows_per_shard` is for a new capture, one that was begun before goes on with its own."""
         self.recipe, self.corpus, self.store = scope.recipe, scope.corpus, scope.store
         self.scope = scope
         self._folders = resolve_sources(scope.recipe)
@@ -71,7 +71,7 @@ class Capture:
                 asyncio.run(self._capture(needed, progress))
 
     async def _serving_now(self) -> dict[str, SourceIdentity]:
-        """Return who serves, by source that answers; raises ServiceError when one is not what the recipe says."""
+        """Return the identities of the sources that answer; raises ServiceError when one is not the recipe's."""
         found = {}
         for source in self.scope.sources:
             asked = RemoteSource(self.recipe.endpoint(source), self.recipe.service)
@@ -84,7 +84,7 @@ class Capture:
         return found
 
     async def _identity(self, source: RemoteSource) -> SourceIdentity:
-        """Return who serves; a source that has just started may need more than one attempt."""
+        """Return a source's identity; one that has just started may need more than one attempt."""
         for _ in range(self.recipe.service.source_attempts - 1):
             with suppress(ServiceError):
                 return await source.identity()

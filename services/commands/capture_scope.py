@@ -1,4 +1,4 @@
-"""The part of a recipe that a capture is about: corpus, splits, sources and store."""
+"""The part of a recipe that a capture needs: corpus, splits, sources and store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CaptureScope:
     store: BlockStore
 
     def stored(self, source: AnySource) -> list[SourceIdentity]:
-        """Return who has windows in the store that this source could have scored: one identity per revision."""
+        """Return the stored identities whose windows this source could have scored: one per revision."""
         endpoint = self.recipe.endpoint(source)
         return stored_identities(self.store, endpoint, vocabulary_of(endpoint))
 
@@ -36,10 +36,10 @@ def open_scope(recipe: Recipe, *, sources: Sequence[str] = (), splits: Sequence[
 
     Args:
         recipe: the run.
-        sources: names of the sources that are meant; all when empty.
-        splits: names of the splits that are meant; all when empty.
+        sources: names of the sources to take; all when empty.
+        splits: names of the splits to take; all when empty.
 
-    Raises RecipeError for a source or split that there is not, and where the recipe keeps no store.
+    Raises RecipeError for an unknown source or split, and where the recipe has no store.
     """
     if recipe.store is None:
         raise RecipeError("service.store: null keeps nothing; a capture needs a folder or URL")

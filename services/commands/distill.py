@@ -1,4 +1,4 @@
-"""`fusion distill`: hands the recipe's training to Ray's job API."""
+"""`fusion distill`: hand the recipe's training to Ray's job API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores models in nats per byte on a split: Hugging Face folders, and sources through the fusion service."""
+"""Score models in nats per byte on a split: Hugging Face folders, and sources through the fusion service."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def evaluate(
         tasks: folder of task files for lm-evaluation-harness, which is then run on every model too.
         print_line: called with a line per model.
 
-    Raises RecipeError naming what is not there.
+    Raises RecipeError naming the model or split that is missing.
     """
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
     if sources:

@@ -1,4 +1,4 @@
-"""Makes what services and training need on disk: the corpus in windows, the target's folder, the resolved recipe."""
+"""Make the files that services and training need: the corpus in windows, the target's folder, the resolved recipe."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from services.recipes.tokenizers import check_tokenizers, tokenizer_identity
 
 
 def prepare(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
-    """Make what is missing, leave alone what is there; return the file of the resolved recipe, in the run folder.
+    """Make the files that are missing; return the file of the resolved recipe, in the run folder.
 
-    With `save=False` a file that is there stays: it holds what is served, which a training run must not change.
+    With `save=False` a file that is there stays: it is the recipe of the running services, which a training run must
+    not change.
 
     Raises RecipeError or ValueError naming the key that cannot be honoured.
     """

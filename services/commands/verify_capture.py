@@ -1,4 +1,4 @@
-"""`fusion capture --verify`: reads every captured file back and names each that is bad."""
+"""`fusion capture --verify`: read every captured file back and name each that is bad."""
 
 from __future__ import annotations
 

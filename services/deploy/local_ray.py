@@ -31,7 +31,7 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     # Serve asks its proxy for health every ten seconds; every call goes through it.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    # Serve's own limit is two gigabytes, read into memory before the token is looked at.
+    # Serve's own limit is two gigabytes, read into memory before the token is checked.
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_MESSAGE_BYTES),
 }
 """Environment variables of a cluster on this machine; the user's own values come first."""
@@ -158,7 +158,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     """Return a TCP port that nothing listens on, and that no outgoing connection gets by chance before it is used.
 
     It lies between the ports of Ray's workers and those that Linux gives to outgoing connections. No port is returned
-    twice: whoever got it may not listen there yet.
+    twice: the caller may not listen there yet.
     """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
@@ -181,7 +181,7 @@ def port_in_use(host: str, port: int) -> bool:
 
 
 def _end(process: psutil.Process) -> None:
-    """End a process with SIGTERM, and whatever it started and is left after that with SIGKILL."""
+    """End a process with SIGTERM, then those that it started and that still run with SIGKILL."""
     with _ignore_ended():
         family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)

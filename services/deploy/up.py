@@ -24,7 +24,7 @@ _PORTS = ("grpc_port", "http_port", "dashboard_port")
 """Keys of the section `service` with the ports that a deployment listens on."""
 
 ReportStates = Callable[[Mapping[str, str]], None]
-"""Receives the state of every application, by name."""
+"""A function of the state of every application, by name."""
 
 
 def check_free(recipe: Recipe) -> None:
@@ -54,13 +54,13 @@ def up(
 
     Args:
         recipe: the run.
-        recipe_file: where the recipe is kept as it is served.
+        recipe_file: file that keeps the recipe as it is served.
         report: receives the state of every application while they start.
         only: names of the applications to start, all by default.
-        timeout_seconds: how long the applications may take to start.
+        timeout_seconds: longest time for the applications to start.
     """
-    # One at a time from the look at the ports to the record that names them: two that start in the same moment would
-    # both find them free.
+    # One process at a time from the check of the ports to the record that names them: two that start in the same moment
+    # would both find them free.
     with exclusive(fusion_home() / "deployments" / "starting"):
         check_free(recipe)
         recipe.save(recipe_file)

@@ -1,4 +1,4 @@
-"""The accounts of a run: which windows its steps have taken, in terms that do not depend on the number of workers."""
+"""The accounts of a run: the windows that its steps have taken, counted alike for any number of workers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Position:
 
 
 class Accounts:
-    """Counts the windows of a run, step by step.
+    """The count of a run's windows, step by step.
 
     Attributes:
-        position: where the run stands after the last step.
+        position: the place of the run after the last step.
     """
 
     def __init__(self, start: Position, world: World, *, epoch_windows: int, batch_windows: int) -> None:
         self.position = start
         self._world, self._epoch_windows, self._batch_windows = world, epoch_windows, batch_windows
-        # From this window of the epoch on the stream deals to the workers that there are now.
+        # From this window of the epoch on, the stream deals windows to the present number of workers.
         self._shared_from = start.cursor.dealt if start.cursor else 0
 
     def share(self, epoch: int) -> int:
@@ -54,7 +54,7 @@ class Accounts:
     def advance(self, row: Mapping[str, Any], cursor: Cursor | None, *, end_of_epoch: bool) -> dict[str, Any]:
         """Move the position behind a step; return the step's metrics with the totals of the run.
 
-        `cursor` is where this rank's stream stands. Raises FailedPreconditionError when an epoch ends with another
+        `cursor` is the position of this rank's stream. Raises FailedPreconditionError when an epoch ends with another
         number of windows than the data set has.
         """
         tokens = self.position.tokens + row["tokens"]

@@ -114,7 +114,7 @@ class DistillConfig(Settings):
 
     @property
     def tokens_only(self) -> bool:
-        """Whether the run is CLM only, and asks no source at all."""
+        """True when the run is CLM only, and asks no source at all."""
         return self.lambda_ == 1.0 and self.lambda_end in {None, 1.0}
 
     def lambda_at(self, step: int, total_steps: int) -> float:

@@ -38,7 +38,7 @@ _FATAL_ERRORS = (
     ValueError,
     ArithmeticError,
 )
-"""Errors that another attempt of the same workers would only meet again."""
+"""Errors that would come again in another attempt of the same workers."""
 
 OpenClient = Callable[[DistillJob], FusionStream]
 
@@ -68,7 +68,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
             claim_run(job, plan)
         use_gpu = _join_cluster(job.config)
         if start_over:
-            # Not before everything has been looked at: a run that is refused forgets no checkpoint.
+            # Only after all checks: a run that is refused deletes no checkpoint.
             job.start_over()
             claim_run(job, plan)
         _train(job, plan, open_client, use_gpu=use_gpu)
@@ -92,7 +92,7 @@ def _join_cluster(config: DistillConfig) -> bool:
 
 
 def _train(job: DistillJob, plan: RunPlan, open_client: OpenClient, *, use_gpu: bool) -> None:
-    """Run the workers to their end; raises the error that another attempt would only meet again."""
+    """Run the workers to their end; raises an error that another attempt would meet again."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -100,7 +100,7 @@ def _train(job: DistillJob, plan: RunPlan, open_client: OpenClient, *, use_gpu: 
     fallback = mend_snapshot(job.checkpoints)
     files, checkpoints = open_location(job.checkpoints, STORAGE_KEY)
     storage, _, name = checkpoints.rpartition("/")
-    # The job travels in the function, not in train_loop_config, which Ray shows on its dashboard: it may hold a token.
+    # The job travels in the function, because it may hold a token: Ray shows train_loop_config on its dashboard.
     trainer = TorchTrainer(
         partial(work, job, plan, open_client, fallback),  # type: ignore[arg-type]  # type checkers see V1 here
         scaling_config=ScalingConfig(
@@ -125,7 +125,7 @@ def _train(job: DistillJob, plan: RunPlan, open_client: OpenClient, *, use_gpu: 
 def work(
     job: DistillJob, plan: RunPlan, open_client: OpenClient, fallback: StoredCheckpoint | None
 ) -> Exception | None:
-    """Run one worker; return the error that another attempt would only meet again, None after the last step."""
+    """Run one worker; return an error that another attempt would meet again, None after the last step."""
     import ray.train
     import ray.train.torch
     import torch
@@ -184,7 +184,7 @@ def _quieten_reports() -> None:
 
 
 def _per_worker(config: DistillConfig, *, use_gpu: bool) -> dict[str, float]:
-    """Return what Ray reserves for a worker."""
+    """Return the resources that Ray reserves for a worker."""
     return {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
 
 

@@ -1,4 +1,4 @@
-"""One training run: its settings, and where its files lie."""
+"""One training run: its settings, and the places of its files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from services.jobs.storage import clear, split_location
 
 @dataclass(frozen=True, slots=True)
 class DistillJob:
-    """Everything that driver and workers need. All workers must see the folders under the same path.
+    """The settings of driver and workers. All workers must see the folders under the same path.
 
     Attributes:
         run_name: name of the run, unique among the runs of a target.
-        run_folder: where checkpoints, logs and the final model go; see `RunFolder`.
+        run_folder: folder of checkpoints, logs and the final model; see `RunFolder`.
         target_folder: Hugging Face folder of the target before training.
         dataset: name of the data set at the fusion service.
         split: split to train on.
         fusion_address: host:port of the fusion service.
-        config: how to train.
+        config: settings of training.
         application: name of the fusion service's Serve application.
         token: bearer token; default the one in the workers' environment.
         eval_split: split that `eval_every_steps` scores.
@@ -64,6 +64,6 @@ class DistillJob:
         return (str(self.run_folder.absolute()), beside_checkpoints)
 
     def start_over(self) -> None:
-        """Forget the run."""
+        """Delete the files and checkpoints of the run."""
         clear(self.checkpoints)
         self.files.clear()

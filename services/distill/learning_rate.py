@@ -10,7 +10,7 @@ from services.distill.config import DistillConfig
 def learning_rate(config: DistillConfig, step: int, total_steps: int) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    It is a function of the step alone, so that a checkpoint stores nothing of it and nothing drifts.
+    It is a function of the step alone, so that no checkpoint stores it and a resumed run uses the same one.
     """
     warmup = math.ceil(config.warmup_share * total_steps)
     if step < warmup:

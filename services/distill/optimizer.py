@@ -27,9 +27,9 @@ class TargetOptimizer:
         )
 
     def step(self, learning_rate: float) -> float:
-        """Take a step with the gradients that are there, and clear them; return their norm before clipping.
+        """Take a step with the accumulated gradients, and clear them; return their norm before clipping.
 
-        A gradient that is not finite moves no weight.
+        A gradient that is not finite changes no weight.
         """
         parameters = [p for p in self._module.parameters() if p.grad is not None]
         norm_ = torch.nn.utils.clip_grad_norm_(parameters, self._clip_norm or math.inf)

@@ -1,4 +1,4 @@
-"""The fixed quantities and the identity of a run, found out and checked by the driver before any worker starts."""
+"""The fixed quantities and the identity of a run, which the driver checks before any worker starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAY_CHANGE = {
     "gradient_checkpointing", "num_workers", "cpus_per_worker", "memory_per_worker", "torch_threads", "max_failures",
     "micro_batch_windows", "pack_tokens", "parallel", "storage",
 }  # fmt: skip
-"""Settings that may differ when a run is resumed; all others decide what is learned."""
+"""Settings that may differ when a run is resumed; all others decide the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class RunPlan:
         vocabulary_size: number of ids.
         bos: the token in front of every window: BOS, or EOS where a tokenizer has none (GPT-2, Qwen).
         num_windows: windows of the split, so of one epoch.
-        settings: everything that decides the outcome, by dotted key: target, corpus, training, and how the service
-            fuses which models. A checkpoint made under others is not resumed.
+        settings: everything that decides the result, by dotted key: target, corpus, training, and the service's models
+            and settings of fusion. A checkpoint made under others is not resumed.
     """
 
     vocabulary: str
@@ -48,25 +48,25 @@ class RunPlan:
 
     @property
     def identity(self) -> str:
-        """Hash of the settings, which every checkpoint carries."""
+        """The hash of the settings, which every checkpoint carries."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def steps_per_epoch(self, config: DistillConfig) -> int:
-        """Optimiser steps of one epoch; the last one may be short."""
+        """Return the number of optimiser steps in one epoch; the last one may be short."""
         return math.ceil(self.num_windows / config.batch_windows)
 
     def total_steps(self, config: DistillConfig) -> int:
-        """Optimiser steps of all epochs."""
+        """Return the number of optimiser steps in all epochs."""
         return config.epochs * self.steps_per_epoch(config)
 
 
 def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float = 60.0) -> RunPlan:
-    """Ask the fusion service, and read the target's tokenizer.
+    """Return the plan of a run, from the fusion service's description and the target's tokenizer.
 
     A source whose model the service does not know yet is waited for as long as `patience_seconds`.
 
     Raises FailedPreconditionError when the service fuses into another vocabulary, or with other settings than
-    `job.expected`, or does not name its settings; UnavailableError when it does not know who serves a source;
+    `job.expected`, or does not name its settings; UnavailableError when it does not know the model behind a source;
     NotFoundError for an unknown data set, split or source; ValueError for a split without windows or an unusable
     tokenizer; and what the client raises.
     """
@@ -135,7 +135,7 @@ def check_expected(expected: Mapping[str, str], served: Mapping[str, str], addre
 def _with_known_sources(
     sources: Sequence[str], info: fusion_pb2.GetFusionInfoResponse, client: FusionStream, patience_seconds: float
 ) -> fusion_pb2.GetFusionInfoResponse:
-    """Return what the service says once it knows the model behind each of the sources."""
+    """Return the service's description once it knows the model behind each of the sources."""
     backoff = Backoff(0.5, longest_seconds=5.0, patience_seconds=patience_seconds)
     while True:
         if not info.settings:

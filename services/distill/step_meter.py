@@ -1,4 +1,4 @@
-"""The metrics of a step, over all workers; services/jobs/step_log.py says what each of them means."""
+"""The metrics of a step, over all workers; services/jobs/step_log.py explains each of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepLosses:
     """One worker's share of the losses of a step.
 
     Attributes:
-        loss: the worker's summand of the loss that the gradient belongs to.
+        loss: the worker's part of the loss whose gradient is taken.
         clm, fusion: sums over its tokens, in nats.
         coefficients: values of the objective in this step that are the same on all workers, such as lambda.
     """
@@ -45,10 +45,10 @@ class StepLosses:
 
 
 class StepMeter:
-    """Collects the sums of one step on one worker; `row` adds them up over the workers."""
+    """The sums of one step on one worker; `row` adds them up over the workers."""
 
     def __init__(self, world: World, *, tokens_only: bool) -> None:
-        """The step's time starts now; waiting for its windows is part of it."""
+        """Start the step's time; waiting for its windows is part of it."""
         self._world = world
         self._started = time.perf_counter()
         self._tokens_only = tokens_only
@@ -57,7 +57,7 @@ class StepMeter:
         self._skipped = 0
 
     def take(self, blocks: Sequence[Block], *, skipped: int) -> StepTotals:
-        """Note the step's blocks on this worker, and how many windows came without one; return the global sums."""
+        """Add the step's blocks on this worker, and the number of windows without one; return the global sums."""
         self._skipped = skipped
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._covered = sum(mass * tokens for mass, tokens in covered), sum(tokens for _, tokens in covered)

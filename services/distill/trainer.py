@@ -1,4 +1,4 @@
-"""The training loop of one worker. What a step learns, and how a checkpoint is made, is handed in."""
+"""The training loop of one worker. The gradient of a step and the making of a checkpoint are handed in."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from services.fusion.client import FusedWindow, SkippedWindow
 from services.jobs.step_log import RunLogs
 
 Backward = Callable[[Sequence[Block], int, StepTotals], StepLosses]
-"""Adds the gradient of a step to the weights': from this worker's blocks, the step counted from 0, and its size."""
+"""A function that adds a step's gradient, from this worker's blocks, the step counted from 0, and its size."""
 
 StepObserver = Callable[[dict[str, Any]], None]
-"""Receives the metrics of every step."""
+"""A function of the metrics of every step."""
 
 Evaluate = Callable[[], float]
-"""Returns nats per byte of the held-out split; called by all workers at the same steps."""
+"""A function that returns nats per byte of the held-out split; all workers call it at the same steps."""
 
 
 class Trainer:
-    """Takes the steps of a run: windows, gradient, update, a line in every log, and now and then a checkpoint."""
+    """The steps of a run: windows, gradient, update, a line in every log, and at intervals a checkpoint."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class Trainer:
         save_checkpoint: StepObserver,
         observers: Sequence[StepObserver] = (),
     ) -> None:
-        """`accounts` say where to begin; `save_checkpoint` is called by all workers behind the steps that need one."""
+        """Take the parts of a run; training begins at the position of `accounts`, and all workers save checkpoints."""
         self._config, self._world, self._accounts, self._optimizer = config, world, accounts, optimizer
         self._backward, self._evaluate, self._save_checkpoint = backward, evaluate, save_checkpoint
         self._observers = observers
         self._total_steps, self._steps_per_epoch = plan.total_steps(config), plan.steps_per_epoch(config)
 
     def run(self, feed: WindowFeed, logs: RunLogs) -> None:
-        """Take all steps that are left.
+        """Take all remaining steps.
 
         Raises ServiceError or ValueError when the stream breaks or does not fit, ArithmeticError on divergence.
         """
@@ -87,7 +87,7 @@ class Trainer:
             if meter.skipped_anywhere():
                 raise UnavailableError(f"{where}: every window was left out for want of sources; nothing to train on")
             raise FailedPreconditionError(f"split: the stream ended in {where}")
-        # Dropout of a step is the same however the run got here.
+        # Dropout of a step is the same whether the run was resumed or not.
         torch.manual_seed(_step_seed(self._config.seed, step, self._world.rank))
         losses = self._backward(blocks, step, totals)
         rate = learning_rate(self._config, step, self._total_steps)
@@ -108,7 +108,7 @@ class Trainer:
         return row, taken
 
     def _indices(self, windows: Sequence[FusedWindow | SkippedWindow]) -> list[int]:
-        """Return the places in the split's ledger of windows of this step, of all workers together."""
+        """Return the indices in the split's ledger of this step's windows, of all workers together."""
         return sorted(itertools.chain(*self._world.gather([window.index for window in windows])))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from services.jobs.run_folder import RunFolder
 
 CLM_ONLY, FUSED = "clm_only", "fused"
-"""Names of the runs of the quickstart; a run without a record is what its name says."""
+"""Names of the quickstart's runs; they also tell the kind of a run without a record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Training:
 
 
 def training_of(run_folder: Path) -> Training | None:
-    """Return what `run.json` says of a run; else what the folder's name says, None where that says nothing either."""
+    """Return the kind of a run by its `run.json`, else by the folder's name; None where neither tells."""
     try:
         settings = json.loads(RunFolder(run_folder).record.read_text(encoding="utf-8"))["settings"]
         sources = tuple(settings["distill.sources"])
@@ -50,7 +50,7 @@ def training_of(run_folder: Path) -> Training | None:
 def comparisons(trainings: Mapping[str, Training]) -> list[tuple[str, str]]:
     """Return pairs of a model and the control that it is compared with.
 
-    A model that sources taught is compared with CLM only, one that several taught also with each source alone.
+    A model trained on sources is compared with CLM only, one trained on several also with each source alone.
     """
     pairs = []
     for name, training in trainings.items():

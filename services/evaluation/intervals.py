@@ -18,7 +18,7 @@ from services.evaluation.nats_per_byte import Scores
 
 ALL = "all"
 MIN_DOCUMENTS = 8
-"""The fewest documents that give an interval: a bootstrap over one has no width, over a few it is far too narrow."""
+"""The fewest documents that give an interval: a bootstrap over one has no width, over a few far too little."""
 _DRAWS = 2000
 _PERCENTILES = (2.5, 97.5)
 
@@ -52,7 +52,7 @@ def compare(models: Mapping[str, Scores], documents: Sequence[str], *, seed: int
     Returns, by domain and for `all`: the number of bytes and documents; by model `nats_per_byte` and `accuracy` with
     intervals (from `MIN_DOCUMENTS` documents on), and `difference_from` every other model in nats per byte (below 0
     where this one is better). Accuracy is the share of the positions where a token starts in every model's tokenisation
-    at which the model's likeliest token is the one that comes.
+    at which the model's likeliest token is the real one.
     """
     domains: dict[str, list[int]] = {ALL: list(range(len(documents)))}
     by_domain = [domain_of(document) for document in documents]

@@ -20,7 +20,7 @@ from services.models.pretrained import load_causal_lm
 from services.models.weights import quiet
 
 _MAX_LOGITS = 1 << 27
-"""Logits of a batch: 512 MiB of float32, unless a single window needs more."""
+"""Most logits of a batch: 512 MiB of float32, unless a single window needs more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,7 @@ class Scores:
         bytes_W: int64, length of the window's text.
         tokens_W: int64, number of tokens.
         token_starts_W: per window int32, the byte at which each token starts.
-        hits_W: per window bool, whether the model's likeliest next token is the one that comes.
+        hits_W: per window bool, whether the model's likeliest next token is the real one.
         lossless_W: bool, False where the tokenizer does not spell the text byte for byte (unknown characters,
             normalisation): the model then scored another text, and its nats are no bound for this one.
     """
@@ -140,7 +140,7 @@ def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int
 def _score(
     model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
 ) -> list[tuple[float, Bool]]:
-    """Return per window the -log probability and which tokens were the likeliest.
+    """Return per window the -log probability, and the tokens that were the likeliest.
 
     Right padding needs no mask: causal attention does not look ahead.
     """

@@ -1,4 +1,4 @@
-"""Builds the Serve application of the fusion service: `import_path: services.fusion.app:build`."""
+"""The Serve application of the fusion service: `import_path: services.fusion.app:build`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=service.max_ongoing_requests,
         max_queued_requests=service.max_queued_requests,
         ray_actor_options={"num_cpus": service.num_cpus},
-        health_check_period_s=2,  # Serve wants three failures in a row before it replaces a replica
+        health_check_period_s=2,  # Serve replaces a replica after three failures in a row
         health_check_timeout_s=15,
         graceful_shutdown_timeout_s=20,
     )(FusionServicer)

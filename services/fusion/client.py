@@ -41,7 +41,7 @@ __all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
 logger = logging.getLogger(__name__)
 
 _INFO_SECONDS = 30.0
-"""Deadline of a call for who serves, or whether."""
+"""Deadline of calls for the service's description or health."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,10 @@ class FusionClient:
         application: name of the Serve application.
         token: bearer token; default the one in the environment, see services/rpc/auth.py.
         timeout_seconds: deadline of a unary call.
-        patience_seconds: how long a broken stream is retried without one new window, and a service that is still
+        patience_seconds: time for which a broken stream is retried without one new window, and a service that is still
             starting is waited for, before the error is raised.
-        silence_seconds: a stream on which not even a heartbeat came for so long is broken. Services send one at least
-            every ten seconds, however long they wait for sources or credits.
+        silence_seconds: time without any frame after which a stream counts as broken. Services send a heartbeat at
+            least every ten seconds, however long they wait for sources or credits.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class FusionClient:
         """Yield every window of the stream once, at most `prefetch_windows` ahead of the caller.
 
         A stream that breaks with a retryable status goes on from the last window that the caller has received. Raises
-        ServiceError when it cannot be mended, FailedPreconditionError when the service breaks its word: a block in
-        another vocabulary, a window for the second time, or a cursor that does not follow the one before.
+        ServiceError when that fails, FailedPreconditionError when the service breaks the protocol: a block in another
+        vocabulary, a window for the second time, or a cursor that does not follow the one before.
         """
         at, seen, backoff = request.cursor, SeenWindows(), self._backoff()
         while True:
@@ -223,7 +223,7 @@ class FusionClient:
             raise problem from error
 
     def _is_served(self, channel: grpc.Channel) -> bool:
-        """Whether the application answers a health check: then it was itself that did not find something."""
+        """Return whether the application answers a health check: then NOT_FOUND came from itself, not from a proxy."""
         request = health_pb2.HealthCheckRequest(service=LIVENESS)
         try:
             health_pb2_grpc.HealthStub(channel).Check(request, metadata=self._metadata(), timeout=_INFO_SECONDS)

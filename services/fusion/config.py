@@ -12,11 +12,11 @@ from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 
 _PORTS_OF_RAY_WORKERS = range(10_002, 20_000)
-"""Ray's default; each of its processes listens on one."""
+"""Ports that Ray gives its processes by default, one to each."""
 
 
 class ServiceConfig(Settings):
-    """Section `service` of a recipe: where the services listen and how large requests may be."""
+    """Section `service` of a recipe: ports, limits on requests, and the store."""
 
     address: str | None = Field(
         None,

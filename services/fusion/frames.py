@@ -45,7 +45,7 @@ class SkippedWindow:
 
 
 class Frames:
-    """The frames of a call. One that stays silent for too long while somebody waits for its next frame is cancelled.
+    """The frames of a call, which is cancelled when a caller waits too long for the next frame.
 
     A service, or a proxy before it, may have stopped without closing the connection.
     """
@@ -95,7 +95,7 @@ class SeenWindows:
         self._bits = bytearray()
 
     def add(self, window: FusedWindow | SkippedWindow) -> None:
-        """Raises FailedPreconditionError for a window that has come before."""
+        """Add a window; raises FailedPreconditionError for one that has come before."""
         if window.cursor.epoch != self._epoch:
             self._epoch, self._bits = window.cursor.epoch, bytearray()
         byte, bit = divmod(window.index, 8)
@@ -107,7 +107,7 @@ class SeenWindows:
 
 
 def check_version(first: fusion_pb2.StreamFusedResponse) -> None:
-    """Raises FailedPreconditionError unless the first frame of a stream names the version that is spoken here."""
+    """Raise FailedPreconditionError unless the first frame of a stream names this client's protocol version."""
     version = first.protocol_version
     if version != PROTOCOL_VERSION:
         raise FailedPreconditionError(
@@ -149,7 +149,7 @@ def windows_of(
 
 
 def _follows(start: Cursor, before: Cursor | None) -> bool:
-    """Whether a frame that begins at `start` comes right behind `before`: there, or at the start of the next epoch."""
+    """Return whether a frame that begins at `start` follows `before` directly, there or in the next epoch."""
     if before is None:
         return start.received == 0
     next_epoch = (start.epoch, start.dealt, start.received) == (before.epoch + 1, 0, 0)

@@ -40,10 +40,10 @@ from services.wire.passage import Passage
 logger = logging.getLogger("ray.serve")
 
 _SOURCES_SHARE = 0.9
-"""Share of the caller's time that sources have: who answered by then is fused, so that one slow source does not fail
+"""Share of the caller's time that sources have: the answers by then are fused, so that one slow source does not fail
 the call."""
 _CHECKED_SECONDS = 1.0
-"""How old an answer to a health check may be: anybody may ask, and every answer asks all sources."""
+"""Largest age of an answer to a health check: anybody may ask, and every new answer asks all sources."""
 
 
 class Fused(NamedTuple):
@@ -73,7 +73,7 @@ class UnfusableTextError(InvalidArgumentError):
 
 
 class _TooLateError(UnavailableError):
-    """A source did not answer while the caller could still use it: nothing is said about the source."""
+    """A source did not answer in time for the caller; it may be sound all the same."""
 
 
 class Fuser:
@@ -167,12 +167,12 @@ class Fuser:
         A source that fails, or does not take the text, takes no part, and the block says so.
 
         Args:
-            passage: what to score.
+            passage: the text to score.
             encoding: the target's, see `encode`.
             names: the sources to ask.
             k: candidates per row of the block.
             streamed: whether the text is one of many, which share streams to the sources.
-            place: where a window of a data set stands.
+            place: split and index of a window of a data set.
 
         Raises:
             UnfusableTextError: so many sources do not take the text that min_sources can never be had.

@@ -80,5 +80,5 @@ class FusionMetrics:
 
 
 def is_degraded(block: Block) -> bool:
-    """Whether a source took no part in a fused block."""
+    """Return whether a source took no part in a fused block."""
     return any(not share.present for share in block.shares)

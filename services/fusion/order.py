@@ -51,7 +51,7 @@ class StreamPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what a cursor refers to. World size is no part of it: a stream may go on with another one."""
+        """Return a hash of all that a cursor refers to. World size is no part of it: it may change during a stream."""
         return hashlib.sha256(f"{self.split_fingerprint}:{self.seed}".encode()).hexdigest()[:16]
 
     def windows(self, cursor: Cursor | None) -> Iterator[OrderedWindow]:

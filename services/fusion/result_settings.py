@@ -15,8 +15,8 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
 
     Args:
         config: of the running service.
-        identities: who serves each source, or whose stored windows stand for it; what tells its model from another one
-            is missing for a source that is not among them.
+        identities: identity of the model behind each source, or behind its stored windows; settings that depend on it
+            are missing for a source without one.
     """
     sources = {}
     for endpoint in config.sources:

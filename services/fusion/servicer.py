@@ -34,7 +34,7 @@ class FusionServicer:
     """Methods of fusion.v1.FusionService and grpc.health.v1.Health."""
 
     async def __init__(self, config: FusionServiceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
-        accepted_tokens()  # a malformed one is refused now, not at every call
+        accepted_tokens()  # refuses a malformed token now, not at every call
         self._config = config
         self.client_limits = ClientLimits(config.service.per_client, "service.per_client")
         self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
@@ -136,7 +136,7 @@ class FusionServicer:
         return FusedStream(request, corpus, self._settings(request), self._fuser, self._config.service)
 
     def _settings(self, request: fusion_pb2.FuseRequest | fusion_pb2.StreamFusedOpen) -> AnswerSettings:
-        """Return what the client asks for; checks the vocabulary that it expects."""
+        """Return the settings of a request; raises FailedPreconditionError when it expects another vocabulary."""
         target, max_k = self._fuser.target, self._config.fusion.k_out
         if request.expected_vocabulary not in {"", target.fingerprint}:
             raise FailedPreconditionError(
@@ -153,7 +153,7 @@ class FusionServicer:
 
 
 def _check_size(passages: Sequence[Passage], encodings: Sequence[Encoding], settings: AnswerSettings) -> None:
-    """Raises InvalidArgumentError when the answer might not fit a message, before anybody has worked for it."""
+    """Raise InvalidArgumentError, before any source has worked, when the answer might not fit a message."""
     num_bytes = sum(
         most_block_bytes(len(passage.text), encoding.num_tokens, settings.k, settings.dtype)
         for passage, encoding in zip(passages, encodings, strict=True)

@@ -26,7 +26,7 @@ from services.wire.protocol import MAX_BLOCK_BYTES, PROTOCOL_VERSION
 logger = logging.getLogger("ray.serve")
 
 _SKIPPED_BYTES = 512
-"""About what a skipped window takes in a frame."""
+"""Approximate bytes of a skipped window in a frame."""
 _REASON_CHARACTERS = 300
 
 
@@ -67,11 +67,11 @@ class FusedStream:
     """The work of StreamFused for one call.
 
     Args:
-        request: how the client opened the stream; its split is one of the corpus.
+        request: the client's first message; its split is one of the corpus.
         corpus: the data set.
-        settings: what the client asks for.
+        settings: of the answer that the client asks for.
         fuser: asks the sources.
-        service: heartbeats, and what is done below the quorum.
+        service: time between heartbeats, and behaviour below the quorum.
 
     Raises InvalidArgumentError or FailedPreconditionError naming the field of the request that does not fit.
     """

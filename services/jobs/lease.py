@@ -1,8 +1,8 @@
 """A lease on a run: while one process trains it, a second one under the same name is refused.
 
-Every holder keeps a file of its own in `.lease` beside what it writes (a folder or URL) and renews it. A holder writes
-its file first and then looks for others, so that of two at the same moment at least one sees the other. Storage needs
-no locks for that, only listings that show what was written.
+Every holder keeps a file of its own in `.lease`, in the folder or URL that it writes to, and renews it. A holder writes
+its file first and then looks for others, so that of two at the same moment at least one sees the other. The storage
+needs no locks for that, only listings that show every written file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _FOLDER = ".lease"
 RENEW_SECONDS = 10.0
 STALE_SECONDS = 45.0
-"""A holder on another machine that is seen to renew nothing for so long is taken for dead; no clocks are compared."""
+"""Time without a renewal after which a holder on another machine counts as dead; no clocks are compared."""
 _ATTEMPTS = 3
 
 
@@ -50,11 +50,11 @@ def held_leases(
 ) -> Iterator[None]:
     """Hold a run's lease at each of the locations, folders or URLs, for the length of the block.
 
-    Leases of processes that are gone are taken over: at once where that can be seen, on another machine after
-    `stale_seconds` without a renewal. `interrupt` is called, from a thread, when the lease is lost; by default it
+    Leases of processes that have ended are taken over: on this machine at once, on another one after `stale_seconds`
+    without a renewal. `interrupt` is called, from a thread, when the lease is lost; by default it
     interrupts the main thread.
 
-    Raises FailedPreconditionError naming who holds the lease, LeaseLostError at the end when it was lost on the way.
+    Raises FailedPreconditionError naming the holder of the lease, LeaseLostError at the end when it was lost.
     """
     leases: list[_Lease] = []
     with ExitStack() as stack:
@@ -99,7 +99,7 @@ class _Lease:
             if not others:
                 self._thread.start()
                 return
-            # Somebody else starts in the same moment. Both step back, and try again after different pauses.
+            # Another process starts in the same moment. Both give way, and try again after different pauses.
             self._files.delete(self._path)
             if attempt + 1 < _ATTEMPTS:
                 time.sleep(backoff.next_pause())
@@ -151,7 +151,7 @@ class _Lease:
         self._files.write(self._path, json.dumps(self._holder | {"renewals": self._renewals}).encode())
 
     def _read(self, path: str) -> dict[str, Any] | None:
-        """Return what a holder wrote; None when its file is gone."""
+        """Return the contents of a holder's file; None when it is gone."""
         data = self._files.read(path)
         if data is None:
             return None

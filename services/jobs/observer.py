@@ -1,4 +1,4 @@
-"""Shows a run while it goes on: metrics for Prometheus through Ray, and events for TensorBoard."""
+"""A run's metrics while it goes on: for Prometheus through Ray, and as events for TensorBoard."""
 
 from __future__ import annotations
 

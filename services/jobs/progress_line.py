@@ -60,7 +60,7 @@ def parse_progress(line: str) -> RunProgress | None:
 
 @dataclass(slots=True)
 class _Pace:
-    """Steps of one kind, the time that they took, and how much of it they waited for data."""
+    """Steps of one kind, the time that they took, and the part of it that they waited for data."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -68,11 +68,10 @@ class _Pace:
 
 
 class ProgressPrinter:
-    """Prints a line every few seconds, and at the end.
+    """A printer of a line every few seconds, and at the end.
 
-    Sources score the windows of the first epoch; those of later epochs are kept and come without them. The time that is
-    left counts the two apart: until a later epoch has begun, its steps are taken to last as long as the first one's
-    without their waiting.
+    Sources score the windows of the first epoch; later epochs find them in the store. The remaining time counts the two
+    apart: until a later epoch has begun, its steps are taken to last as long as the first one's without their waiting.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _LOST_SECONDS = 60.0
 
 
 def job_name(*parts: str) -> str:
-    """Return one name for several, such as those of recipe and run: other parts, another name.
+    """Return one name from several parts, such as those of recipe and run: other parts give another name.
 
     Parts are joined by a hyphen, and hyphens within them are doubled. Each part must begin with a letter or digit.
     """
@@ -49,7 +49,7 @@ def submit(
         env: environment variables of the job, shown on the dashboard: no secrets.
         follow: print logs and progress until the end.
         detach_on_interrupt: Ctrl-C leaves the job running; else KeyboardInterrupt goes to the caller.
-        console: where to print; a terminal gets a progress bar, anything else plain lines.
+        console: output; a terminal gets a progress bar, anything else plain lines.
 
     Raises UnavailableError when the dashboard does not answer, ServiceError when the job is refused.
     """

@@ -9,23 +9,23 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of everything in the folder of a run."""
+    """The paths of all files in the folder of a run."""
 
     path: Path
 
     @property
     def metrics(self) -> Path:
-        """A line per step; see services/jobs/step_log.py."""
+        """Metrics, a line per step; see services/jobs/step_log.py."""
         return self.path / "metrics.jsonl"
 
     @property
     def ledger(self) -> Path:
-        """A line per step: the windows that it consumed."""
+        """The windows that each step consumed, a line per step."""
         return self.path / "ledger.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """A line per evaluation during training; see services/jobs/step_log.py."""
+        """Scores on the held-out split during training, a line each; see services/jobs/step_log.py."""
         return self.path / "evaluations.jsonl"
 
     @property
@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints, unless `distill.storage` says otherwise."""
+        """The folder of checkpoints, unless `distill.storage` names another place."""
         return self.path / "checkpoints"
 
     @property
@@ -59,7 +59,7 @@ class RunFolder:
         return self.path / "events"
 
     def clear(self) -> None:
-        """Delete the files of a run. Files of others in the folder stay."""
+        """Delete the files of a run. Other files in the folder stay."""
         for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.adapter, self.events):

@@ -23,9 +23,9 @@ class RunRecord:
 
     Attributes:
         run_name: name of the run.
-        settings: everything that decides the outcome, by dotted key; a checkpoint made under others is not resumed.
+        settings: everything that decides the result, by dotted key; a checkpoint made under others is not resumed.
         identity: hash of the settings, which every checkpoint carries.
-        details: other facts worth keeping, which decide nothing.
+        details: other facts worth keeping, which do not affect the result.
         recipe: the resolved recipe, YAML, kept beside the record; empty for none.
     """
 

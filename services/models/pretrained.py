@@ -1,6 +1,6 @@
 """Models from local folders, as data: weights from safetensors only, and no code of the folder's unless it is trusted.
 
-A pickle runs whatever it likes when it is read, and so does a model whose folder brings Python files of its own.
+A pickle can run any code when it is read, and so can a model whose folder brings Python files of its own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ def load_causal_lm(folder: Path | str, *, dtype: Any, trust_remote_code: bool = 
 
     Args:
         folder: a local one; nothing is fetched.
-        dtype: what `from_pretrained` takes.
+        dtype: the argument of `from_pretrained`.
         trust_remote_code: whether Python files of the folder may be run.
-        key: the recipe's key that says so, for the message; None where no key does.
+        key: the recipe's key that allows it, for the message; None where no key does.
 
     Raises ValueError when the folder holds no such model, no safetensors, or code that is not trusted.
     """

@@ -1,7 +1,7 @@
 """Files of models on a hub or in an object store, downloaded so that an interrupted download goes on where it stopped.
 
-Only what a model needs as data is taken: configuration, tokenizer, weights as safetensors. Pickled weights and code are
-left where they are.
+Only the data of a model is downloaded: configuration, tokenizer, weights as safetensors. Pickled weights and code are
+not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from services.models.packages import file_sha256
 from services.models.reference import ModelReference
 
 Report = Callable[[str, float], None]
-"""Called with the step that is being done, and the share of the whole that is done, from 0 to 1."""
+"""A function of the current step's name, and of the share of the whole that is done, from 0 to 1."""
 
 _WANTED = ("*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "LICENSE*")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
@@ -37,7 +37,7 @@ _DOWNLOADED = 0.9
 
 
 def choose_files(reference: ModelReference, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return names and sizes of the files to download, of those right in the model's folder.
+    """Return names and sizes of the files to download, among those directly in the model's folder.
 
     Raises ValueError when there is no model among them, or one with pickled weights only.
     """
@@ -157,14 +157,14 @@ def download_from_store(reference: ModelReference, folder: Path, report: Report)
 
 
 def _keep_only(names: Iterable[str], folder: Path) -> None:
-    """Delete what downloads have noted beside the files, and files that an earlier attempt took."""
+    """Delete the notes of downloads beside the files, and other files that an earlier attempt downloaded."""
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     for path in set(folder.iterdir()) - {folder / name for name in names}:
         path.unlink()
 
 
 def check_room(reference: ModelReference, num_bytes: int, folder: Path) -> None:
-    """Raise FetchError when the disk of a folder has no room for so many bytes beside those that are there."""
+    """Raise FetchError when the disk of a folder has no room for this many bytes beside those that are there."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if free < num_bytes - there:

@@ -1,4 +1,4 @@
-"""The revision of a model's folder: what decides its numbers, the tokenizer apart."""
+"""The revision of a model's folder: a hash of all files that decide its numbers, the tokenizer's apart."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def write_errors_named(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _default_generation(model: Any) -> Iterator[None]:
-    """Give the model settings of generation that transformers saves: it loads any, and refuses to save some.
+    """Give the model default settings of generation: transformers loads any, and refuses to save some.
 
     The file of the target, where it has one, is kept as it is.
     """
@@ -113,9 +113,9 @@ def _default_generation(model: Any) -> Iterator[None]:
 def last_hidden_states(model: Any, inputs_BL: Tensor, positions_BL: Tensor) -> Tensor:
     """Return the states that the lm_head reads, [B, L, D], in the way that training computes them.
 
-    There is no attention mask: padding stands behind the tokens of its row, where causal attention never looks from
-    them. Without a mask attention takes its fastest path, unless the positions start anew within a row: then
-    transformers makes the mask that keeps packed windows apart.
+    There is no attention mask: padding stands behind the tokens of its row, where their causal attention never looks.
+    Without a mask attention takes its fastest path, unless the positions start anew within a row: then transformers
+    makes the mask that keeps packed windows apart.
     """
     states_BLD: Tensor = model.base_model(
         input_ids=inputs_BL, position_ids=positions_BL, use_cache=False
@@ -124,10 +124,10 @@ def last_hidden_states(model: Any, inputs_BL: Tensor, positions_BL: Tensor) -> T
 
 
 def check_head(model: Any) -> None:
-    """Raise ValueError unless logits are a plain matrix product of the last hidden states, and these of the past only.
+    """Raise ValueError unless logits are a plain matrix product of the last hidden states, and these see the past only.
 
     The loss is computed from the lm_head's weight, without the model's own forward pass over it. So both ways are
-    taken on a few tokens, and must agree: scales and caps of logits have another name in every architecture.
+    compared on a few tokens: scales and caps of logits have another name in every architecture.
     """
     kind = model.config.model_type
     head = model.get_output_embeddings()
@@ -164,7 +164,7 @@ def head_difference(model: Any) -> float:
     of the largest logit.
 
     It is measured twice: on the states of a few tokens, and on states so long that the largest logit is
-    `_LARGE_LOGIT`, where a cap shows that untrained weights would never reach.
+    `_LARGE_LOGIT`, where a cap shows that the logits of untrained weights never reach.
     """
     head = model.get_output_embeddings()
     rows, width = head.weight.shape

@@ -1,4 +1,4 @@
-"""The whole of a run in one file: corpus, sources, target, fusion, services and distillation."""
+"""A whole run in one file: corpus, sources, target, fusion, services and distillation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RecipeError(ValueError):
 
 
 class Recipe(Settings):
-    """One run. Folders in it are relative to where the command is run."""
+    """One run. Folders in it are relative to the working directory of the command."""
 
     name: str = Field(pattern=_NAME, description="Name of the run and its folder.")
     output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
@@ -112,7 +112,7 @@ class Recipe(Settings):
         return Path(self.output_dir) / self.name
 
     def training_folder(self, run_name: str) -> Path:
-        """Folder of a training run, right below the run's own; raises RecipeError for a name that leads elsewhere."""
+        """Return the folder of a training run, directly below the run's own; RecipeError for a name that leaves it."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
         if run_name in {self.corpus_folder.name, self.target_folder.name, Path(self.store or "").name}:
@@ -125,7 +125,7 @@ class Recipe(Settings):
 
     @property
     def target_folder(self) -> Path:
-        """Folder of the target before distillation."""
+        """The folder of the target before distillation."""
         return self.run_folder / "target"
 
     @property
@@ -134,7 +134,7 @@ class Recipe(Settings):
 
     @property
     def store(self) -> str | None:
-        """Folder or URL of the scored windows, for use from any working folder."""
+        """The folder or URL of the scored windows, for use from any working directory."""
         store = self.service.store
         return store if store is None or "://" in store else str((self.run_folder / store).absolute())
 
@@ -144,7 +144,7 @@ class Recipe(Settings):
         return tuple(source for source in self.sources if isinstance(source, SourceConfig))
 
     def endpoint(self, source: AnySource) -> SourceEndpoint:
-        """Return how the fusion service reaches a source, and what tells its stored windows from another's."""
+        """Return the address of a source for the fusion service, and the settings that identify its stored windows."""
         as_deployed = {}
         if isinstance(source, SourceConfig):
             dtype = None if source.dtype == "auto" else source.dtype
@@ -160,12 +160,12 @@ class Recipe(Settings):
         )
 
     def to_yaml(self) -> str:
-        """Return the recipe with every default filled in, for use from any working folder."""
+        """Return the recipe with every default filled in, for use from any working directory."""
         values = self.model_dump(mode="json", by_alias=True) | {"output_dir": str(Path(self.output_dir).absolute())}
         return write_yaml(values)
 
     def save(self, path: Path) -> None:
-        """Write `to_yaml`."""
+        """Write the recipe with every default filled in to a file."""
         write_whole(path, self.to_yaml())
 
     def fusion_service(self) -> FusionServiceConfig:

@@ -1,4 +1,4 @@
-"""Finds the folders of the models that a recipe names."""
+"""The folders of the models that a recipe names."""
 
 from __future__ import annotations
 

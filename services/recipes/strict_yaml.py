@@ -1,4 +1,4 @@
-"""YAML as people mean it: what YAML would drop or turn into something else without a word is refused with its line.
+"""YAML without surprises: text that YAML would drop or turn into something else is refused, naming its line.
 
 PyYAML reads YAML 1.1. Where YAML 1.2 and most readers see something else in an unquoted word, it is refused: `on`,
 `off`, `yes`, `no` (true or false there, text here), `010` (8 or 10) and `1:30` (90 or text). Dates stay text. Numbers
@@ -20,7 +20,7 @@ _BOOL, _INT, _REAL, _TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("bool
 
 
 class StrictYamlError(ValueError):
-    """Text that is not YAML, or that YAML would read as something else than it says; the message names the line."""
+    """Text that is not YAML, or that YAML would read as something else than is written; the message names the line."""
 
 
 def read_yaml(text: str) -> Any:
@@ -52,7 +52,7 @@ class StrictDumper(yaml.SafeDumper):
 
 
 def write_yaml(value: Any) -> str:
-    """Return a value as a YAML document that `read_yaml`, and any other reader, takes for the same; keys keep order."""
+    """Return a value as a YAML document that `read_yaml`, and any other reader, reads the same; keys keep order."""
     return yaml.dump(value, Dumper=StrictDumper, sort_keys=False)
 
 
@@ -89,7 +89,7 @@ def _at(mark: yaml.Mark | None, problem: str) -> str:
 
 
 def _ambiguity(tag: str, word: str) -> str | None:
-    """Return why an unquoted word is refused; None for one that every reader takes for the same value."""
+    """Return why an unquoted word is refused; None for one that all readers read the same."""
     if tag == _BOOL and word.lower() not in {"true", "false"}:
         return f"{word} is a truth value to some readers and text to others; write true or false, or put it in quotes"
     if tag in {_INT, _REAL} and _SEXAGESIMAL.fullmatch(word):

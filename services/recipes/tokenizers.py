@@ -1,4 +1,4 @@
-"""Loads every tokenizer that a recipe names and tries it on a text: what is refused later is known before a start."""
+"""Load every tokenizer that a recipe names and try it on a text, so that an unusable one is known before a start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.recipes.recipe import Recipe, RecipeError
 from services.source.config import AnySource
 
 _PROBE = "The capital of  France,\nnaïve 数字 12345:\n\tif x != 1: 👍\n"
-"""Runs of spaces, accents, Chinese, digits, a tab, line ends and an emoji."""
+"""Text with runs of spaces, accents, Chinese, digits, a tab, line ends and an emoji."""
 
 
 def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
@@ -26,7 +26,7 @@ def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
 
 
 def tokenizer_identity(folder: Path) -> str:
-    """Return what changes when the tokenizer of a model folder does, without loading it."""
+    """Return a string that changes when the tokenizer of a model folder does, without loading it."""
     file = folder / "tokenizer.json"
     return file_sha256(file) if file.is_file() else str(folder)
 

@@ -1,4 +1,4 @@
-"""`fusion validate`: finds what is wrong with a recipe before anything is started."""
+"""`fusion validate`: find the mistakes of a recipe before anything is started."""
 
 from __future__ import annotations
 

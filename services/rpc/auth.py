@@ -1,10 +1,10 @@
 """One bearer token for all services: `FUSION_TOKEN`, or what the file named by `FUSION_TOKEN_FILE` holds.
 
-The file may hold several tokens, a line each: the first is sent, all are accepted. So a token is rotated without a
-refused call: the new one is added below the old, then put above it, and then the old one goes.
+The file may hold several tokens, a line each: the first is sent, all are accepted. To rotate a token without a refused
+call, add the new one below the old, then move it above, then remove the old one.
 
-White space around a token, such as a line end, is no part of it. A token of anything but visible ASCII characters could
-not travel in a call's metadata: it is refused by the name of its variable, and never shown.
+White space around a token, such as a line end, is no part of it. A token with anything but visible ASCII characters
+cannot travel in a call's metadata: the error names its variable, and never shows the token.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def call_metadata(application: str, token: str | None = None) -> Metadata:
 
 
 def check_token(metadata: Iterable[tuple[str, str | bytes]]) -> None:
-    """Raises UnauthenticatedError unless the call carries a token in force; compares in constant time."""
+    """Raise UnauthenticatedError unless the call carries a token in force; the comparison takes constant time."""
     accepted = accepted_tokens()
     if accepted is None:
         return

@@ -8,7 +8,7 @@ from services.rpc.tls import channel_credentials, server_name_options, split_add
 from services.wire.protocol import MAX_MESSAGE_BYTES
 
 SERVER_MIN_PING_MS = 300_000
-"""Pings without data that follow faster make a server with gRPC's defaults close the connection."""
+"""Least time between pings without data at which a server with gRPC's defaults keeps the connection open."""
 KEEPALIVE_MS = SERVER_MIN_PING_MS + 30_000
 
 _OPTIONS = [
@@ -19,8 +19,8 @@ _OPTIONS = [
     # Where a name stands for several pods, such as that of a headless Service, calls go to each in turn.
     ("grpc.lb_policy_name", "round_robin"),
     # A server answers pings that come faster than it allows (gRPC's default, that of Serve's proxy: one in 5 minutes)
-    # with GOAWAY, which ends calls that are merely quiet. Streams have heartbeats and calls deadlines: keepalive is for
-    # what has neither.
+    # with GOAWAY, which ends calls that are merely quiet. Keepalive is for connections without a stream (heartbeats) or
+    # a call (deadline).
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", 20_000),
     # Attempts to reconnect stay frequent, however long the server was away.

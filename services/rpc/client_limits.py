@@ -46,7 +46,7 @@ class _Held:
 
 
 class ClientLimits:
-    """Counts for one replica, on one event loop. `section` is where a recipe has the settings, for messages."""
+    """Counts for one replica, on one event loop. `section` is the recipe's section of the settings, for messages."""
 
     def __init__(self, settings: PerClient, section: str) -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class ClientLimits:
 
     @property
     def idle(self) -> bool:
-        """Whether no call and no stream is open."""
+        """True when no call and no stream is open."""
         return not self._held
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Credits: how many blocks the consumer of a stream is willing to take."""
+"""Credits: the number of blocks that the consumer of a stream is willing to take."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Credits:
         return self._granted == 0
 
     def close(self) -> None:
-        """Let nothing more be taken, whatever was granted."""
+        """Refuse all further credits, granted ones too."""
         self._closed = True
         self._changed.set()
 
     async def take(self) -> bool:
-        """Wait for a credit and use it up; return False once nothing is to be taken any more."""
+        """Wait for a credit and use it up; return False once the credits are closed."""
         while self._granted == 0 and not self._closed:
             self._changed.clear()
             await self._changed.wait()

@@ -1,7 +1,7 @@
-"""The caller's deadline. Serve's proxy does not tell a replica, so that it travels in the metadata as well.
+"""The caller's deadline. Serve's proxy does not pass it to a replica, so it travels in the metadata as well.
 
 A proxy that notices a passed deadline cancels the call at the replica, and with it the calls that the replica has made
-to others. The metadata let a replica answer with less while there is still time.
+to others. With the metadata a replica can answer in time with less.
 """
 
 from __future__ import annotations

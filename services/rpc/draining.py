@@ -1,8 +1,8 @@
 """A replica that Serve has told to stop ends its streams, so that their clients go on at another one.
 
-Serve waits for the calls under way, sends no new ones and then kills the replica; a stream of weeks it would just cut
-off. It has no hook for the beginning of this, so that the flag of its own replica is read. Where a new Ray has moved
-that, the log says so, and streams are cut off: clients resume from their cursors in either case.
+Serve waits for the calls under way, sends no new ones and then kills the replica; a stream of weeks would just be cut
+off. Serve has no hook for the beginning of this, so this module reads the flag of Serve's own replica. Where a new Ray
+has moved it, the log says so, and streams are cut off: clients resume from their cursors in either case.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Draining:
     """The streams of one replica. Made on the event loop that serves them.
 
     Args:
-        flush: writes what the replica holds only in memory. Called when it is told to stop, and again when its last
-            stream has ended: Serve may kill it before that.
+        flush: writes data that the replica holds only in memory. Called when the replica is told to stop, and again
+            when its last stream has ended: Serve may kill it before that.
     """
 
     def __init__(self, flush: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -83,7 +83,7 @@ class Draining:
             raise UnavailableError("draining: this replica is being stopped; the stream goes on at another one")
 
     async def close(self) -> None:
-        """End the watch, and wait for what `flush` has begun to write."""
+        """End the watch, and wait until `flush` has written everything."""
         self._watching.cancel()
         await asyncio.gather(self._watching, *([self._stopping] if self._stopping else []), return_exceptions=True)
 

@@ -1,8 +1,8 @@
 """grpc.health.v1 for a Serve deployment: the proxy routes `Check` to the application like any other method.
 
 The empty service name and the service's own ask whether it can do its work (readiness): a fusion service without enough
-sources cannot. The name `liveness` asks only whether the replica answers at all: a
-probe that restarts dead containers must not restart a fusion service because sources are away.
+sources cannot. The name `liveness` asks only whether the replica answers at all: a probe that restarts dead containers
+must not restart a fusion service because sources are away.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Decorators for the methods of a Ray Serve gRPC deployment: token and limits checked, exceptions turned into codes.
 
-Serve's proxy takes no interceptors, so what an interceptor would do stands here. A service that has a method
+Serve's proxy takes no interceptors, so these decorators do their work. A service that has a method
 `record_failure(code)` is told about every call that fails; one that has `client_limits` holds its clients to them.
 
-What leaves a method as an exception is logged by Serve, in the replica and in the proxy, so nothing leaves that could
-quote a document: an unexpected exception goes to the log as its type and its place in the code, without its message.
+Serve logs an exception that leaves a method, in the replica and in the proxy, so none leaves that could quote a
+document: an unexpected exception goes to the log as its type and its place in the code, without its message.
 `FUSION_LOG_ERRORS=full` logs the message as well.
 """
 
@@ -47,7 +47,7 @@ def _fail(service: Any, grpc_context: Any, error: BaseException) -> NoReturn:
         full = os.environ.get("FUSION_LOG_ERRORS") == "full"
         logger.error("call failed: %s", _described(error, full=full))
     if isinstance(error, Exception):
-        # A plain exception in its place: Ray pickles what is raised and loses the status of what it cannot read again.
+        # A plain exception in its place: Ray pickles exceptions, and loses the status of one that it cannot read again.
         raise (ServiceError(message) if code in _OUR_FAULT else error_of(code, message)) from None
     raise error  # cancellation is no failure
 
@@ -83,7 +83,7 @@ def unary(
 def public_unary(
     method: Callable[[Any, Request], Awaitable[Response]],
 ) -> Callable[..., Awaitable[Response]]:
-    """Decorate such a method that needs no token: health checks, which stock probes send without one."""
+    """Decorate a unary method that needs no token: health checks, which stock probes send without one."""
 
     @functools.wraps(method)
     async def bare(self: Any, request: Request, _metadata: Metadata, _peer: str) -> Response:

@@ -1,7 +1,7 @@
 """Back-pressure: a producer computes only what its consumer has granted, and packs it into frames.
 
-Ray Serve's proxy reads a server stream as fast as the replica produces it, whatever the client does; credits are what
-keeps memory flat.
+Ray Serve's proxy reads a server stream as fast as the replica produces it, whatever the client does; credits keep
+memory flat.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Result = TypeVar("Result")
 
 _LINGER_SECONDS = 0.05
 _LINGER_SHARE = 8
-"""A frame costs Serve's proxy some milliseconds, whatever is in it. It waits for an eighth of what is under way, so
-that a consumer with few credits is never kept waiting, but not longer than the seconds above."""
+"""Inverse share of the results under way that a frame waits for, but not longer than the seconds above: a frame costs
+Serve's proxy some milliseconds, whatever is in it, and a consumer with few credits must not be kept waiting."""
 
 
 class Pipeline(Generic[Item, Result]):
-    """Computes items concurrently, one credit each, and hands the results out in order, many to a frame.
+    """Items computed concurrently, one credit each, and handed out in order, many to a frame.
 
     Args:
-        items: what to compute, in order.
+        items: the items to compute, in order.
         compute: from an item to its result; runs as a task of its own.
         size: bytes that a result takes on the wire.
         may_share: whether a result may travel in the same frame as the one before it.
-        heartbeat_seconds: an empty frame goes out when nothing else did for so long; never by default.
+        heartbeat_seconds: time without a frame after which an empty one goes out; by default none does.
 
     Attributes:
         stopped: whether `stop` ended it before all items were computed.

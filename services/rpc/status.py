@@ -84,12 +84,12 @@ def error_of(code: grpc.StatusCode, message: str) -> ServiceError:
 def error_of_call(error: grpc.RpcError, where: str) -> ServiceError:
     """Return the exception for a call that failed at the client; `where` names the service that was asked.
 
-    A replica that dies takes its calls with it, which Serve reports as INTERNAL; proxies and connections that go away
-    have UNKNOWN and CANCELLED for it. A replica's own unexpected error has the same codes: both are worth another
-    attempt, which finds another replica, within the patience of whoever asks.
+    The calls of a replica that dies end as INTERNAL from Serve, and as UNKNOWN or CANCELLED from proxies and
+    connections that go away. A replica's own unexpected error has the same codes: both are worth another attempt, which
+    finds another replica, within the caller's patience.
 
     NOT_FOUND may come from a proxy that does not know the application, and is NotServedError then. Behind Serve's proxy
-    the two look alike: whoever calls methods that answer NOT_FOUND themselves must ask for the application's health.
+    the two look alike: a caller of methods that answer NOT_FOUND themselves must ask for the application's health.
     """
     code, message = error.code(), f"{where}: {error.details() or ''}"
     if code in _OF_A_DEAD_REPLICA:

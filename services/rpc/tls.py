@@ -1,9 +1,9 @@
 """TLS of a client, for addresses that ask for it: `grpcs://host:port`. Without that prefix a channel is plain.
 
 Three files, read anew for every channel, so that certificates are renewed without a restart: `FUSION_TLS_CA`
-(certificates that the server's is trusted by; default gRPC's own roots), `FUSION_TLS_CERT` and `FUSION_TLS_KEY` (the
-client's own, where the server wants one). `FUSION_TLS_SERVER_NAME` is the name that the server's certificate has to
-carry where the address is another, as behind a forwarded port.
+(the authorities that may have signed the server's certificate; default gRPC's own), `FUSION_TLS_CERT` and
+`FUSION_TLS_KEY` (the client's own, where the server wants one). `FUSION_TLS_SERVER_NAME` is the name that the server's
+certificate has to carry where the address is another, as behind a forwarded port.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ def _check() -> None:
     if cert := os.environ.get(_CERT):
         key = os.environ[_KEY]
         try:
-            context.load_cert_chain(cert, key, password=lambda: b"")  # never ask at a terminal
+            context.load_cert_chain(cert, key, password=lambda: b"")  # never ask for a password at a terminal
         except ssl.SSLError as error:
             raise ValueError(f"{_CERT}, {_KEY}: {cert} and {key} are no pair in PEM: {error.reason}") from error

@@ -2,7 +2,7 @@
 
 backfill/SPLIT/HASH.json    some windows of a split, each with the sources that it lacks: `BackfillPart`
 
-A replica writes a part before it sends the frame with those windows, so that a replica that dies takes nothing with it;
+A replica writes a part before it sends the frame with those windows, so that a replica that dies loses none;
 writing the same part again changes nothing. A part is deleted when all its windows are in the store.
 """
 

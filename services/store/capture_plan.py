@@ -69,7 +69,7 @@ def digest_of(hashes: Iterable[str]) -> str:
 
 
 def write_complete(files: Files, folder: str, digest: str) -> None:
-    """Write that every shard is there."""
+    """Write the file that marks a capture as complete."""
     files.write(f"{folder}/{_COMPLETE}", json.dumps({"sha256": digest}).encode() + b"\n")
 
 

@@ -19,7 +19,7 @@ KEYS = "keys.sorted"
 _INDEX_BYTES = 8
 _ENTRY_BYTES = KEY_BYTES + _INDEX_BYTES
 _READ_ENTRIES = 512
-"""Entries that are read at once: 12 kB."""
+"""Number of entries that are read at once: 12 kB."""
 _GUESSES = 4
 _VALUE_BITS = 64
 
@@ -57,8 +57,8 @@ def read_keys(files: Files, folder: str) -> bytes | None:
 def find_key(files: Files, folder: str, key: bytes) -> int | None:
     """Return the index of the window with a key in a captured split; None when it has none, or has no such file.
 
-    Keys are hashes, evenly spread, so that their values tell where they stand: two or three reads find one of 10^8.
-    Should they not be spread so, the later steps halve what is left. Raises one of `UNREADABLE` for a damaged file.
+    Keys are hashes, evenly spread, so that their values tell their places: two or three reads find one of 10^8.
+    Where they are not, later steps halve the remaining range. Raises one of `UNREADABLE` for a damaged file.
     """
     try:
         file = files.open(f"{folder}/{KEYS}")

@@ -47,7 +47,7 @@ class CapturedSplit:
         return None
 
     def begin(self) -> None:
-        """Write into the store whose windows these are, and how they are divided into shards."""
+        """Write the source's identity and the plan of the capture."""
         self.store.files.sweep(self.folder)
         self.store.write_identity()
         write_plan(self.store.files, self.folder, self.plan)
@@ -57,7 +57,7 @@ class CapturedSplit:
         return read_complete(self.store.files, self.folder) is not None
 
     def finish(self) -> None:
-        """Write the keys of all windows, and then that every shard is there."""
+        """Write the keys of all windows, and then the file that marks the capture as complete."""
         digest, keys = self._read_records()
         write_keys(self.store.files, self.folder, keys)
         write_complete(self.store.files, self.folder, digest)
@@ -68,9 +68,9 @@ class CapturedSplit:
             write_keys(self.store.files, self.folder, self._read_records()[1])
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Read everything back; yield path and problem of each file that is not as it must be.
+        """Read everything back; yield path and problem of every shard, and of each other file that is bad.
 
-        There is one pair for every shard, with an empty problem where it is good.
+        The problem is empty where a shard is good.
         """
         files, damaged = self.store.files, False
         for shard in range(self.plan.num_shards):

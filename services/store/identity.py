@@ -14,9 +14,10 @@ KEY_BYTES = 16
 
 
 class SourceIdentity(Settings):
-    """All properties of a source that decide its distributions. Sources of one identity may read each other's windows.
+    """The properties of a source that decide its distributions. Sources of one identity may read each other's windows.
 
-    `engine` is the name without its version: windows stay right over an upgrade. `model` is for people, no part of it.
+    `engine` is the name without its version: windows stay valid over an upgrade. `model` is a name for people
+    only.
     """
 
     model: str

@@ -25,12 +25,12 @@ from fusion_core.blocks import PADDING_ID, Block
 
 STEP_NATS = 1 / 16
 _NO_MASS = 2**16 - 1
-"""Steps that stand for no mass at all: in `tail`, nothing lies outside the candidates."""
+"""Number of steps that stands for no mass at all; in `tail`: none outside the candidates."""
 _MOST_STEPS = _NO_MASS - 1
-"""4,096 nats: smaller probabilities are rounded up to that, and are zero in every floating-point type all the same."""
+"""Largest number of steps, 4,096 nats: smaller probabilities are rounded up, and are zero in floating point anyway."""
 _MASS_TOLERANCE = 5e-3
 _LEAST_RESCALED_MASS = 1e-6
-"""Less mass than this beside the realised token is not rescaled: it is below the precision of float32."""
+"""Least mass beside the realised token that is rescaled: smaller ones are below the precision of float32."""
 
 
 def _list_of(values: pa.DataType) -> pa.DataType:

@@ -1,7 +1,7 @@
-"""A shard: a Parquet file of scored windows, and a record beside it that says what the file must be.
+"""A shard: a Parquet file of scored windows, and a record beside it with the file's hash, size and keys.
 
 The same rows in the same order give the same bytes with the same version of pyarrow: nothing in a shard depends on
-when or by whom it was written.
+the time of writing or the writer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShardRecord:
 
     @classmethod
     def from_json(cls, data: bytes) -> ShardRecord:
-        """Raises ValueError when it is damaged."""
+        """Return the record in a file's bytes; raises ValueError when they are damaged."""
         try:
             values = json.loads(data)
             return cls(values["sha256"], values["num_bytes"], tuple(map(bytes.fromhex, values["keys"])))
@@ -79,7 +79,7 @@ def read_record(files: Files, path: str) -> ShardRecord | None:
 
 
 def check_shard(files: Files, path: str, keys: Sequence[bytes] | None = None, vocabulary: str | None = None) -> None:
-    """Read a shard and its record in full; raise ValueError with the problem that they have.
+    """Read a shard and its record in full; raise ValueError naming their problem.
 
     Args:
         keys: those that the shard must hold, where they are known.

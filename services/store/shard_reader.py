@@ -18,7 +18,7 @@ _OPEN_SHARDS = 64
 
 
 class ShardReader:
-    """Keeps the shards that were read last open, and leaves alone those that are missing or damaged."""
+    """A reader that keeps the last shards open, and asks no more for those that are missing or damaged."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -54,18 +54,18 @@ class ShardReader:
         return found if row_keys(found) == [key] else None
 
     def is_missing(self, path: str) -> bool:
-        """Return whether a shard was not there when it was last to be read."""
+        """Return whether a shard was missing at the last attempt to read it."""
         with self._lock:
             return path in self._missing
 
     def written(self, path: str) -> None:
-        """Read a shard again that has just been written."""
+        """Allow reads of a shard that has just been written."""
         with self._lock:
             self._missing.discard(path)
             self._damaged.discard(path)
 
     def try_again(self) -> None:
-        """Read shards again that were missing or damaged; another process may have written them since."""
+        """Allow reads of shards that were missing or damaged; another process may have written them since."""
         with self._lock:
             self._missing.clear()
             self._damaged.clear()

@@ -24,7 +24,7 @@ logger = logging.getLogger("ray.serve")
 class SourceStore:
     """The windows of one source. May be used from several threads, and by several processes at once.
 
-    A window that cannot be read counts as absent; what cannot be written is lost with a warning.
+    A window that cannot be read counts as absent; one that cannot be written is dropped with a warning.
     """
 
     def __init__(self, files: Files, identity: SourceIdentity) -> None:
@@ -66,7 +66,7 @@ class SourceStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is only in memory; a full disk costs the next pass, not this one."""
+        """Write the windows that are only in memory; those that do not fit the disk are scored again later."""
         self._uncaptured.flush()
 
     def ignore_shard(self, path: str) -> None:
@@ -74,7 +74,7 @@ class SourceStore:
         self._reader.ignore(path)
 
     def write_identity(self) -> None:
-        """Write into the store whose windows these are, unless that is there."""
+        """Write the source's identity into the store, unless it is there."""
         path = f"{self.folder}/source.json"
         if self.files.read(path) is None:
             self.files.write(path, self.identity.model_dump_json(indent=2).encode() + b"\n")
@@ -92,7 +92,7 @@ class SourceStore:
         self._uncaptured.delete(path)
 
     def _begin(self) -> None:
-        """Write the identity; the first time, delete what killed writers have left half written."""
+        """Write the identity; the first time, delete the partial files of killed writers."""
         if not self._swept:
             self.files.sweep(self.folder)
             self.files.sweep(f"{self.folder}/kept")

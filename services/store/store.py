@@ -41,6 +41,6 @@ class BlockStore:
             return self._sources[identity.digest]
 
     def flush(self) -> None:
-        """Write what is only in memory."""
+        """Write the windows that are only in memory."""
         for source in list(self._sources.values()):
             source.flush()

@@ -20,14 +20,14 @@ from services.store.shard_reader import ShardReader
 logger = logging.getLogger("ray.serve")
 
 REFRESH_SECONDS = 30.0
-"""A shard that another process wrote is found after so long at the latest."""
+"""Longest time until a shard that another process wrote is found."""
 _REFRESH_AT_ONCE_SECONDS = 1.0
 """The same where an indexed shard is gone, because another process has merged it into a larger one."""
 _FLUSH_SECONDS = 30.0
-"""A window waits in memory for others to share its file for so long at most."""
+"""Longest time that a window waits in memory for others to share its file."""
 _FLUSH_WINDOWS = 256
 _MERGED_SHARDS = 16
-"""So many shards that were flushed before they were full are merged into one."""
+"""Number of partly filled shards that are merged into one."""
 _RECORD_READERS = 16
 
 
@@ -82,7 +82,7 @@ class UncapturedWindows:
             return len(self._pending) >= _FLUSH_WINDOWS
 
     def flush(self) -> None:
-        """Write what is only in memory; what cannot be written is dropped with a warning and scored again later."""
+        """Write the windows in memory; one that cannot be written is dropped with a warning and scored again later."""
         with self._flushing:
             with self._lock:
                 if self._timer is not None:
@@ -147,7 +147,7 @@ class UncapturedWindows:
         self._partly_filled = []
 
     def _refresh(self, at_most_every_seconds: float) -> None:
-        """Index what other processes have written. Only before the first look at the folder does a thread wait here."""
+        """Index the shards of other processes. Only the first look at the folder makes a thread wait here."""
         with self._lock:
             first = self._refreshed is None
         if not self._refreshing.acquire(blocking=first):

@@ -20,7 +20,7 @@ Records = npt.NDArray[np.void]
 
 
 class SourceTables(NamedTuple):
-    """The bytes of the source's ids (`ByteTable`) and how each one's target tokenisation goes on (`FirstTokenTable`).
+    """The bytes of the source's ids (`ByteTable`) and the first target tokens of their remainders (`FirstTokenTable`).
 
     `num_first_U` counts the source ids whose target tokenisation begins with each target id.
     """
@@ -54,7 +54,7 @@ SOURCE_TOKEN = np.dtype(
     ],
     align=True,
 )
-"""A source token and its row: where it starts and ends, whether its bytes are those of the text; the probability
+"""A source token and its row: the token's start and end, and whether its bytes are those of the text; the probability
 outside the row's candidates, and that of the token itself, also in nats (finite)."""
 
 TARGET_TOKEN = np.dtype(
@@ -69,9 +69,9 @@ TARGET_TOKEN = np.dtype(
     ],
     align=True,
 )
-"""A target token: where it starts and ends, in bytes of the source's text; `row` is the last source token that starts
-at or before it, `last_row` the last one that starts before its end; `at_start`: it holds a dummy prefix which the
-source does not read; unless `wanted`, its row stays empty."""
+"""A target token: its start and end, in bytes of the source's text; `row` is the last source token that starts at or
+before it, `last_row` the last one that starts before its end; `at_start` is true when it holds a dummy prefix which
+the source does not read; unless `wanted`, its row stays empty."""
 
 
 class TextInBoth(NamedTuple):

@@ -21,7 +21,7 @@ from fusion_core.sparse_row import num_slots
 
 
 def end_row(table: FirstTokenTable, block: Block) -> ProjectedRows:
-    """One row: the block's last one, for the target's EOS. Masked when the block has no end row."""
+    """Return one row: the block's last one, for the target's EOS. It is masked when the block has no end row."""
     target_eos = table.target.eos_id
     if not (block.ends_document and block.mask_T[-1]) or target_eos is None:
         return ProjectedRows.masked()

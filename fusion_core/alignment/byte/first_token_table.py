@@ -13,14 +13,14 @@ from fusion_core.arrays import Int32, Int64
 from fusion_core.vocabulary import Vocabulary
 
 UNKNOWN = -2
-"""In the table: not looked up yet. -1: there is no such target token."""
+"""Entry of a key that is not looked up yet; -1 is the entry of a key without a target token."""
 
 
 class FirstTokenTable:
     """One array of target ids by key, filled as keys are met; safe to use from several threads.
 
     Keys: 0..V-1 a whole source token; V..2V-1 the same after the target's dummy prefix, for the start of a text;
-    2V + p what is left of a source token from position p of the source's blob on.
+    2V + p the remainder of a source token from position p of the source's blob on.
 
     The end-of-text token goes to the target's by role, other control tokens have none. With the same vocabulary on both
     sides every whole token goes to itself, also where the tokenizer would never produce it.
@@ -41,7 +41,7 @@ class FirstTokenTable:
         self._lock = threading.Lock()
 
     def resolve(self, keys: Int64) -> None:
-        """Looks up the keys that are not known yet, and what is left of their tokens behind the first target token."""
+        """Look up the keys that are not known yet, and the remainders of their tokens behind the first target token."""
         with self._lock:
             keys = np.unique(keys)
             while len(keys := keys[self.values[keys] == UNKNOWN]):
@@ -49,7 +49,7 @@ class FirstTokenTable:
                 keys = np.unique(self._behind(keys))
 
     def resolve_whole_tokens(self) -> None:
-        """Looks up every whole source token, and counts how many begin with each target token."""
+        """Look up every whole source token, and count how many begin with each target token."""
         if self.num_first_U is not None:
             return
         with self._lock:
@@ -59,9 +59,9 @@ class FirstTokenTable:
                 self.num_first_U = np.bincount(firsts_V[firsts_V >= 0], minlength=self.target.size).astype(np.int32)
 
     def resolve_ahead(self) -> None:
-        """Looks up whole tokens and what is left of them behind their first and their second target token.
+        """Look up whole tokens and their remainders behind their first and their second target token.
 
-        What is further behind is met only where a text agrees with two target tokens of a candidate and goes on.
+        Later remainders are met only where a text agrees with two target tokens of a candidate and goes on.
         """
         self.resolve_whole_tokens()
         with self._lock:
@@ -78,7 +78,7 @@ class FirstTokenTable:
         self.values[keys] = [first_of[remainder] for remainder in remainders]
 
     def _behind(self, keys: Int64) -> Int64:
-        """The keys of what is left of the tokens behind their first target token; nothing where nothing is left."""
+        """Return the keys of the tokens' remainders behind their first target token, without empty remainders."""
         size, source, target = self.source.size, self.source, self.target
         first = self.values[keys]
         keys, first = keys[first >= 0], first[first >= 0]

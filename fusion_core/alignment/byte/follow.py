@@ -2,13 +2,14 @@
 
 At a target boundary c several source tokens can be in progress: those of earlier rows that reach beyond c and whose
 own target tokenisation agrees with every target token since they began. Next to them stands the row that the realised
-source tokens have opened at c, if one of their boundaries is there. Each such hypothesis weighs what the source gave
-it, and says the next token of its target tokenisation. The realised target token keeps the hypotheses that agree with
-it; the share that is kept is that token's probability, so the product over a text is the source's own.
+source tokens have opened at c, if one of their boundaries is there. Each such hypothesis has the mass that the
+source gave it, and predicts the next token of its target tokenisation. The realised target token keeps the hypotheses
+that agree with it; the share of the mass that is kept is its probability, so the product over a text is the source's
+own.
 
-Why not the last row alone: a source that knows "running" whole says next to nothing of "ning" after its token "run", so
-a target that splits the word would learn that "run" is never continued. And how much of the word's mass its row for
-"run" got would depend on whether the text goes on with "ning", which that row must not know.
+The last row alone would not do: a source that has "running" as one token gives "ning" next to no probability after its
+token "run", so a target that splits the word would learn that "run" is never continued. And the share of the word's
+mass in the row for "run" would depend on whether the text goes on with "ning", which that row must not know.
 
 Shape legend: as in `columns`; L room for hypotheses, P pending look-ups.
 """
@@ -46,7 +47,7 @@ def map_target_tokens(
     out: MappedRows,
     pending_P: Int64,
 ) -> int:
-    """Maps the T target tokens at hand, whose source rows are all in `rows`.
+    """Map the T target tokens at hand, whose source rows are all in `rows`.
 
     `hypotheses` is the state before the first of them and is left as the state after the last. Without `follows` every
     target token starts anew from the last row alone, and the realised token keeps what is mapped onto it.
@@ -111,7 +112,7 @@ def map_target_tokens(
 
 @compiled
 def begin_token(state: Record, opens: bool) -> None:
-    """Counts what is in progress at a target boundary; all ids of a row that `opens` are unlisted until it is added."""
+    """Count the ids in progress at a target boundary; those of a row that `opens` are unlisted until it is added."""
     if not state.in_progress:
         state.num, state.path, state.log_path, state.outweighed = 0, 1.0, 0.0, False
     state.num_earlier = state.num
@@ -122,7 +123,7 @@ def begin_token(state: Record, opens: bool) -> None:
 def start_within(
     rows: SourceRows, tables: SourceTables, text: TextInBoth, target: Record, hypotheses: Hypotheses
 ) -> None:
-    """Starts anew at a target boundary within a source token, from that token's row alone."""
+    """Start anew at a target boundary within a source token, from that token's row alone."""
     state, source = hypotheses.state_1[0], text.sources_S[target.row]
     add_row_reaching(rows, tables, text, target.row, target.start, hypotheses)
     state.num_earlier = state.num
@@ -138,7 +139,7 @@ def open_rows_within(
     target: Record,
     hypotheses: Hypotheses,
 ) -> None:
-    """Opens the source rows that start within a target token, and adds what reaches beyond its end."""
+    """Open the source rows that start within a target token, and add the ids that reach beyond its end."""
     state = hypotheses.state_1[0]
     for row in range(target.row + 1, target.last_row + 1):
         pass_token(text.sources_S[row - 1], hypotheses.masses_L, state)
@@ -151,7 +152,7 @@ def open_rows_within(
 def keep_unlisted(
     rows: SourceRows, tables: SourceTables, source: Record, last: Record, target: Record, state: Record
 ) -> None:
-    """Counts the unlisted ids of the last row that agree with the text up to the end of the target token."""
+    """Count the unlisted ids of the last row that agree with the text up to the end of the target token."""
     number = count_unlisted(rows, target.last_row, tables, last.id, target.end - last.start)
     if target.last_row > target.row:
         state.moved += number * state.unlisted_each

@@ -22,12 +22,12 @@ from fusion_core.arrays import Float64, Int32, Int64
 from fusion_core.compiled import compiled
 
 LOWEST_PROBABILITY = 1e-200
-"""Stands in for a realised source token of probability zero, so that what goes on beside it keeps a finite mass."""
+"""Probability of a realised source token that the source calls impossible: other hypotheses keep a finite mass."""
 LOWEST_PATH = 1e-100
-"""The least mass of the realised path relative to other hypotheses, and to the unit: it times `LOWEST_PROBABILITY` is
-still a normal float64."""
+"""The least mass of the realised path relative to other hypotheses, and to the unit: its product with
+`LOWEST_PROBABILITY` is still a normal float64."""
 NEGLIGIBLE = 1e-10
-"""Hypotheses below this share of the mass are not followed."""
+"""Share of the mass below which a hypothesis is not followed."""
 
 STATE = np.dtype(
     [
@@ -49,24 +49,24 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""What the hypotheses have in common.
+"""The state that the hypotheses share.
 
-num, num_earlier: how many there are, and how many of them began before the target boundary at hand.
+num, num_earlier: their number, and the number of those that began before the target boundary at hand.
 realised: the place of the realised source token among them.
-in_progress: whether they are of the target boundary at hand; else the next token starts anew from the last row alone.
-num_unlisted, unlisted_each, unlisted: how many unlisted ids of the last row could be in progress too, the mass of each,
-    and of all.
+in_progress: true when they belong to the target boundary at hand; else the next token starts from the last row alone.
+num_unlisted, unlisted_each, unlisted: the number of unlisted ids of the last row that could be in progress too, the
+    mass of each, and of all.
 path, log_path: the mass of the realised source tokens before the last row, and its logarithm; 1 and 0 at a boundary.
 outweighed: `path` is raised to `LOWEST_PATH` times the largest mass, and only `log_path` is exact.
 mass, kept: the mass of all hypotheses, and the part of it that agrees with the target token at hand.
 moved: the part of it that was mapped onto other target tokens.
 mapped_to: the target token that the realised source token was mapped onto.
-num_opened: how many hypotheses of the row that opened agree with the target token.
+num_opened: the number of hypotheses of the row that opened that agree with the target token.
 """
 
 
 class Hypotheses(NamedTuple):
-    """The source tokens in progress at a target boundary, the target token each says next (-1: none), and STATE."""
+    """The source tokens in progress at a target boundary, each one's next target token (-1: none), and STATE."""
 
     ids_L: Int32
     starts_L: Int64
@@ -91,7 +91,7 @@ class Hypotheses(NamedTuple):
 
 @compiled
 def room_for(ids_L: Int32, ids_RK: Int32) -> int:
-    """The number of hypotheses beside which one more row can be written."""
+    """Return the number of hypotheses beside which one more row can be written."""
     return int(ids_L.shape[0] - ids_RK.shape[1] - 1)
 
 
@@ -107,9 +107,9 @@ def find_next_tokens(
     pending_P: Int64,
     num_pending: int,
 ) -> int:
-    """Fills in which target token comes next in every hypothesis where `target` starts, -1 for none.
+    """Fill in the next target token of every hypothesis where `target` starts, -1 for none.
 
-    Returns the number of look-ups that are pending.
+    Returns the number of pending look-ups.
     """
     begin, num_earlier = target.start, state.num_earlier
     size = offsets_V1.shape[0] - 1
@@ -139,7 +139,7 @@ def keep_agreeing(
     nexts_L: Int32,
     state: Record,
 ) -> None:
-    """Keeps, in place, the hypotheses whose next target token is `target`, and the realised one if it reaches further.
+    """Keep, in place, the hypotheses whose next target token is `target`, and the realised one if it reaches further.
 
     `source` is the realised token.
     """
@@ -169,7 +169,7 @@ def keep_agreeing(
 
 @compiled
 def drop_negligible(ids_L: Int32, starts_L: Int64, masses_L: Float64, state: Record) -> None:
-    """Drops, in place, hypotheses with next to nothing of the mass that is kept, all but the realised one."""
+    """Drop, in place, the hypotheses with next to none of the mass that is kept, but never the realised one."""
     num, realised, threshold = 0, state.realised, NEGLIGIBLE * state.kept
     for h in range(state.num):
         if masses_L[h] >= threshold or h == realised:
@@ -182,7 +182,7 @@ def drop_negligible(ids_L: Int32, starts_L: Int64, masses_L: Float64, state: Rec
 
 @compiled
 def pass_token(source: Record, masses_L: Float64, state: Record) -> None:
-    """Multiplies the realised path by a source token."""
+    """Multiply the realised path by the probability of a source token."""
     state.path *= max(source.gold, LOWEST_PROBABILITY)
     state.log_path += source.log_gold
     if state.path < LOWEST_PATH:
@@ -201,7 +201,7 @@ def pass_token(source: Record, masses_L: Float64, state: Record) -> None:
 
 @compiled
 def relate_to_last_row(ends: bool, last: Record, masses_L: Float64, state: Record) -> None:
-    """Makes masses relative to the realised source tokens before the row that is in progress, or opens next.
+    """Make masses relative to the realised source tokens before the row that is in progress, or opens next.
 
     `last` is the realised source token of the last row; `ends`: a row opens next, that token has ended.
     """
@@ -217,7 +217,7 @@ def relate_to_last_row(ends: bool, last: Record, masses_L: Float64, state: Recor
 
 @compiled
 def change_unit(masses_L: Float64, state: Record, realised: int, realised_mass: float, unlisted_each: float) -> None:
-    """Makes masses relative to the realised path, or to the largest of them while that outweighs the path.
+    """Make masses relative to the realised path, or to the largest of them while that outweighs the path.
 
     `realised` is the place of the realised hypothesis (-1 for none); its mass and `unlisted_each` are given relative to
     the path, because they are lost in the present unit.
@@ -236,7 +236,7 @@ def change_unit(masses_L: Float64, state: Record, realised: int, realised_mass: 
 
 @compiled
 def _largest(masses_L: Float64, state: Record, realised: int) -> float:
-    """The largest mass of a hypothesis other than the realised one."""
+    """Return the largest mass of a hypothesis other than the realised one."""
     largest = 0.0
     for h in range(state.num):
         if h != realised:
@@ -246,5 +246,5 @@ def _largest(masses_L: Float64, state: Record, realised: int) -> float:
 
 @compiled
 def _scaled(mass: float, nats: float) -> float:
-    """mass * exp(nats), where only the product is within the range of float64."""
+    """Return mass * exp(nats) where only the product is within the range of float64."""
     return math.exp(math.log(mass) + nats) if mass > 0.0 else 0.0

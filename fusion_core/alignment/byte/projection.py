@@ -32,10 +32,10 @@ class ByteConfig(BaseModel):
     """The settings of `byte`.
 
     Attributes:
-        follow_tokens: follow source tokens of earlier rows that reach beyond a target boundary, so that a row is what
-            the source says given the target tokens before it; false conditions on the last source boundary alone.
-        carry_realised: give every realised token its exact probability by the chain rule. False leaves what the mapping
-            moved onto it, for measuring the mapping by itself, and needs follow_tokens to be false.
+        follow_tokens: follow source tokens of earlier rows that reach beyond a target boundary, so that a row is the
+            source's distribution given the target tokens before it; false conditions on the last source boundary alone.
+        carry_realised: give every realised token its exact probability by the chain rule. False leaves the
+            probability that the mapping moved onto it, to measure the mapping by itself, and needs follow_tokens false.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class ByteConfig(BaseModel):
 
 
 class ByteProjection:
-    """Projects blocks of one source vocabulary into one target vocabulary.
+    """The projection of blocks from one source vocabulary into one target vocabulary.
 
     Keep one object per pair: it remembers the first target token of every remainder it has met (4 bytes per byte of
     the source's vocabulary) and may be used from several threads.
@@ -64,11 +64,11 @@ class ByteProjection:
         self._table = FirstTokenTable(source, target)
 
     def warm(self) -> None:
-        """Looks up now what the first thousands of windows would have to (seconds for a large vocabulary)."""
+        """Look up now the tokens that the first thousands of windows would (seconds for a large vocabulary)."""
         self._table.resolve_ahead()
 
     def project(self, block: Block, target: Encoding) -> ProjectedRows:
-        """The block's distributions in the target's vocabulary, one row per token of `target`.
+        """Return the block's distributions in the target's vocabulary, one row per token of `target`.
 
         `target` is the target's encoding of `block.text_bytes`, with EOS behind it when the end row is wanted; that row
         is masked where the block has none. The tail of a row counts as spread evenly over the ids that are not among
@@ -96,7 +96,7 @@ class ByteProjection:
         target: Encoding,
         max_entries: int | None = None,
     ) -> ProjectedRows:
-        """As `project`, from full rows: what a source says about every id, not only its top k.
+        """Return rows as `project` does, from full ones: with the source's probability of every id, not only its top k.
 
         Args:
             text: the window, UTF-8.
@@ -104,7 +104,7 @@ class ByteProjection:
             logprob_chunks: consecutive rows in arrays [N, V] of nats, V at least the source's size (padded output
                 layers may be wider). One chunk is held at a time: a few rows each keep the memory small.
             target: the target's encoding of the text.
-            max_entries: keep only that many largest entries of a row (and the realised token), the rest in the tail.
+            max_entries: most entries of a row, the largest ones and the realised token; the rest goes to the tail.
 
         Raises:
             ValueError: the chunks do not hold exactly one row per source token, or `target` belongs to another text.

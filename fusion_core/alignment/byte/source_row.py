@@ -29,9 +29,9 @@ def add_row(
     ids_L: Int32,
     masses_L: Float64,
 ) -> tuple[int, float, int]:
-    """Adds the listed ids of a row behind the first `num` hypotheses, the realised one first, with its exact mass.
+    """Add the listed ids of a row behind the first `num` hypotheses, the realised one first, with its exact mass.
 
-    Returns the new number, the mass of all unlisted ids, and the number of these. The masses together are one. A place
+    Returns the new number of hypotheses, and mass and number of all unlisted ids. The masses together are one. A place
     that holds no candidate becomes id -1 with mass zero.
     """
     gold = max(gold, LOWEST_PROBABILITY)
@@ -50,7 +50,7 @@ def add_row(
     if listed + unlisted > LOWEST_PROBABILITY:
         scale = (1.0 - gold) / (listed + unlisted)
         unlisted *= scale
-    else:  # the row contradicts its realised token: what that leaves is nobody's
+    else:  # the row contradicts its realised token: the missing mass belongs to no id
         scale, unlisted = 0.0, 1.0 - gold
     for n in range(num + 1, num + 1 + ids_RK.shape[1]):
         masses_L[n] *= scale
@@ -59,7 +59,7 @@ def add_row(
 
 @compiled
 def starts_with_text(bytes_B: UInt8, offsets_V1: Int64, token: int, text_N: UInt8, begin: int, end: int) -> bool:
-    """Whether the token's bytes start with text[begin:end]."""
+    """Return whether the token's bytes start with text[begin:end]."""
     if not 0 <= token < offsets_V1.shape[0] - 1:
         return False
     first = offsets_V1[token]
@@ -81,7 +81,7 @@ def open_row(
     masses_L: Float64,
     state: Record,
 ) -> None:
-    """Adds the row of a source token that starts at the target boundary at hand."""
+    """Add the row of a source token that starts at the target boundary at hand."""
     first = state.num
     state.realised = first
     state.num, unlisted, num_unlisted = add_row(
@@ -97,7 +97,7 @@ def open_row(
 
 @compiled
 def count_unlisted(rows: SourceRows, row: int, tables: SourceTables, realised: int, length: int) -> float:
-    """The number of unlisted ids that start with the realised token's first `length` bytes."""
+    """Return the number of unlisted ids that start with the realised token's first `length` bytes."""
     at = tables.offsets_V1[realised] + length - 1
     low, high = tables.prefix_low_B[at], tables.prefix_high_B[at]
     number, r, ids_RK, rank_V = high - low - 1, row - rows.first_row, rows.ids_RK, tables.rank_V
@@ -117,9 +117,9 @@ def add_row_reaching(
     end: int,
     hypotheses: Hypotheses,
 ) -> float:
-    """Adds the listed ids of a row that begins before `end` and whose bytes are those of the text at least up to it.
+    """Add the listed ids of a row that begins before `end` whose bytes are those of the text at least up to `end`.
 
-    The realised id is added first, unless it ends at `end`. Returns the mass of all that were found.
+    The realised id is added first, unless it ends at `end`. Returns the mass of all ids that were added.
     """
     ids_L, starts_L, masses_L, state = hypotheses.ids_L, hypotheses.starts_L, hypotheses.masses_L, hypotheses.state_1[0]
     source, room, first = text.sources_S[row], room_for(ids_L, rows.ids_RK), state.num

@@ -25,7 +25,7 @@ def write_row(
     ids_TM: Int32,
     probs_TM: Float32,
 ) -> tuple[int, float, float]:
-    """Adds the hypotheses up by their next target token; `unlisted` is the mass of all unlisted ids.
+    """Add up the hypotheses by their next target token; `unlisted` is the mass of all unlisted ids.
 
     Returns the number of entries, the tail, and the mass of all hypotheses. A full row leaves one place free.
     """
@@ -62,10 +62,10 @@ def set_realised(
     ids_TM: Int32,
     probs_TM: Float32,
 ) -> float:
-    """Gives the realised target token its exact probability `realised`; returns the new tail.
+    """Give the realised target token its exact probability `realised`; return the new tail.
 
-    What it needs beyond what was mapped onto it comes from the entry `moved_from`, onto which the realised source token
-    was mapped, up to the probability `moved`, and then from the tail. What it has too much goes to the tail.
+    Mass that is missing comes from the entry `moved_from`, onto which the realised source token was mapped, up to the
+    probability `moved`, and then from the tail. Mass beyond `realised` goes to the tail.
     """
     width = ids_TM.shape[1] - 1
     place = min(place_of(keys, places, t, target_id, num_entries), num_entries)

@@ -23,7 +23,7 @@ def place_sources(
     shift: int,
     sources_S: Records,
 ) -> None:
-    """Fills in id, start and end of every source token, and whether it can be read as bytes of the text.
+    """Fill in id, start and end of every source token, and whether it can be read as bytes of the text.
 
     A token is readable when it covers at least one byte, and its own bytes are those; positions are moved by `shift`.
     """
@@ -51,9 +51,9 @@ def place_targets(
     sources_S: Records,
     targets_T: Records,
 ) -> None:
-    """Fills in the target tokens: id, start and end, the source rows that they lie in, and whether they are wanted.
+    """Fill in the target tokens: id, start and end, the source rows that they lie in, and whether they are wanted.
 
-    Wanted is a row of a lossless target token that covers something, all of it in source tokens that can be read.
+    A target token is wanted when it is lossless and covers bytes, all of them in source tokens that can be read.
     """
     num_sources, row, last_row, start = sources_S.shape[0], -1, -1, first_start
     num_unreadable_S1 = np.zeros(num_sources + 1, dtype=np.int64)

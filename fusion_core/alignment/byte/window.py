@@ -1,4 +1,4 @@
-"""One text in both tokenisations, and the rows of one model moved from the one to the other.
+"""One text in both tokenisations, and the rows of the source moved into the target's.
 
 Shape legend: R rows of the source that the caller holds, S source tokens, T target tokens, K candidates of a source
 row, M entries of a target row.
@@ -89,13 +89,13 @@ class Window:
         return int(self._targets_T["row"][self.num_done])
 
     def map(self, rows: SourceRows, tail_R: Float64, gold_R: Float64, max_entries: int | None = None) -> None:
-        """Maps the next target tokens, as far as the given source rows reach.
+        """Map the next target tokens, as far as the given source rows reach.
 
         Args:
             rows: consecutive rows, of which the first must not be behind `first_row_needed`.
             tail_R: the probability outside their candidates.
             gold_R: log-probabilities of their realised tokens, finite.
-            max_entries: of a target row the largest so many entries and the realised one are kept.
+            max_entries: number of largest entries of a target row that are kept, beside the realised one.
         """
         num_rows, k = rows.ids_RK.shape
         held = self._sources_S[rows.first_row : rows.first_row + num_rows]
@@ -141,7 +141,7 @@ class Window:
         self._parts.append(part if max_entries is None else _cut(part, max_entries, targets_T["id"]))
 
     def finish(self, gold_S: Float64, carry: bool) -> ProjectedRows:
-        """The rows of all target tokens; with `carry` the realised tokens have their exact probabilities."""
+        """Return the rows of all target tokens; with `carry` the realised tokens have their exact probabilities."""
         part = _join(self._parts)
         ids_TM, probs_TM, tail_T = part.ids_TM, part.probs_TM, part.tail_T
         gold_T = np.minimum(np.diff(self._logprob_at_boundaries(gold_S, part.log_mass_T)), 0.0)
@@ -162,7 +162,7 @@ class Window:
         )
 
     def _logprob_at_boundaries(self, gold_S: Float64, log_mass_T: Float64) -> Float64:
-        """The source's log-probability of the text up to the start of every target token, and of all of it."""
+        """Return the source's log-probability of the text up to the start of every target token, and of all of it."""
         sources_S, starts_T, row_T = self._sources_S, self._targets_T["start"], self._targets_T["row"]
         until_S1 = np.concatenate([[0.0], np.cumsum(gold_S)])
         if not len(sources_S):
@@ -175,7 +175,7 @@ class Window:
 
 
 def _cut(part: MappedRows, max_entries: int, target_ids_T: Int32) -> MappedRows:
-    """Keeps the largest `max_entries` entries of every row and the realised token's, the rest goes to the tail."""
+    """Keep the largest `max_entries` entries of every row and the realised token's; the rest goes to the tail."""
     width = int((part.ids_TM >= 0).sum(axis=1).max(initial=0))
     if width <= max_entries:
         return part._replace(ids_TM=part.ids_TM[:, : width + 1].copy(), probs_TM=part.probs_TM[:, : width + 1].copy())
@@ -193,7 +193,7 @@ def _cut(part: MappedRows, max_entries: int, target_ids_T: Int32) -> MappedRows:
 
 
 def _join(parts: list[MappedRows]) -> MappedRows:
-    """The parts below each other, padded to one width."""
+    """Return the parts below each other, padded to one width."""
     if len(parts) == 1:
         return parts[0]
     width = max((part.ids_TM.shape[1] for part in parts), default=1)

@@ -1,6 +1,6 @@
-"""Which of several equally near pieces keeps the same company: cosine of co-occurrence counts.
+"""Choice between equally near pieces by the cosine of their co-occurrence counts.
 
-FuseLLM's reference breaks the ties of its vocabulary map so (`vocab_mapping.py`, option `co_occurrence`). Two tokens
+FuseLLM's reference breaks ties of its vocabulary map this way (`vocab_mapping.py`, option `co_occurrence`). Two tokens
 co-occur when they stand at most `window` tokens apart in one document. To compare counts of two vocabularies, the
 contexts are the pieces that both vocabularies have: only there does a context mean the same on both sides.
 
@@ -18,7 +18,7 @@ from fusion_core.arrays import Float64, Int32, Int64
 from fusion_core.compiled import compiled
 
 _DISTINCT = 1e-12
-"""Cosines closer than this (relative) are equal: exact ties must not be decided by rounding."""
+"""Relative difference below which cosines are equal: rounding must not decide exact ties."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +31,7 @@ class CoOccurrence:
 
     @classmethod
     def count(cls, documents: Iterable[Int32], context_V: Int32, window: int) -> CoOccurrence:
-        """Counts pairs of tokens at most `window` apart, both ways round.
+        """Count pairs of tokens at most `window` apart, in both directions.
 
         Args:
             documents: token ids of each document.
@@ -55,7 +55,7 @@ class CoOccurrence:
 
 
 def most_similar(source: CoOccurrence, token: int, target: CoOccurrence, candidates_C: Sequence[int] | Int64) -> int:
-    """The place in `candidates_C` with the highest cosine to the token: the first of equals, 0 without counts."""
+    """Return the place in `candidates_C` with the highest cosine to the token: first of equals, 0 without counts."""
     return int(
         _most_similar(
             source.contexts_N[source.starts_V1[token] : source.starts_V1[token + 1]],

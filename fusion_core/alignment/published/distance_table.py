@@ -20,7 +20,7 @@ _WORD_BITS = 32
 
 
 def distance_table(patterns: Pieces, rows_X: Int32, texts: Pieces, rows_Y: Int32, alphabet_size: int) -> UInt16:
-    """Edit distances between the chosen pieces of both sides: uint16 [X, Y]."""
+    """Return edit distances between the chosen pieces of both sides: uint16 [X, Y]."""
     lengths_Y = texts.lengths[rows_Y]
     order_Y = np.argsort(lengths_Y, kind="stable")
     table_XY = np.empty((len(rows_X), len(rows_Y)), np.uint16)
@@ -38,7 +38,7 @@ def distance_table(patterns: Pieces, rows_X: Int32, texts: Pieces, rows_Y: Int32
 
 @compiled
 def _batches(texts: Int32, ends: Int64, rows_Y: Int32, longest: int, alphabet: int) -> tuple[Int32, Int32]:
-    """Symbols and lengths by lane; places behind a text hold the symbol `alphabet`, which no pattern has."""
+    """Return symbols and lengths by lane; places behind a text hold the symbol `alphabet`, which no pattern has."""
     num_batches = (rows_Y.shape[0] + _LANES - 1) // _LANES
     lanes_BNL = np.full((num_batches, longest, _LANES), alphabet, np.int32)
     lengths_BL = np.zeros((num_batches, _LANES), np.int32)
@@ -92,7 +92,7 @@ def _fill(
     table_XY: UInt16,
     alphabet: int,
 ) -> None:
-    """Rows of patterns that do not fit a word are left as they are."""
+    """Fill in the distances of every pattern that fits a word; the rows of longer ones are left as they are."""
     masks_A = np.zeros(alphabet + 1, np.uint32)
     equal_L, rises_L, falls_L = np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32), np.empty(_LANES, np.uint32)
     change_L, distance_L = np.empty(_LANES, np.int32), np.empty(_LANES, np.int32)

@@ -20,24 +20,24 @@ from fusion_core.compiled import compiled
 
 _WORD_BITS = 64
 _BLOCK = 64
-"""Texts whose lower bounds are looked at together: blocks without a promising text are skipped whole."""
+"""Texts to a block of lower bounds: a block without a promising text is skipped as a whole."""
 _MAX_BAG = 255
-"""Bag sizes are bytes, 32 of them to a vector register; longer patterns are compared without the bound."""
+"""Largest bag: its size is a byte, 32 of them to a vector register. Longer patterns are compared without the bound."""
 _DENSE_SHARE = 64
-"""A feature that at least 1/64 of the texts have becomes a row of bytes, a rarer one a list of texts."""
+"""Inverse share of the texts: a feature that 1/64 of them have becomes a row of bytes, a rarer one a list of texts."""
 
 
 def candidate_distances(
     left: Pieces, left_ids_PK: Int32, right: Pieces, right_ids_PK: Int32, alphabet_size: int
 ) -> UInt16:
-    """Edit distances between the candidates of every position: uint16 [P, K_left, K_right], 0 where an id is -1."""
+    """Return distances between the candidates of every position: uint16 [P, K_left, K_right], 0 where an id is -1."""
     return _candidate_distances(
         left.symbols, left.offsets, left_ids_PK, right.symbols, right.offsets, right_ids_PK, alphabet_size
     )
 
 
 class _Bags(NamedTuple):
-    """The texts by what they contain. Feature `first_A[a] + m` is "symbol a occurs more than m times"."""
+    """The texts by the symbols that they contain. Feature `first_A[a] + m` is "symbol a occurs more than m times"."""
 
     first_A: Int64
     starts_F: Int64
@@ -48,7 +48,7 @@ class _Bags(NamedTuple):
 
 
 class NearestPieces:
-    """Finds, for pieces of one set, the pieces of another set at minimum edit distance.
+    """A search for the pieces of a set at minimum edit distance from pieces of another set.
 
     Args:
         texts: the set that is searched, at least one piece; ties go to the first.
@@ -73,14 +73,14 @@ class NearestPieces:
         self._bags = _Bags(first_A, starts_F, texts_of_F, row_F, rows_RY, lengths_Y)
 
     def first(self, patterns: Pieces) -> tuple[Int64, Int64]:
-        """The first text at minimum distance of every pattern, and that distance: two int64 [X]."""
+        """Return the first text at minimum distance of every pattern, and that distance: two int64 [X]."""
         texts = self._texts
         return _first_nearest(
             patterns.symbols, patterns.offsets, texts.symbols, texts.offsets, self._alphabet_size, self._bags
         )
 
     def all_at(self, pattern: Int32, distance: int) -> Int64:
-        """Every text at exactly `distance` from the pattern, in order: int64."""
+        """Return every text at exactly `distance` from the pattern, in order: int64."""
         return _all_at(pattern, distance, self._texts.symbols, self._texts.offsets, self._alphabet_size, self._bags)
 
 
@@ -98,7 +98,7 @@ def _unmark(pattern: Int32, masks_A: UInt64) -> None:
 
 @compiled
 def _marked_distance(length: int, text: Int32, masks_A: UInt64) -> np.int64:
-    """Distance of `text` to the marked pattern of 1 to 64 symbols (Hyyrö 2003, figure 3, global variant)."""
+    """Return the distance of `text` to the marked pattern of 1 to 64 symbols (Hyyrö 2003, figure 3, global variant)."""
     one, last = np.uint64(1), np.uint64(length - 1)
     rises, falls = ~np.uint64(0), np.uint64(0)  # where the column's vertical difference is +1, -1
     distance = np.int64(length)
@@ -117,7 +117,7 @@ def _marked_distance(length: int, text: Int32, masks_A: UInt64) -> np.int64:
 
 @compiled
 def _long_distance(left: Int32, right: Int32) -> np.int64:
-    """The textbook recurrence on one row, for pieces that do not fit a machine word."""
+    """Return a distance by the textbook recurrence on one row, for pieces that do not fit a machine word."""
     row = np.arange(right.shape[0] + 1, dtype=np.int64)
     for i in range(left.shape[0]):
         diagonal, row[0] = row[0], i + 1
@@ -130,7 +130,7 @@ def _long_distance(left: Int32, right: Int32) -> np.int64:
 
 @compiled
 def _distance(pattern: Int32, text: Int32, masks_A: UInt64) -> np.int64:
-    """Distance of `text` to a pattern that is marked in `masks_A`."""
+    """Return the distance of `text` to a pattern that is marked in `masks_A`."""
     if pattern.shape[0] == 0:
         return np.int64(text.shape[0])
     if pattern.shape[0] <= _WORD_BITS:
@@ -162,7 +162,7 @@ def _candidate_distances(
 
 @compiled
 def _features(texts: Int32, ends: Int64, alphabet: int) -> tuple[Int64, Int64]:
-    """`first_A` [A + 1] and the feature that every symbol of the texts adds to its text's bag."""
+    """Return `first_A` [A + 1] and the feature that every symbol of the texts adds to its text's bag."""
     most_A = np.zeros(alphabet, np.int64)
     seen_A = np.zeros(alphabet, np.int64)
     features = np.empty(texts.shape[0], np.int64)
@@ -182,7 +182,7 @@ def _features(texts: Int32, ends: Int64, alphabet: int) -> tuple[Int64, Int64]:
 
 @compiled
 def _lower_bounds(pattern: Int32, bags: _Bags, seen_A: Int64, bounds_Y: UInt8, lowest_B: UInt8) -> None:
-    """Bag distances of `pattern` to all texts, and the lowest of each block of texts; all 0 for a long pattern."""
+    """Return bag distances of `pattern` to all texts, and the lowest of each block; all 0 for a long pattern."""
     bounds_Y[:] = 0
     lowest_B[:] = 0
     if pattern.shape[0] > _MAX_BAG:

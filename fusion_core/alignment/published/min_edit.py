@@ -1,11 +1,11 @@
-"""FuseLLM's alignment (Wan et al., ICLR 2024, section 3.2), for comparison with `byte`, its shift put right.
+"""FuseLLM's alignment (Wan et al., ICLR 2024, section 3.2) with its shift corrected, for comparison with `byte`.
 
 A target token that is paired one to one with an agreeing source token takes that token's row: its candidates go
-through the vocabulary map, probabilities that meet in one target token are added, what maps nowhere joins the tail.
+through the vocabulary map, probabilities that meet in one target token are added, those that map nowhere join the tail.
 Row t predicts token t on both sides, so the match is tested on the predicted tokens. All other rows are masked.
 
-`published_fallback` restores what the reference implementation does instead (its rows predict the token after): the
-match is tested on the token before the predicted one, and rows without a match say "the token before, again".
+`published_fallback` restores the behaviour of the reference implementation, whose rows predict the token after: the
+match is tested on the token before the predicted one, and rows without a match predict that token once more.
 
 Shape legend: S source tokens, T target tokens, K candidates per source row, V source ids.
 """
@@ -35,8 +35,8 @@ class MinEditConfig(BaseModel):
     Attributes:
         match: `hard`: paired tokens agree when their bytes are equal; `soft`: also when the vocabulary map sends the
             source token to the target token.
-        vocabulary_map: where the candidates go. The paper's `hard` goes with strategy `exact`, its `soft` with
-            `min_edit` or `co_occurrence`.
+        vocabulary_map: the map from candidates to target ids. The paper's `hard` goes with strategy `exact`, its `soft`
+            with `min_edit` or `co_occurrence`.
         window_tokens: align windows of about so many target tokens; null aligns the whole sequence at once.
         carry_realised: give every realised token its exact probability, as `byte` does.
         published_fallback: the rows of the reference implementation, for comparison only; nothing is carried then.
@@ -59,7 +59,7 @@ class MinEditConfig(BaseModel):
 
 
 class MinEditProjection:
-    """Projects blocks of one source vocabulary into one target vocabulary. Keep one object per pair.
+    """The projection of blocks from one source vocabulary into one target vocabulary. Keep one object per pair.
 
     Args:
         vocabulary_map: a finished map; None loads it from the cache or builds it as the config says.
@@ -78,7 +78,7 @@ class MinEditProjection:
         self.pairs = TokenPairs(source, target, self.vocabulary_map, self.config.match, self.config.window_tokens)
 
     def project(self, block: Block, target: Encoding) -> ProjectedRows:
-        """The block's distributions in the target's vocabulary, one row per token of `target`.
+        """Return the block's distributions in the target's vocabulary, one row per token of `target`.
 
         Raises:
             ValueError: the block belongs to another vocabulary, or `target` to another text.
@@ -96,7 +96,7 @@ class MinEditProjection:
         return finish_rows(block, target, source_of_T, *rows, carry=self.config.carry_realised)
 
     def _project_as_published(self, block: Block, target: Encoding) -> ProjectedRows:
-        """Row t takes what the reference writes into its row t - 1; there is nothing for the first and the end."""
+        """Return rows in which row t is the reference's row t - 1; the first row and the end row are empty."""
         if target.ends_document:
             rows = self._project_as_published(block.without_end(), target.without_end())
             return rows.followed_by(ProjectedRows.masked())
@@ -114,7 +114,7 @@ class MinEditProjection:
 
 
 def map_rows(block: Block, row_of_T: Int32, target_ids_V: Int32) -> tuple[Int32, Float32, Float64]:
-    """The candidates of the chosen source rows in target ids: (ids_TM, probs_TM, tail_T), M = K + 1.
+    """Return the candidates of the chosen source rows in target ids: (ids_TM, probs_TM, tail_T), M = K + 1.
 
     Rows and tail sum to one; the last place is free, and rows of -1 are empty with all mass in the tail.
     """
@@ -159,7 +159,7 @@ def _map_rows(
                 used += 1
             sums[place] += probs_SK[s, k]
         mass = tail + sums[:used].sum()
-        if mass <= 0.0:  # a row without any mass says nothing
+        if mass <= 0.0:  # a row without any mass predicts nothing
             tail = mass = 1.0
         for place in range(used):
             probs_TM[t, place] = sums[place] / mass

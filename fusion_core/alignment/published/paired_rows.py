@@ -1,4 +1,4 @@
-"""From paired tokens to projected rows: what the published methods have in common once each has filled its rows.
+"""From paired tokens to projected rows: the last step of all published methods, once each has filled its rows.
 
 Shape legend: S source tokens, T target tokens, M entries per row.
 """
@@ -23,16 +23,16 @@ def finish_rows(
     tail_T: Float64,
     carry: bool,
 ) -> ProjectedRows:
-    """Masks the rows without a partner and settles the realised tokens.
+    """Mask the rows without a partner and set the realised tokens' probabilities.
 
     A masked row's `gold_T` is the log-probability of the source tokens that start within the target token.
 
     Args:
         source_of_T: the source token of every target token, -1 for none: such rows are masked.
         ids_TM, probs_TM, tail_T: the filled rows, changed in place; every row has a free place behind its entries.
-        carry: gives every realised token the exact probability that the source gave its own realised token, and
-            rescales the rest; else it has whatever the mapping moved onto it. If that is nothing, it is an entry of
-            probability 0, and its `gold_T` is LOWEST_LOGPROB.
+        carry: give every realised token the exact probability that the source gave its own realised token, and rescale
+            the rest; else it keeps the mass that the mapping moved onto it. Without any, it is an entry of probability
+            0, and its `gold_T` is LOWEST_LOGPROB.
     """
     mask_T = source_of_T >= 0
     if not carry:
@@ -61,7 +61,7 @@ def finish_rows(
 
 
 def _loss_of_bytes(block: Block, target: Encoding) -> Float64:
-    """The log-probability of the source tokens that start within each target token: float64 [T]."""
+    """Return the log-probability of the source tokens that start within each target token: float64 [T]."""
     starts_S = np.concatenate([[0], block.byte_ends_T[:-1]])
     starts_T = np.concatenate([[0], target.byte_ends_T[:-1]])
     if not target.num_tokens:

@@ -2,7 +2,7 @@
 
 A piece is a run of Unicode code points, the unit of the published methods; a byte that is not part of a complete
 UTF-8 character counts as one symbol of its own (Python's `surrogateescape`), so two pieces are equal exactly when
-their bytes are. "Ċ", "<0x0A>" and "\\n" are one piece, whatever a tokenizer calls it.
+their bytes are. "Ċ", "<0x0A>" and "\\n" are one piece, whatever its name in a tokenizer.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class Pieces:
 
 
 def decode_pieces(blob: UInt8, offsets: Int64, *, without_spaces: bool = False) -> Pieces:
-    """Decodes byte strings into code points, as `bytes.decode("utf-8", "surrogateescape")` does.
+    """Decode byte strings into code points, as `bytes.decode("utf-8", "surrogateescape")` does.
 
     Args:
         blob: the bytes of all pieces, one after the other.
         offsets: piece i is `blob[offsets[i]:offsets[i + 1]]`.
-        without_spaces: leaves every U+0020 out: the piece without its space marker.
+        without_spaces: leave every U+0020 out, so that a piece has no space marker.
     """
     symbols, ends = _decode(blob, offsets, _SPACE if without_spaces else -1)
     return Pieces(symbols, ends)
 
 
 def common_alphabet(*sets: Pieces) -> tuple[list[Pieces], int]:
-    """Renumbers the symbols of several sets of pieces to 0..A-1; returns them and A."""
+    """Renumber the symbols of several sets of pieces to 0..A-1; return them and A."""
     alphabet = np.unique(np.concatenate([pieces.symbols for pieces in sets]))
     renumbered = [Pieces(np.searchsorted(alphabet, p.symbols).astype(np.int32), p.offsets) for p in sets]
     return renumbered, int(alphabet.shape[0])

@@ -22,15 +22,15 @@ from fusion_core.arrays import Float64, Int64, UInt16
 from fusion_core.compiled import compiled
 
 _LEAST_MARGINAL = 1e-100
-"""Candidates below it take no part: the inverse of a smaller number, times another, leaves the range of float64."""
+"""Least marginal of a candidate that takes part: the inverse of a smaller one, times another, overflows float64."""
 _DISTINCT = 1e-9
-"""Entries closer than this (relative) are equal, and the first counts as the largest."""
+"""Relative difference below which entries are equal, so that the first counts as the largest."""
 _START, _COOLING, _STAGE_THRESHOLD = 10.0, 6.0, 1e-2
-"""Stages: w starts at a tenth of the highest cost and falls to a sixth, each stage being settled roughly."""
+"""Stages of w: it starts at a tenth of the highest cost and falls to a sixth after each stage, solved roughly."""
 _LEAD_IN = 3
 """Sinkhorn iterations at the start of a stage; a Newton step costs as much as several."""
 _LONGEST_STEP, _MAX_TRIALS = 50.0, 8
-"""No scaling changes by more than exp(50) in one step."""
+"""Largest logarithm of a scaling's change in one step, and most lengths that are tried for a step."""
 _LARGEST_SCALING = 1e60
 
 
@@ -38,18 +38,18 @@ _LARGEST_SCALING = 1e60
 def largest_entries(
     costs_PNM: UInt16, source_PN: Float64, target_PM: Float64, weight: float, threshold: float, max_iterations: int
 ) -> tuple[Int64, Float64, Float64]:
-    """The largest entry of every row of every position's transport plan.
+    """Return the largest entry of every row of every position's transport plan.
 
     Args:
         costs_PNM: cost of moving source candidate n to target candidate m.
         source_PN, target_PM: marginals, each with sum 1; candidates of (next to) no mass take no part.
         weight: w, the weight of the entropy.
-        threshold: a position is finished when no row of its plan misses its marginal by more.
-        max_iterations: a position is finished then at the latest.
+        threshold: largest miss of a row's marginal at which a position is finished.
+        max_iterations: number of iterations after which a position is finished in any case.
 
     Returns:
-        column_PN (-1 where the source candidate takes no part), mass_PN, and how much each position's rows miss
-        their marginals at most: above `threshold` where `max_iterations` did not suffice.
+        column_PN (-1 where the source candidate takes no part), mass_PN, and the largest miss of a marginal in
+        each position: above `threshold` where `max_iterations` did not suffice.
     """
     num_positions, num_n = costs_PNM.shape[:2]
     column_PN = np.full((num_positions, num_n), -1, np.int64)
@@ -135,7 +135,7 @@ def _plan(
 def _rebuild(
     costs_nm: Float64, source_n: Float64, target_m: Float64, weight: float, work: _Work, now: _Scaled
 ) -> float:
-    """The kernel relative to potentials from which no row or column vanishes in rounding.
+    """Return the kernel relative to potentials under which no row or column vanishes in rounding.
 
     Rows first, by the largest term of each alone (a Sinkhorn iteration would take the sum, and an exponential of every
     term), then columns exactly: that shrinks a row's largest term at most by its marginals.
@@ -173,7 +173,7 @@ def _absorb(weight: float, work: _Work, now: _Scaled) -> None:
 
 @compiled
 def _scale_columns(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled) -> float:
-    """Makes the columns exact for the given row scalings; returns how much a row misses its marginal at most."""
+    """Make the columns exact for the given row scalings; return the largest miss of a row's marginal."""
     n, m = work.kernel_nm.shape
     now.scaling_m[:] = 0.0
     for i in range(n):
@@ -207,7 +207,7 @@ def _out_of_range(now: _Scaled) -> bool:
 
 @compiled
 def _scale_rows(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled) -> float:
-    """One Sinkhorn iteration."""
+    """Make one Sinkhorn iteration."""
     np.divide(source_n, now.sums_n, now.sums_n)
     now.scaling_n[:] *= now.sums_n
     return _scale_columns(source_n, target_m, work, now)
@@ -215,7 +215,7 @@ def _scale_rows(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled)
 
 @compiled
 def _newton(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled, trial: _Scaled) -> bool:
-    """Moves the row potentials by a Newton step into `trial`; False when no length of the step is acceptable.
+    """Move the row potentials by a Newton step into `trial`; return False when no length of it is acceptable.
 
     The gradient is row sums minus marginal, the Hessian diag(row sums) - G diag(1 / target) G^T.
     """
@@ -257,7 +257,7 @@ def _newton(source_n: Float64, target_m: Float64, work: _Work, now: _Scaled, tri
 
 @compiled
 def _solve_fixing_last(hessian: Float64, source_n: Float64, sums_n: Float64, step_n: Float64) -> None:
-    """Solves hessian * step = source - sums in place, by Cholesky factors whose diagonal is kept as its inverse.
+    """Solve hessian * step = source - sums in place, by Cholesky factors whose diagonal is kept as its inverse.
 
     The last potential stays where it is: adding a constant to all of them changes nothing.
     """

@@ -1,9 +1,9 @@
-"""Which source token belongs to which target token: dynamic time warping over two tokenisations of one text.
+"""Pairs of source and target tokens: dynamic time warping over two tokenisations of one text.
 
 The alignment of FuseLLM (ICLR 2024, section 3.2): the cost of two tokens is the edit distance of their pieces without
-the space marker, the moves are diagonal, up (a source token more) and left (a target token more), ties in that order.
-Only pairs in which both tokens stand alone and agree are used. Time and memory are quadratic in the length of the
-window, one byte per pair of tokens.
+the space marker, the moves are diagonal, up (one more source token) and left (one more target token), ties in that
+order. Only pairs in which both tokens stand alone and agree are used. Time and memory are quadratic in the length of
+the window, one byte per pair of tokens.
 
 Shape legend: S source tokens, T target tokens, U distinct ids on one side, L steps of the path.
 """
@@ -27,13 +27,13 @@ UNPAIRED = -1
 
 
 class TokenPairs:
-    """Pairs the tokens of two vocabularies.
+    """The pairing of tokens of two vocabularies.
 
     Args:
         source, target: the vocabularies.
         vocabulary_map: decides which unequal pieces agree when `match` is `soft`.
         match: `hard`: two tokens agree when they cover equal bytes; `soft`: also when the map sends one to the other.
-        window_tokens: align windows of at least so many target tokens, cut where both tokenisations have a boundary;
+        window_tokens: align windows of at least this many target tokens, cut where both tokenisations have a boundary;
             None aligns the whole sequence at once.
     """
 
@@ -54,7 +54,7 @@ class TokenPairs:
         (self._source, self._target), self._alphabet_size = common_alphabet(*pieces)
 
     def path(self, source_ids_S: Int32, target_ids_T: Int32) -> Int32:
-        """The cheapest warping path: int32 [L, 2], pairs (s, t) from (0, 0) to (S - 1, T - 1)."""
+        """Return the cheapest warping path: int32 [L, 2], pairs (s, t) from (0, 0) to (S - 1, T - 1)."""
         if len(source_ids_S) == 0 or len(target_ids_T) == 0:
             return np.zeros((0, 2), np.int32)
         source_rows, rows_S = np.unique(source_ids_S, return_inverse=True)
@@ -64,7 +64,7 @@ class TokenPairs:
         return _trace(_moves(costs_UU, rows_S, rows_T))
 
     def source_of(self, block: Block, target: Encoding, *, shared: bool = False) -> Int32:
-        """The source token that every target token is paired with: int32 [T], -1 for none.
+        """Return the source token that every target token is paired with: int32 [T], -1 for none.
 
         Both tokens must stand alone in the path and agree. With `shared` the source token may belong to several
         target tokens, as in the reference implementation, which looks at the target's side only. End rows are
@@ -91,7 +91,7 @@ class TokenPairs:
         return np.where(agree_T, source_of_T, np.int32(UNPAIRED))
 
     def _windows(self, source_ends_S: Int32, target_ends_T: Int32) -> list[tuple[slice, slice]]:
-        """Runs of source and target tokens that cover the same bytes."""
+        """Return runs of source and target tokens that cover the same bytes."""
         source_cuts, target_cuts = [0], [0]
         if self._window_tokens is not None:
             common = np.intersect1d(source_ends_S, target_ends_T)
@@ -113,7 +113,7 @@ class TokenPairs:
 
 @compiled
 def _moves(costs_UU: UInt16, rows_S: Int64, rows_T: Int64) -> UInt8:
-    """The move that leads cheapest to every cell, [S, T]: 0 diagonal, 1 up, 2 left."""
+    """Return the move that leads to every cell at the lowest cost, [S, T]: 0 diagonal, 1 up, 2 left."""
     num_targets = rows_T.shape[0]
     moves_ST = np.empty((rows_S.shape[0], num_targets), np.uint8)
     total_T = np.empty(num_targets, np.int32)  # of the row above, then of this row

@@ -5,9 +5,9 @@ entropic optimal transport: cost is the edit distance of the decoded candidates,
 vectors over the paper's window, the top 10 of either side. A source candidate becomes the target candidate that
 receives the largest entry of its row, with that entry as its probability; entries that meet are added.
 
-The marginals need equal sums: both vectors are divided by theirs, and the entries are given back the source's. What a
-row does not send to its largest entry joins the source's own tail, so that a row keeps summing to one. The reference
-implementation sends the entries through a softmax instead, after which no token of ten can exceed 23 %.
+The marginals need equal sums: both vectors are divided by their own, and the entries are multiplied by the source's.
+The mass of a row outside its largest entry joins the source's own tail, so that a row keeps summing to one. The
+reference implementation applies a softmax to the entries instead, after which no token of ten can exceed 23 %.
 
 Shape legend: S source tokens, T target tokens, P pairs, K candidates per row, M entries of a target row.
 """
@@ -34,7 +34,7 @@ from fusion_core.vocabulary import Encoding, Vocabulary
 
 _LEAST_MASS = 1e-300
 _COST_OF_ENDING = 16
-"""Between EOS, which has no bytes, and any other candidate: as different as two long words."""
+"""Edit distance between EOS, which has no bytes, and any other candidate: that of two long words."""
 
 
 class TransportConfig(BaseModel):
@@ -44,8 +44,8 @@ class TransportConfig(BaseModel):
         match, vocabulary_map, window_tokens: which tokens are paired, as in `min_edit`.
         top_k: candidates of either side that take part, the paper's window.
         entropy_weight: w of the objective <G, C> - w H(G); the reference's `lam` of 30 is 1 / w.
-        threshold: by how much a row of the plan may miss its marginal.
-        max_iterations: what is reached by then is taken.
+        threshold: largest miss of a row's marginal in the plan.
+        max_iterations: number of iterations after which the plan is taken as it is.
         carry_realised: give every realised token its exact probability, as `byte` does; a realised token outside the
             target's own candidates has none otherwise.
     """
@@ -64,7 +64,7 @@ class TransportConfig(BaseModel):
 
 
 class TransportProjection:
-    """Projects blocks of one source vocabulary into one target vocabulary. Keep one object per pair.
+    """The projection of blocks from one source vocabulary into one target vocabulary. Keep one object per pair.
 
     Args:
         vocabulary_map: a finished map; None loads it from the cache or builds it as the config says.
@@ -89,7 +89,7 @@ class TransportProjection:
             self._source_comparable_V[source.eos_id] = self._target_comparable_V[target.eos_id] = True
 
     def project(self, block: Block, target: Encoding, target_block: Block | None = None) -> ProjectedRows:
-        """The block's distributions in the target's vocabulary, one row per token of `target`.
+        """Return the block's distributions in the target's vocabulary, one row per token of `target`.
 
         Args:
             target_block: the target model's own distributions over the same tokens, which this method needs.
@@ -119,7 +119,7 @@ class TransportProjection:
         return finish_rows(block, target, source_of_T, *rows, carry=self.config.carry_realised)
 
     def _transported(self, block: Block, target_block: Block, source_of_T: Int32) -> tuple[Int32, Float32, Float64]:
-        """(ids_TM, probs_TM, tail_T), M = top_k + 1 with the last place free; unpaired rows are empty."""
+        """Return (ids_TM, probs_TM, tail_T), M = top_k + 1 with the last place free; unpaired rows are empty."""
         targets_P = np.flatnonzero(source_of_T != UNPAIRED)
         top_k = self.config.top_k
         source_ids_PK, source_PK, mass_P = _marginals(block, source_of_T[targets_P], self._source_comparable_V, top_k)
@@ -142,7 +142,7 @@ class TransportProjection:
 
 
 def _marginals(block: Block, rows_P: Int32 | Int64, comparable_V: Bool, top_k: int) -> tuple[Int32, Float64, Float64]:
-    """(ids_PK, probs_PK, mass_P): the rows' first candidates, their probabilities scaled to sum 1, and their sum.
+    """Return (ids_PK, probs_PK, mass_P): the rows' first candidates, their probabilities scaled to sum 1, and the sum.
 
     Candidates that cannot be compared (control tokens, padded output layers) are left out: id -1, probability 0.
     """
@@ -168,7 +168,7 @@ def _collect(
     probs_TM: Float32,
     tail_T: Float64,
 ) -> None:
-    """Adds the entries that meet in one target candidate, in the order of the target's candidates."""
+    """Add the entries that meet in one target candidate, in the order of the target's candidates."""
     sums = np.empty(target_ids_PK.shape[1], np.float64)
     for p in range(targets_P.shape[0]):
         sums[:] = 0.0

@@ -1,6 +1,6 @@
 """From source ids to target ids, one to one: the vocabulary map of FuseLLM (ICLR 2024, section 3.2).
 
-What is compared is the bytes that an id stands for, decoded (see `pieces`); the space in front of a word is one
+The map compares the decoded bytes that ids stand for (see `pieces`); the space in front of a word is one
 symbol like any other. The reference compares the tokenizers' own spellings ("Ċ" against "<0x0A>") instead.
 Roles come first: EOS maps to EOS, BOS to BOS, PAD to PAD. Other control tokens and holes have no bytes and map nowhere.
 Of several target ids with the same bytes ("a" and "<0x61>") the one that the tokenizer produces is meant.
@@ -33,7 +33,7 @@ Strategy = Literal["exact", "min_edit", "co_occurrence"]
 
 UNMAPPED = -1
 _FORMAT = 1
-"""Part of the name of cached maps: raise it when the same vocabularies would give another map."""
+"""Number in the name of cached maps: raise it when the same vocabularies would give another map."""
 
 
 def _default_cache_dir() -> Path:
@@ -43,14 +43,14 @@ def _default_cache_dir() -> Path:
 
 
 class VocabularyMapConfig(BaseModel):
-    """How source ids become target ids.
+    """The settings of the map from source ids to target ids.
 
     Attributes:
         strategy: `exact`: the target id with the same bytes, else none. `min_edit`: else the piece at minimum edit
-            distance, the first id of equals. `co_occurrence`: else the one of equals with the most similar company.
-        window: for `co_occurrence`, how many tokens apart two tokens may stand.
+            distance, the first id of equals. `co_occurrence`: else the one of equals with the most similar contexts.
+        window: for `co_occurrence`, the largest distance of two tokens that co-occur, in tokens.
         corpus: for `co_occurrence`, a UTF-8 text file, one document a line.
-        cache_dir: where finished maps are kept; null keeps none.
+        cache_dir: folder in which finished maps are kept; null keeps none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -84,7 +84,7 @@ class VocabularyMap:
     def load_or_build(
         cls, source: Vocabulary, target: Vocabulary, config: VocabularyMapConfig | None = None
     ) -> VocabularyMap:
-        """The map from the cache, or built and then cached.
+        """Return the map from the cache, or build it and put it there.
 
         Raises:
             ValueError: the corpus of `co_occurrence` cannot be read.
@@ -109,7 +109,7 @@ class VocabularyMap:
     def build(
         cls, source: Vocabulary, target: Vocabulary, config: VocabularyMapConfig, corpus: list[bytes] | None = None
     ) -> VocabularyMap:
-        """Builds the map without looking at the cache; `corpus`, the documents, is needed for `co_occurrence` only."""
+        """Build the map without the cache; `corpus`, the documents, is needed for `co_occurrence` only."""
         if source.fingerprint == target.fingerprint:
             return cls(np.arange(source.size, dtype=np.int32), source.fingerprint, target.fingerprint)
         canonical = _canonical_ids(target)
@@ -131,7 +131,7 @@ class VocabularyMap:
                     tied = search.all_at(pattern, int(distances[place]))
                     nearest[place] = tied[company.most_similar(int(missing[place]), candidates[tied])]
             target_ids_V[missing] = candidates[nearest]
-        for role in ("pad_id", "bos_id", "eos_id"):  # EOS last: a token that is both ends the text when predicted
+        for role in ("pad_id", "bos_id", "eos_id"):  # EOS last: a token that is EOS and another role maps to EOS
             source_id, target_id = getattr(source, role), getattr(target, role)
             if source_id is None or source.token_bytes(source_id):
                 continue  # a piece of text that also plays a role (padding by "!") is mapped as text
@@ -141,7 +141,7 @@ class VocabularyMap:
 
 
 class _Company:
-    """What the tokens of two vocabularies stand next to in a corpus, in contexts that both have: target ids."""
+    """Co-occurrence counts of the tokens of two vocabularies in a corpus, over contexts that both have: target ids."""
 
     def __init__(
         self, source: Vocabulary, target: Vocabulary, exact_V: Int32, corpus: list[bytes], window: int
@@ -159,7 +159,7 @@ class _Company:
 
 
 def _canonical_ids(target: Vocabulary) -> dict[bytes, int]:
-    """One id for every byte string of the vocabulary: the one its tokenizer produces, else the first."""
+    """Return one id for every byte string of the vocabulary: the one its tokenizer produces, else the first."""
     canonical: dict[bytes, int] = {}
     repeated: set[bytes] = set()
     for token_id in range(target.size):
@@ -206,7 +206,7 @@ def _load(path: Path, source_size: int, target_size: int) -> Int32 | None:
 
 
 def _save(path: Path, target_ids_V: Int32) -> None:
-    """Atomic: readers see the whole file or none. A cache that cannot be written costs time, not the run."""
+    """Write the file whole or not at all. A cache that cannot be written costs time, not the run."""
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

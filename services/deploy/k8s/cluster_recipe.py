@@ -14,7 +14,7 @@ from services.source.config import AnySource, SourceAtAddress, SourceConfig
 
 GRPC_PORT = 9000
 MODELS_FOLDER, RUNS_FOLDER = PurePosixPath("/data/models"), PurePosixPath("/data/runs")
-"""Where the manifests mount the volumes; FUSION_HOME is /data."""
+"""Folders of the volumes in the manifests; FUSION_HOME is /data."""
 
 LONGEST_RAY_NAME = 47
 """Longest name of a RayService or RayJob, in characters: KubeRay appends to it for the names of pods and Services."""

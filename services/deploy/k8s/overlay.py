@@ -1,4 +1,4 @@
-"""Makes the kustomize overlay of a recipe: patches on k8s/base with what the recipe says, and nothing else.
+"""The kustomize overlay of a recipe: patches on k8s/base with the recipe's settings, and nothing else.
 
 Files of one overlay:
 
@@ -8,7 +8,7 @@ Files of one overlay:
     sources/NAME/                  one source: kustomization.yaml and its Serve config
 
 The same recipe gives the same bytes. Adding a source adds its folder and touches `kustomization.yaml`, `recipe.yaml`
-and `fusion.yaml`, where the fusion service learns of it; the files of other sources stay as they are.
+and `fusion.yaml`, which tell the fusion service of it; the files of other sources stay as they are.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _job_operations(recipe: Recipe, run_name: str, nodes: GpuNodes, queue: str |
     entrypoint = f"python -m services.distill --recipe /etc/fusion/recipe/recipe.yaml --run-name {run_name}"
     operations = [
         replace("/spec/entrypoint", entrypoint),
-        *sizes(_JOB_WORKERS, most_workers, most_workers),  # an elastic run goes on with what is left
+        *sizes(_JOB_WORKERS, most_workers, most_workers),  # an elastic run goes on with the remaining workers
         *requests(f"{_JOB_WORKERS}/{_CONTAINER}", distill.cpus_per_worker, distill.memory_per_worker),
     ]
     if distill.device == "cuda":

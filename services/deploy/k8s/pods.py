@@ -1,4 +1,4 @@
-"""Sizes of worker groups: number of pods, what each asks for, and how many may be away at once."""
+"""Sizes of worker groups: the number of pods, the resources of each, and how many may be away at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits for files and services that other pods make: the command of the manifests' init containers."""
+"""Wait for files and services that other pods make: the command of the manifests' init containers."""
 
 from __future__ import annotations
 

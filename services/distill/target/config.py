@@ -37,7 +37,7 @@ class DecoderConfig(Settings):
 
 
 class TokenizerTraining(Settings):
-    """A byte-level BPE of its own, trained on the corpus' train split."""
+    """A byte-level BPE tokenizer trained on the corpus' train split."""
 
     vocabulary_size: int = Field(
         4096, ge=300, le=1_000_000, description="ids, the 256 bytes and 3 special ones included"
@@ -63,7 +63,7 @@ class TokenizerConfig(Settings):
 
 
 class TargetConfig(Settings):
-    """The model that learns: a pretrained one (`model`), or one from scratch with a `tokenizer`: a Llama of some shape
+    """The model that learns: a pretrained one (`model`), or one from scratch with a `tokenizer`: a Llama by its shape
     (`config`), or any causal language model of transformers (`architecture`)."""
 
     model: Text | None = Field(None, description="name of a fetched model, or a Hugging Face folder")

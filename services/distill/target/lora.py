@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: put on, saved, and merged into a folder that needs no peft."""
+"""LoRA adapters by peft: added, saved, and merged into a folder that needs no peft."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from services.models.weights import load_model, save_model
 logger = logging.getLogger(__name__)
 
 _PREFIX = "base_model.model."
-"""The model inside peft's, in the names of weights."""
+"""Prefix of the names of weights inside peft's model."""
 
 
 def add_lora(model: Any, config: LoraConfig, *, seed: int, adapter: Path | None) -> Any:

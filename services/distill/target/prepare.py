@@ -25,7 +25,7 @@ _KEYS = {"target": "target", "seed": "distill.seed", "corpus": "corpus"}
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", f"{CHAT_TEMPLATES}/*.jinja")
 """Files that are taken from a pretrained folder; pickled weights and code are left behind."""
 _RECORDS = {_RECORD, FETCHED}
-"""Files that say how their own folder was made."""
+"""Files that record the making of their own folder."""
 
 
 def prepare_target(

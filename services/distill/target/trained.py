@@ -1,4 +1,4 @@
-"""The target while it is trained: all of its weights, or adapters on frozen ones; and how it is saved."""
+"""The target while it is trained: all of its weights, or adapters on frozen ones; and the saving of either."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainedTarget:
         *,
         restore_from: Path | None,
     ) -> None:
-        """Load the target from its folder, or what the checkpoint in `restore_from` has made of it."""
+        """Load the target from its folder, or from the checkpoint in `restore_from`."""
         self._target_folder = target_folder
         self._peft_model: Any = None
         if config.lora is None:
@@ -48,11 +48,11 @@ class TrainedTarget:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether only LoRA adapters are trained."""
+        """True when only LoRA adapters are trained."""
         return self._peft_model is not None
 
     def save(self, folder: Path, weights: dict[str, Any] | None) -> None:
-        """Write what a checkpoint holds of the model: with LoRA the adapter, else all of it."""
+        """Write the model's part of a checkpoint: with LoRA the adapter, else all weights."""
         if self._peft_model is None:
             save_model(self.model, self._target_folder, folder, weights)
         else:

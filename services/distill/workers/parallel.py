@@ -55,7 +55,7 @@ def gradients_kept_back(module: nn.Module, *, enabled: bool) -> Iterator[None]:
 def whole_state(module: DistillModule, *, trained_only: bool = False) -> dict[str, Any]:
     """Return weights of the model by their names in it, on the CPU.
 
-    It is collective where the module is sharded, and then only rank 0 has them.
+    The call is collective where the module is sharded, and then only rank 0 gets the weights.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state = get_model_state_dict(module, options=options)

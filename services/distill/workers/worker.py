@@ -33,7 +33,7 @@ def _keep_nothing(metrics: dict[str, Any], folder: Path | None, step: int) -> No
 
 
 class DistillWorker:
-    """Trains the target from where a run stands; `run` takes all steps that are left and saves the model."""
+    """A worker that trains the target from the run's position; `run` takes all remaining steps and saves the model."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class DistillWorker:
         )
 
     def run(self) -> Position:
-        """Return the position at the end; raises what `Trainer.run` raises."""
+        """Train to the end and return the position there; raises what `Trainer.run` raises."""
         config, rank, start = self._config, self._world.rank, self._accounts.position
         feed = WindowFeed(
             self._client,

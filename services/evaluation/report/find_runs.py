@@ -18,10 +18,10 @@ class RunState:
 
     Attributes:
         folder: of the run.
-        step, total_steps: taken, and in all; total 0 where the record does not say.
+        step, total_steps: steps taken, and in all; the total is 0 where the record does not say.
         loss: of the last step, None before the first.
         done: whether the trained model is there.
-        changed: when the last step was written, or the run claimed.
+        changed: time of the last step, or of the start where there is none.
         git_revision: of the code that started it.
     """
 

@@ -1,6 +1,6 @@
 """A circuit breaker that leaves out a failing source and tries it again, and a budget for retries.
 
-The breaker is closed as long as the source answers. It opens after so many failures in a row, or at once when a
+The breaker is closed as long as the source answers. It opens after a number of failures in a row, or at once when a
 deadline was missed: each further window would wait for that long. While it is open the source counts as missing without
 being asked. After a pause a trial runs beside the windows, so that none of them waits for it, and closes the breaker or
 leaves it open for another pause.
@@ -45,7 +45,7 @@ class Breaker:
         return "half-open" if self._trying is not None and not self._trying.done() else "open"
 
     def check(self) -> None:
-        """Raises UnavailableError while the breaker is open, and starts a trial when it is time for one."""
+        """Raise UnavailableError while the breaker is open, and start a trial when it is time for one."""
         if self._problem is None:
             return
         loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class Breaker:
         raise UnavailableError(f"source {self._name} is left out until a trial succeeds: {self._problem}")
 
     def succeeded(self) -> None:
-        """Count an answer of the source: failures are counted in a row."""
+        """Set the number of failures in a row back to 0."""
         self._in_a_row = 0
 
     def failed(self, error: BaseException) -> bool:

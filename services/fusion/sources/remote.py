@@ -35,9 +35,9 @@ from services.wire.plausible import implausible
 logger = logging.getLogger("ray.serve")
 
 _INFO_SECONDS = 10.0
-"""How long a source may take to say who it is."""
+"""Longest time in which a source must describe itself."""
 _STATUS_SECONDS = 5.0
-"""The same when somebody asks how it is doing."""
+"""The same where the status of all sources is asked for."""
 _TRIAL = Passage(b"The")
 _BREAKER_STATES: dict[State, fusion_pb2.BreakerState] = {
     "closed": fusion_pb2.BREAKER_STATE_CLOSED,
@@ -51,7 +51,7 @@ class RefusedTextError(InvalidArgumentError):
 
 
 class Scored(NamedTuple):
-    """A source's block, and who answered."""
+    """A source's block, and the identity of the model that answered."""
 
     block: Block
     identity: SourceIdentity
@@ -66,7 +66,7 @@ class RemoteSource:
     """One source, asked over gRPC. Lives on one event loop.
 
     Attributes:
-        known: who served last; None before the source was reached for the first time.
+        known: identity of the model that served last; None before the source was reached for the first time.
     """
 
     def __init__(self, endpoint: SourceEndpoint, service: ServiceConfig) -> None:
@@ -86,10 +86,10 @@ class RemoteSource:
         self._info = Coalesced(self._ask_who_serves)
 
     async def identity(self) -> SourceIdentity:
-        """Return who serves: one call answers all that ask, and the next follows after a failure only.
+        """Return the identity of the model that serves; it is asked for once, and again only after a failure.
 
         Raises UnavailableError when the source cannot be reached, does not fit any more, or is left out by the breaker;
-        FailedPreconditionError when it has never been what is configured, or refuses this service's token.
+        FailedPreconditionError when it has never fitted the configuration, or refuses this service's token.
         """
         self._breaker.check()
         try:
@@ -109,7 +109,7 @@ class RemoteSource:
         self._budget.asked()
         backoff = Backoff(0.5, longest_seconds=15.0)
         for attempt in range(1, self._attempts + 1):
-            # After a failure the text goes alone: what broke the stream may have been another text.
+            # After a failure the text goes alone: another text may have broken the stream.
             alone, last = not streamed or attempt > 1, attempt == self._attempts
             try:
                 return await self._score_once(passage, alone)
@@ -127,7 +127,7 @@ class RemoteSource:
         raise AssertionError("unreachable")
 
     async def status(self) -> fusion_pb2.SourceStatus:
-        """Ask the source who it is, and say how it answered and what it has missed."""
+        """Ask the source for its description; return its status, and counts of the texts that it missed."""
         status = fusion_pb2.SourceStatus(
             name=self.name,
             address=self.endpoint.address,
@@ -163,7 +163,7 @@ class RemoteSource:
             block = await (self._score_alone(passage) if alone else self._streams.score(passage))
             await self._check(block, passage)
         except (InvalidArgumentError, ResourceExhaustedError):
-            raise  # the text's fault, or a source at its limits, which is sound and wants pauses only
+            raise  # the text's fault, or a sound source at its limits, which needs pauses only
         except FailedPreconditionError as error:
             self._failed(error)
             raise UnavailableError(f"it is another one than a moment ago: {error}") from error
@@ -194,14 +194,14 @@ class RemoteSource:
             self.meter.timeout()
 
     async def _try(self) -> None:
-        """Try the source for the breaker: ask who serves, and for a short text."""
+        """Try the source for the breaker: ask for its description, and for the block of a short text."""
         await self._info.get()
         await self._check(await self._score_alone(_TRIAL), _TRIAL)
 
     async def _ask_who_serves(self) -> source_pb2.GetSourceInfoResponse:
-        """Ask the source who it is; raises FailedPreconditionError when it does not fit.
+        """Return the source's description; raises FailedPreconditionError when it does not fit.
 
-        A source that did fit before is treated as one that fails, with UnavailableError: it may come back as it was.
+        A source that did fit before raises UnavailableError instead: it may come back as it was.
         """
         info = await self._client.info(min(_INFO_SECONDS, self._timeout_seconds))
         if info.problem:
@@ -221,14 +221,14 @@ class RemoteSource:
         raise error(f"source {self.name}: {problem}")
 
     async def _check(self, block: Block, passage: Passage) -> None:
-        """Raise UnavailableError for a block that no sound source gives: it can break, or lie, without an error."""
+        """Raise UnavailableError for a block that no sound source gives: one can break, or lie, without an error."""
         check = partial(problem_with, block, passage, self.vocabulary, self.endpoint.top_k)
         if (problem := await asyncio.to_thread(check)) is not None:
             raise UnavailableError(f"source {self.name}: {problem}")
 
 
 def problem_with(block: Block, passage: Passage, vocabulary: Vocabulary, top_k: int) -> str | None:
-    """Return why a decoded block cannot be what a sound source says about the passage; None when it can.
+    """Return why a decoded block cannot be a sound source's answer to the passage; None when it can.
 
     A block that passes can be projected: it is of the passage's text, in the source's vocabulary, with `top_k`
     candidates a row whose ids exist and whose log-probabilities fit together.

@@ -1,10 +1,10 @@
-"""Streams to one source, one to each of its replicas, shared by all who ask it for windows.
+"""Streams to one source, one to each of its replicas, shared by all callers that ask it for windows.
 
 Serve places a stream on one replica for as long as it lasts, so that a single stream keeps a single replica busy,
 however many there are. The pool cannot choose the replica, but a stream says where it has landed. While texts are
 waiting, the pool opens streams on trial from time to time, as many as it has, keeps those that landed on a replica that
 it did not know, and closes the others. A stream that ends, because its replica is drained or gone, leaves the pool; all
-end when nothing was asked for a while, so that an idle source can be scaled down.
+end after a while without a text, so that an idle source can be scaled down.
 
 Texts go to the stream with the fewest unanswered ones, and wait in one queue while every stream has `_MOST_UNANSWERED`:
 a faster replica takes more of them, and a text whose caller has gone before it was sent is never scored.
@@ -32,7 +32,7 @@ _FIRST_LOOK_SECONDS = 1.0
 _LONGEST_LOOK_SECONDS = 30.0
 """Time between two looks for further replicas: it doubles with every look that finds none."""
 _LANDING_SECONDS = 5.0
-"""How long a stream may take to say where it has landed."""
+"""Longest time in which a stream must name the replica that it has landed on."""
 _IDLE_SECONDS = 60.0
 
 

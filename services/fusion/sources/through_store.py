@@ -39,13 +39,13 @@ class ThroughStore:
 
     @property
     def known(self) -> SourceIdentity | None:
-        """Who served last, or whose stored windows stand for the source; None before either is known."""
+        """The identity of the model that served last, or of its stored windows; None before either is known."""
         return self.source.known or self._substitute
 
     async def score(self, passage: Passage, *, streamed: bool = True, place: Place | None = None) -> Block:
         """Return the block of a passage: the stored one, or the source's own, which is then kept.
 
-        `place` is where a window of a data set stands: a captured one is found by it. Raises as `RemoteSource.score`.
+        `place` is split and index of a window of a data set, which find a captured one. Raises as `RemoteSource.score`.
         """
         if self._store is None:
             return (await self.source.score(passage, streamed=streamed)).block
@@ -72,13 +72,13 @@ class ThroughStore:
         return block
 
     async def keep_refusal(self, passage: Passage, identity: SourceIdentity) -> None:
-        """Keep that the source does not take a text, so that nobody asks for it again."""
+        """Store the fact that the source does not take a text, so that it is not asked for again."""
         assert self._store is not None
         block = refusal(passage, self.vocabulary, self.source.endpoint.top_k)
         await asyncio.to_thread(self._store.source(identity).put, window_key(passage), block)
 
     async def status(self, splits: Mapping[str, str]) -> fusion_pb2.SourceStatus:
-        """Ask the source how it is doing; when it does not answer, name the captured ones of `splits`.
+        """Return the source's status; when it does not answer, with the names of its captured `splits`.
 
         `splits` holds the fingerprint of every split by name.
         """
@@ -145,7 +145,7 @@ class ThroughStore:
 
 
 def refusal(passage: Passage, vocabulary: Vocabulary, top_k: int) -> Block:
-    """Return a block that stands in the store for a text that a source does not take: one masked row, no candidates."""
+    """Return the block that the store keeps for a text that a source does not take: one masked row, no candidates."""
     num_tokens = 1 + (passage.ends_document and vocabulary.eos_id is not None)
     return Block(
         text_bytes=passage.text,
