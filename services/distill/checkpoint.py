@@ -1,46 +1,60 @@
-"""A checkpoint: a Hugging Face folder that anybody can load, with the trainer's state beside it for an exact resume.
+"""A checkpoint: a Hugging Face folder that anybody can load, and beside it what the trainer needs to go on exactly.
 
     config.json, *.safetensors, tokenizer files (with LoRA adapter_config.json and adapter_model.safetensors, for peft)
-    trainer_state.pt     optimiser state by parameter name, and `Position`
+    optimizer-XXXX/      optimiser state by parameter name, a shard a worker, by torch.distributed.checkpoint
+    trainer_state.json   `Position`, and the name of the optimiser's folder
     checkpoint.json      step, identity ("plan") and the size of every file: a folder is complete when all are there
 
-Learning rate and random numbers are functions of step, seed and rank, so they are not stored.
+Workers of another number, or in another kind of parallelism, read the slices that they need. Learning rate and random
+numbers are functions of step, seed and rank, so that nothing of theirs is stored.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 
 from services.distill.accounting import Position
 from services.distill.target.module import DistillModule
 from services.distill.target.trained import TrainedTarget
 from services.distill.workers.parallel import whole_state
+from services.distill.workers.world import World
 from services.jobs.storage import MANIFEST
 from services.wire.cursor import Cursor
 
-KeepCheckpoint = Callable[[dict[str, Any], Path | None, int], None]
-"""A function of metrics, the checkpoint's folder (rank 0 only) and the step; all ranks call it at the same steps."""
+KeepCheckpoint = Callable[[dict[str, Any], Path, int], None]
+"""Takes a few metrics, the folder with this worker's part of a checkpoint, and the step; called by all ranks at the
+same steps. The parts together are the checkpoint."""
 
-_STATE = "trainer_state.pt"
+POSITION = "trainer_state.json"
+_WHOLE_STATE = "trainer_state.pt"
+"""Optimiser state and position in one file: checkpoints of earlier versions, which are still read."""
 _REPORTED = ("step", "epoch", "loss", "total_tokens")
+_FILE_BYTES = 1 << 30
+"""Bytes of optimiser state, over all workers, that go into one file of each: a file is formed in memory."""
 
 
 class Checkpoints:
-    """The maker of a run's checkpoints; all workers take part, rank 0 writes."""
+    """Makes the checkpoints of a run; all workers take part."""
 
     def __init__(
         self,
@@ -48,26 +62,33 @@ class Checkpoints:
         module: DistillModule,
         parallel: nn.Module,
         optimizer: torch.optim.Optimizer,
+        world: World,
         *,
-        rank: int,
         keep: KeepCheckpoint,
     ) -> None:
-        """Take the bare module and the one that the workers run together; `keep` stores a finished folder."""
+        """Take the bare module and the one that the workers run together; `keep` puts a folder where it is kept."""
         self._target, self._module, self._parallel, self._optimizer = target, module, parallel, optimizer
-        self._rank, self._keep = rank, keep
+        self._world, self._keep = world, keep
 
     def save(self, row: Mapping[str, Any], position: Position) -> None:
         """Make a checkpoint of a step with these metrics."""
-        optimizer = optimizer_state(self._parallel, self._optimizer)
-        weights = self.weights()
-        reported = {key: row[key] for key in _REPORTED}
-        if self._rank != 0:
-            self._keep(reported, None, position.step)
-            return
-        with tempfile.TemporaryDirectory(prefix="fusion-checkpoint-") as folder:
-            self._target.save(Path(folder), weights)
-            save_state(Path(folder), optimizer, position)
-            self._keep(reported, Path(folder), position.step)
+        # A name of its own: shards that a killed attempt left in the same folder are never read with these.
+        optimizer_folder = self._world.gather(f"optimizer-{uuid.uuid4().hex[:8]}")[0]
+        with tempfile.TemporaryDirectory(prefix="fusion-checkpoint-") as name:
+            folder = Path(name)
+            save_optimizer(self._parallel, self._optimizer, folder / optimizer_folder)
+            weights = self.weights()
+            if self._world.rank == 0:
+                self._target.save(folder, weights)
+                state = {"position": asdict(position), "optimizer": optimizer_folder}
+                (folder / POSITION).write_text(json.dumps(state))
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            parts = self._world.gather({file.relative_to(folder).as_posix(): file.stat().st_size for file in files})
+            if self._world.rank == 0:
+                sizes = {path: size for part in parts for path, size in part.items()}
+                record = {"step": position.step, "plan": position.identity, "files": sizes}
+                (folder / MANIFEST).write_text(json.dumps(record))
+            self._keep({key: row[key] for key in _REPORTED}, folder, position.step)
 
     def weights(self) -> dict[str, Any] | None:
         """Return the weights to save, gathered where workers hold shards of them; None where the model has them all."""
@@ -77,31 +98,59 @@ class Checkpoints:
         return whole_state(self._module, trained_only=trained_only)
 
 
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the full optimiser state by parameter name, on the CPU; collective where the module is sharded."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return dict(get_optimizer_state_dict(module, optimizer, options=options))
+def load_position(folder: Path) -> Position:
+    """Return the position of a checkpoint."""
+    if (folder / _WHOLE_STATE).exists():
+        fields = dict(torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)["position"])
+        fields["identity"] = fields.pop("plan")
+    else:
+        fields = json.loads((folder / POSITION).read_text())["position"]
+    cursor = fields.pop("cursor")
+    return Position(cursor=cursor and Cursor.from_json(cursor), **fields)
 
 
-def save_state(folder: Path, optimizer: dict[str, Any], position: Position) -> None:
-    """Make a complete checkpoint of a folder that holds the model; on rank 0 only."""
-    fields = asdict(position)
-    fields["plan"] = fields.pop("identity")
-    torch.save({"optimizer": optimizer, "position": fields}, folder / _STATE)
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-    record = {"step": position.step, "plan": position.identity, "files": sizes}
-    (folder / MANIFEST).write_text(json.dumps(record))
+def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write this worker's part of the optimiser state into a folder of its own; collective."""
+    tensors = _optimizer_tensors(module, optimizer)[1]
+    number, room, numbers = 1, _FILE_BYTES, {}
+    for key in sorted(tensors):
+        size = tensors[key].numel() * tensors[key].element_size()
+        if size > room and room < _FILE_BYTES:
+            number, room = number + 1, _FILE_BYTES
+        numbers[key], room = number, room - size
+    folder.mkdir()
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers, save_distributed=True)
+    with _alone():
+        save(tensors, storage_writer=writer)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Any], Position]:
-    """Return optimiser state and position of a checkpoint."""
-    state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-    fields = dict(state["position"])
-    cursor = fields.pop("cursor") and Cursor.from_json(state["position"]["cursor"])
-    return state["optimizer"], Position(cursor=cursor, identity=fields.pop("plan"), **fields)
+def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimiser state of the checkpoint in `folder`, whatever the parallelism is now; collective.
+
+    A worker reads what it holds itself, straight into its own tensors.
+    """
+    if (folder / _WHOLE_STATE).exists():
+        state = torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
+        set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        return
+    everything, tensors = _optimizer_tensors(module, optimizer)
+    stored = folder / json.loads((folder / POSITION).read_text())["optimizer"]
+    with _alone():
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(stored)))
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    set_optimizer_state_dict(module, optimizer, everything | tensors, options=options)
 
 
-def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the state that `optimizer_state` returned, under the same parallelism or another."""
-    set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
+def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the optimiser state by parameter name, and the tensors in it: the rest follows from the configuration."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    everything: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer, options=options))
+    return everything, {key: value for key, value in everything.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let torch.distributed.checkpoint run without a process group, and without its warning about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

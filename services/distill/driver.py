@@ -147,8 +147,9 @@ def work(
     if world.size > 1:
         world = replace(world, parallel=partial(parallelise, kind=job.config.parallel, device=device))
 
-    def keep_checkpoint(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
-        checkpoint = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
+    def keep_checkpoint(metrics: dict[str, Any], folder: Path, step: int) -> None:
+        # Ray puts the files of all workers into one folder, and lists it once all are there.
+        checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
     checkpoint = ray.train.get_checkpoint()

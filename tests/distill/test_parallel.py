@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import socket
 from functools import partial
@@ -12,6 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from services.base.errors import FailedPreconditionError
 from services.distill.job import DistillJob
@@ -97,6 +100,22 @@ def test_from_ddp_to_fsdp_and_back_like_one_undisturbed_worker(tmp_path, target,
     assert len(read_rows(turns.files.ledger)) == 10
     ours, theirs = read_rows(turns.files.evaluations), read_rows(alone.files.evaluations)
     assert [row["nats_per_byte"] for row in ours] == pytest.approx([row["nats_per_byte"] for row in theirs], abs=1e-5)
+
+
+def test_every_worker_writes_a_part_of_the_optimizer(trained):
+    """Of two workers each about a half, sharded (FSDP2) or dealt out (DDP), and no tensor twice."""
+    for checkpoint in ("turns/checkpoints/step-6", "growing/checkpoints/step-6"):
+        [folder] = (trained / checkpoint).glob("optimizer-*")
+        sizes: dict[str, int] = {}
+        elements = 0
+        for file in folder.iterdir():
+            with safe_open(file, "pt") as shard:
+                moments = [shard.get_slice(key).get_shape() for key in shard.keys() if key.endswith("exp_avg")]  # noqa: SIM118
+                elements += sum(math.prod(shape) for shape in moments)
+            rank = file.name.partition("-model")[0]
+            sizes[rank] = sizes.get(rank, 0) + file.stat().st_size
+        assert len(sizes) == 2 and max(sizes.values()) < 1.5 * min(sizes.values())
+        assert elements == AutoModelForCausalLM.from_pretrained(trained / checkpoint).num_parameters()
 
 
 def test_another_number_of_workers_loses_and_repeats_no_window(tmp_path, target, trained):

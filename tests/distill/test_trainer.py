@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.base.errors import FailedPreconditionError, NotFoundError, UnavailableError
-from services.distill.checkpoint import load_state
+from services.distill.checkpoint import load_position
 from services.distill.job import DistillJob
 from services.distill.plan import claim_run, make_plan
 from services.distill.workers.worker import DistillWorker
@@ -146,10 +146,10 @@ def test_a_checkpoint_is_a_model_folder_with_the_position(undisturbed):
     assert folder is not None and folder.name == "step-10"
     with folder.local() as local:
         AutoModelForCausalLM.from_pretrained(local)
-    _, position = load_state(undisturbed.files.checkpoints / "step-3")
+    position = load_position(undisturbed.files.checkpoints / "step-3")
     assert (position.step, position.windows) == (3, 12)
     assert position.cursor is not None
-    _, after_epoch = load_state(undisturbed.files.checkpoints / "step-10")
+    after_epoch = load_position(undisturbed.files.checkpoints / "step-10")
     assert after_epoch.cursor == Cursor(epoch=2, dealt=0, received=0, plan=position.cursor.plan)
     assert position.cursor == Cursor(epoch=0, dealt=12, received=0, plan=position.cursor.plan)
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_is_a_model_folder_with_the_position(undisturbed):
 def test_an_incomplete_checkpoint_is_passed_over(undisturbed, tmp_path):
     shutil.copytree(undisturbed.files.checkpoints, tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "step-10" / "model.safetensors").write_bytes(b"cut off")
-    (tmp_path / "checkpoints" / "step-9" / "trainer_state.pt").unlink()
+    (tmp_path / "checkpoints" / "step-9" / "trainer_state.json").unlink()
     newest = newest_complete(tmp_path / "checkpoints")
     assert newest is not None and newest.name == "step-6"
     assert newest_complete(tmp_path / "nothing") is None

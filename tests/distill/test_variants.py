@@ -259,13 +259,14 @@ def test_checkpoints_in_a_store_behind_a_url(tmp_path, target):
 
     files, root = FileSystem.from_uri(job.checkpoints)
     for name in ("step-3", "step-5"):
-        files.create_dir(f"{root}/{name}", recursive=True)
+        for folder in (local.files.checkpoints / name).glob("**/"):
+            files.create_dir(f"{root}/{folder.relative_to(local.files.checkpoints)}", recursive=True)
         copy_files(str(local.files.checkpoints / name), f"{root}/{name}", destination_filesystem=files)
     newest = newest_complete(job.checkpoints)
     assert newest is not None and (newest.name, newest.step) == ("step-5", 5)
     with newest.local() as folder:
         AutoModelForCausalLM.from_pretrained(folder)
-    files.delete_file(f"{root}/step-5/trainer_state.pt")
+    files.delete_file(f"{root}/step-5/trainer_state.json")
     newest = newest_complete(job.checkpoints)
     assert newest is not None and newest.name == "step-3"
     assert newest.identity == make_plan(local, FakeFusion(target, corpus(18))).identity

@@ -33,15 +33,15 @@ def job_in(
 
 
 def keeping(job: DistillJob) -> KeepCheckpoint:
-    """Keeps checkpoints below the run's folder, whole or not at all."""
+    """Keep checkpoints below the run's folder: the parts of all workers in one folder, as Ray Train does."""
 
-    def keep(_metrics: dict, folder: Path | None, step: int) -> None:
-        if folder is not None:
-            making = job.run_folder / f".making-{step}"
-            shutil.copytree(folder, making, dirs_exist_ok=True)
-            shutil.rmtree(job.files.checkpoints / f"step-{step}", ignore_errors=True)
-            job.files.checkpoints.mkdir(exist_ok=True)
-            making.rename(job.files.checkpoints / f"step-{step}")
+    def keep(_metrics: dict, folder: Path, step: int) -> None:
+        kept = job.files.checkpoints / f"step-{step}"
+        for file in folder.rglob("*"):
+            if file.is_file():
+                into = kept / file.relative_to(folder)
+                into.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, into)
 
     return keep
 

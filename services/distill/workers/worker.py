@@ -11,7 +11,7 @@ import torch
 
 from services.base.errors import FailedPreconditionError
 from services.distill.accounting import Accounts, Position
-from services.distill.checkpoint import Checkpoints, KeepCheckpoint, load_state, restore_optimizer
+from services.distill.checkpoint import Checkpoints, KeepCheckpoint, load_position, restore_optimizer
 from services.distill.data.feed import FusionStream, WindowFeed
 from services.distill.heldout import heldout_nats_per_byte
 from services.distill.job import DistillJob
@@ -28,7 +28,7 @@ from services.jobs.step_log import RunLogs
 from services.wire.cursor import Cursor
 
 
-def _keep_nothing(metrics: dict[str, Any], folder: Path | None, step: int) -> None:
+def _keep_nothing(metrics: dict[str, Any], folder: Path, step: int) -> None:
     return
 
 
@@ -54,9 +54,8 @@ class DistillWorker:
         self._job, self._plan, self._config, self._world, self._client = job, plan, job.config, world, client
         self._observers = [observe] if observe else []
         start = Position(step=0, windows=0, tokens=0, cursor=None, identity=plan.identity)
-        state: dict[str, Any] | None = None
         if restore_from is not None:
-            state, start = load_state(restore_from)
+            start = load_position(restore_from)
             if start.identity != plan.identity:
                 raise FailedPreconditionError(
                     f"checkpoint: {restore_from.name} belongs to another target, data set or training settings; "
@@ -67,13 +66,13 @@ class DistillWorker:
         self._module = self._bare_module()
         parallel = world.parallel(self._module)
         self._optimizer = TargetOptimizer(parallel, job.config)
-        if state is not None:
-            restore_optimizer(parallel, self._optimizer.adamw, state)
+        if restore_from is not None:
+            restore_optimizer(parallel, self._optimizer.adamw, restore_from)
         self._objective = FusionObjective(
             self._module, parallel, job.config, world, bos=plan.bos, steps=plan.total_steps(job.config)
         )
         self._checkpoints = Checkpoints(
-            self._target, self._module, parallel, self._optimizer.adamw, rank=world.rank, keep=keep_checkpoint
+            self._target, self._module, parallel, self._optimizer.adamw, world, keep=keep_checkpoint
         )
 
     def run(self) -> Position:
