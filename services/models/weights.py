@@ -48,6 +48,16 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     return model
 
 
+def empty_model(folder: Path | str) -> Any:
+    """Return the model of a Hugging Face folder without its weights, which take no memory (device `meta`)."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    from_config: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        return from_config(config, dtype=torch.float32)
+
+
 def save_model(model: Any, target_folder: Path, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write weights and configuration, and the other files (tokenizer, templates) as they are in `target_folder`.
 

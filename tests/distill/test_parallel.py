@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from services.base.errors import FailedPreconditionError
 from services.distill.job import DistillJob
 from services.distill.plan import make_plan
+from services.distill.target.trained import TrainedTarget
 from services.distill.workers.parallel import parallelise
 from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
@@ -133,3 +134,10 @@ def test_sharded_lora_like_one_worker(tmp_path, target, trained):
     alone = job_in(tmp_path, target, epochs=1, lora={"rank": 4})
     train(alone, FakeFusion(target, corpus(18)))
     same(job_in(trained / "lora", target), alone)
+
+
+def test_a_worker_that_gets_its_weights_from_another_loads_none(target):
+    config = job_in(target.parent, target, parallel="fsdp", num_workers=2).config
+    model = TrainedTarget(target, config, restore_from=None, empty=True).model
+    assert all(weight.is_meta for weight in model.parameters())
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, "tied as in the target"

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from services.base.atomic import whole_folder
 from services.distill.config import DistillConfig
 from services.distill.target.lora import add_lora, save_adapter, save_merged
 from services.jobs.run_folder import RunFolder
-from services.models.weights import check_head, check_savable, load_model, save_model
+from services.models.weights import check_head, check_savable, empty_model, load_model, save_model
 
 
 class TrainedTarget:
-    """A target on its device, ready to train.
+    """A target ready to train, on the CPU.
 
     Attributes:
         model: the causal language model; with LoRA the adapters are inside of it.
@@ -26,22 +24,26 @@ class TrainedTarget:
         self,
         target_folder: Path,
         config: DistillConfig,
-        device: torch.device,
         *,
         restore_from: Path | None,
+        empty: bool = False,
     ) -> None:
-        """Load the target from its folder, or from the checkpoint in `restore_from`."""
+        """Load the target from its folder, or from the checkpoint in `restore_from`.
+
+        An `empty` one has no weights: the worker of rank 0 sends them (see `parallelise`), and checks the model.
+        """
         self._target_folder = target_folder
         self._peft_model: Any = None
-        if config.lora is None:
-            self.model = load_model(restore_from or target_folder)
+        folder = target_folder if restore_from is None or config.lora is not None else restore_from
+        self.model = empty_model(folder) if empty else load_model(folder)
+        if not empty:
             check_savable(self.model, target_folder)
-        else:
-            self.model = load_model(target_folder)
-            check_savable(self.model, target_folder)
-            self._peft_model = add_lora(self.model, config.lora, seed=config.seed, adapter=restore_from)
-            check_head(self.model)
-        self.model.to(device).train()
+        if config.lora is not None:
+            adapter = None if empty else restore_from
+            self._peft_model = add_lora(self.model, config.lora, seed=config.seed, adapter=adapter)
+            if not empty:
+                check_head(self.model)
+        self.model.train()
         self.head_rows = int(self.model.get_output_embeddings().weight.shape[0])
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -20,18 +20,44 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> nn.Module:
-    """Return the module as the workers of the default process group run it; both kinds average gradients over them."""
+    """Return the module as the workers of the default process group run it; both kinds average gradients over them.
+
+    For FSDP only rank 0 needs the weights: elsewhere the module may be without memory (on device `meta`), and no worker
+    but rank 0 ever holds more than its shards and one layer.
+    """
     if kind == "ddp":
         return DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
     # A group of its own for every layer, so that one layer's weights are gathered at a time. Embeddings, last norm and
     # lm_head stay together with the root, whose forward pass is the only one that reads the lm_head.
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = set(getattr(module.model, "_no_split_modules", None) or ())
-    for part in module.modules():
-        if type(part).__name__ in layers:
-            fully_shard(part, mesh=mesh)
+    whole = module.state_dict() if dist.get_rank() == 0 else {}
+    for part in [part for part in module.modules() if type(part).__name__ in layers]:
+        _allocate(part, device)
+        fully_shard(part, mesh=mesh)
+    _allocate(module, device)
     fully_shard(module, mesh=mesh)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, whole, options=options)
+    for (
+        buffer
+    ) in module.buffers():  # those that are not saved, such as the frequencies of positions, are not among them
+        dist.broadcast(buffer, src=0)
     return module
+
+
+def _allocate(part: nn.Module, device: torch.device) -> None:
+    """Give memory to the parameters and buffers of `part` that have none yet; tied ones stay tied."""
+    made: dict[Tensor, nn.Parameter] = {}
+    for module in part.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.is_meta:
+                if weight not in made:
+                    made[weight] = nn.Parameter(torch.empty_like(weight, device=device), weight.requires_grad)
+                module._parameters[name] = made[weight]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
 @contextmanager

@@ -62,8 +62,15 @@ class DistillWorker:
                     "start over (--start-over) or choose another run name"
                 )
         self._accounts = Accounts(start, world, epoch_windows=plan.num_windows, batch_windows=job.config.batch_windows)
-        self._target = TrainedTarget(job.target_folder, job.config, world.device, restore_from=restore_from)
+        # Sharded weights come from rank 0, and go to their devices one layer after the other.
+        sharded = job.config.parallel == "fsdp" and world.size > 1
+        empty = sharded and world.rank != 0
+        self._target = TrainedTarget(job.target_folder, job.config, restore_from=restore_from, empty=empty)
+        if not sharded:
+            self._target.model.to(world.device)
         self._module = self._bare_module()
+        if job.config.pack_tokens is not None and not empty:
+            self._module.check_packing()
         parallel = world.parallel(self._module)
         self._optimizer = TargetOptimizer(parallel, job.config)
         if restore_from is not None:
@@ -112,7 +119,7 @@ class DistillWorker:
 
     def _bare_module(self) -> DistillModule:
         config = self._config
-        module = DistillModule(
+        return DistillModule(
             self._target.model,
             vocabulary_size=min(self._plan.vocabulary_size, self._target.head_rows),
             loss=config.loss,
@@ -120,9 +127,6 @@ class DistillWorker:
             beta=config.jsd_beta,
             autocast=torch.bfloat16 if config.dtype == "bfloat16" else None,
         )
-        if config.pack_tokens is not None:
-            module.check_packing()
-        return module
 
     def _evaluate(self) -> float:
         return heldout_nats_per_byte(
