@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -110,7 +111,11 @@ def load_position(folder: Path) -> Position:
 
 
 def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write this worker's part of the optimiser state into a folder of its own; collective."""
+    """Write this worker's part of the optimiser state into `folder`, which is made; collective.
+
+    Of state that is sharded, a worker writes its shard; of state that all have, each writes another part. Raises
+    OSError on all workers when one of them cannot write.
+    """
     tensors = _optimizer_tensors(module, optimizer)[1]
     number, room, numbers = 1, _FILE_BYTES, {}
     for key in sorted(tensors):
@@ -120,14 +125,15 @@ def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: 
         numbers[key], room = number, room - size
     folder.mkdir()
     writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=numbers, save_distributed=True)
-    with _alone():
+    with _named_errors(f"cannot write to {folder}"):
         save(tensors, storage_writer=writer)
 
 
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Load the optimiser state of the checkpoint in `folder`, whatever the parallelism is now; collective.
 
-    A worker reads what it holds itself, straight into its own tensors.
+    A worker reads what it holds itself, straight into its own tensors. Raises OSError on all workers when one of them
+    cannot read.
     """
     if (folder / _WHOLE_STATE).exists():
         state = torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
@@ -135,7 +141,7 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folde
         return
     everything, tensors = _optimizer_tensors(module, optimizer)
     stored = folder / json.loads((folder / POSITION).read_text())["optimizer"]
-    with _alone():
+    with _named_errors(f"cannot read {folder.name}/{stored.name}"):
         load(tensors, storage_reader=HuggingFaceStorageReader(str(stored)))
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     set_optimizer_state_dict(module, optimizer, everything | tensors, options=options)
@@ -149,8 +155,15 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> t
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Let torch.distributed.checkpoint run without a process group, and without its warning about that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        yield
+def _named_errors(problem: str) -> Iterator[None]:
+    """Let torch.distributed.checkpoint run without a process group too, and raise its errors as OSError.
+
+    Its own error is no Exception, and its message is the stack of every worker.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        raise OSError(f"optimiser state: {problem} (worker {rank}): {cause}") from cause

@@ -82,3 +82,12 @@ def test_a_checkpoint_with_its_state_in_one_file_is_still_resumed(tmp_path, targ
         train(job, FakeFusion(target, corpus(18)))
     for name, weight in weights(sharded.files.model).items():
         torch.testing.assert_close(weights(whole.files.model)[name], weight, rtol=0, atol=1e-6)
+
+
+def test_shards_that_cannot_be_read_are_named(tmp_path, target, begun):
+    job = job_in(tmp_path / "run", target)
+    shutil.copytree(begun.run_folder, job.run_folder)
+    [shard] = (job.files.checkpoints / "step-3").glob("optimizer-*/*")
+    shard.write_bytes(b"\xff" * shard.stat().st_size)
+    with pytest.raises(OSError, match=rf"optimiser state: cannot read step-3/{shard.parent.name} \(worker 0\): "):
+        train(job, FakeFusion(target, corpus(18)))

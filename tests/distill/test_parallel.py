@@ -1,18 +1,17 @@
-"""Two workers on gloo: whole models (DDP) and shards (FSDP2) learn the same and share checkpoints."""
+"""Workers on gloo: whole models (DDP) and shards (FSDP2) learn the same and share checkpoints, in any number."""
 
 from __future__ import annotations
 
-import faulthandler
 import math
 import os
-import socket
+import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -26,22 +25,34 @@ from services.distill.workers.world import World
 from services.jobs.step_log import read_rows
 from services.jobs.storage import newest_complete
 from tests.fakes.fusion_stream import FakeFusion, corpus
-from tests.fakes.training import job_in, keeping, train, weights
+from tests.fakes.training import job_in, keeping, run_workers, train, weights
 
 CHANGES: dict[str, object] = {"micro_batch_windows": 1, "eval_every_steps": 5}
 
 
-def attempt(job: DistillJob, target_folder: Path, rank: int, *, break_after: int | None) -> None:
-    """One attempt of two workers, which a broken stream may end."""
+def attempt(
+    job: DistillJob, target_folder: Path, rank: int, *, break_after: int | None = None, die_at: int | None = None
+) -> None:
+    """One attempt of the workers, which a broken stream may end.
+
+    At step `die_at` the worker of rank 1 is killed when the others have put down their parts of the checkpoint.
+    """
     fusion = FakeFusion(target_folder, corpus(18), held_out=corpus(5, seed=9), break_after=break_after)
     parallel = partial(parallelise, kind=job.config.parallel, device=torch.device("cpu"))
-    world = World(rank=rank, size=2, parallel=parallel)
+    world = World(rank=rank, size=dist.get_world_size(), parallel=parallel)
     newest = newest_complete(job.checkpoints)
     dist.barrier()
     restore_from = None if newest is None else job.files.checkpoints / newest.name
-    worker = DistillWorker(
-        job, make_plan(job, fusion), fusion, world, restore_from=restore_from, keep_checkpoint=keeping(job)
-    )
+    keep_part = keeping(job)
+
+    def keep(metrics: dict, folder: Path, step: int) -> None:
+        if step == die_at and rank == 1:
+            dist.barrier()
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep_part(metrics, folder, step)
+        dist.barrier()
+
+    worker = DistillWorker(job, make_plan(job, fusion), fusion, world, restore_from=restore_from, keep_checkpoint=keep)
     try:
         worker.run()
     except FailedPreconditionError:
@@ -49,37 +60,51 @@ def attempt(job: DistillJob, target_folder: Path, rank: int, *, break_after: int
     dist.barrier()
 
 
-def worker(rank: int, port: int, target_folder: Path, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    faulthandler.enable()  # gloo's own thread has crashed once: should it again, this says in what
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def in_turns(rank: int, target_folder: Path, folder: Path) -> None:
     turns = job_in(folder / "turns", target_folder, num_workers=2, **CHANGES)
     sharded = job_in(folder / "turns", target_folder, num_workers=2, parallel="fsdp", **CHANGES)
     # A step takes two windows of each worker, a checkpoint is made every third one: DDP up to step 3, FSDP up to 6.
     attempt(turns, target_folder, rank, break_after=7)
     attempt(sharded, target_folder, rank, break_after=7)
-    attempt(turns, target_folder, rank, break_after=None)
+    attempt(turns, target_folder, rank)
     attempt(job_in(folder / "growing", target_folder, num_workers=2), target_folder, rank, break_after=7)
-    lora = job_in(folder / "lora", target_folder, num_workers=2, parallel="fsdp", epochs=1, lora={"rank": 4})
-    attempt(lora, target_folder, rank, break_after=None)
-    dist.barrier()
-    dist.destroy_process_group()
+    # Adapters of rank 1: of some matrices one worker has nothing.
+    lora = job_in(folder / "lora", target_folder, num_workers=2, parallel="fsdp", lora={"rank": 1})
+    attempt(lora, target_folder, rank, break_after=7)
+    attempt(lora, target_folder, rank)
+
+
+def sharded_attempt(rank: int, target_folder: Path, folder: Path, die_at: int | None) -> None:
+    attempt(job_in(folder, target_folder, num_workers=2, parallel="fsdp"), target_folder, rank, die_at=die_at)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, target):
     folder = tmp_path_factory.mktemp("parallel")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     # One worker up to step 3, two up to step 6, and one to the end.
     growing = job_in(folder / "growing", target)
     with pytest.raises(FailedPreconditionError, match="the stream broke"):
         train(growing, FakeFusion(target, corpus(18), break_after=15))
-    mp.spawn(worker, args=(port, target, folder), nprocs=2)
+    assert run_workers(in_turns, target, folder, num_workers=2, meeting=folder / "turns.gloo") == [0, 0]
     train(growing, FakeFusion(target, corpus(18)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, target):
+    """One worker that nothing disturbs."""
+    job = job_in(tmp_path_factory.mktemp("alone"), target)
+    train(job, FakeFusion(target, corpus(18)))
+    return job
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, target):
+    """Two workers with sharded weights, one of which was killed in the middle of the checkpoint of step 6."""
+    folder = tmp_path_factory.mktemp("killed")
+    codes = run_workers(sharded_attempt, target, folder, 6, num_workers=2, meeting=folder / "killed.gloo")
+    assert codes == [1, -signal.SIGKILL]
+    return job_in(folder, target)
 
 
 def same(ours: DistillJob, theirs: DistillJob) -> None:
@@ -93,6 +118,20 @@ def same(ours: DistillJob, theirs: DistillJob) -> None:
         torch.testing.assert_close(trained_weights[name], weight, rtol=0, atol=1e-4)
 
 
+def moments(checkpoint: Path) -> list[dict[str, list[int]]]:
+    """Shapes of the moments in the file of every worker of a checkpoint, by name, in order of rank."""
+    found = []
+    for file in sorted(checkpoint.glob("optimizer-*/*.safetensors")):
+        with safe_open(file, "pt") as shard:
+            keys = [key for key in shard.keys() if "exp_avg" in key]  # noqa: SIM118
+            found.append({key: shard.get_slice(key).get_shape() for key in keys})
+    return found
+
+
+def num_elements(shapes: dict[str, list[int]]) -> int:
+    return sum(map(math.prod, shapes.values()))
+
+
 def test_from_ddp_to_fsdp_and_back_like_one_undisturbed_worker(tmp_path, target, trained):
     alone = job_in(tmp_path, target, eval_every_steps=5)
     train(alone, FakeFusion(target, corpus(18), held_out=corpus(5, seed=9)))
@@ -103,25 +142,48 @@ def test_from_ddp_to_fsdp_and_back_like_one_undisturbed_worker(tmp_path, target,
     assert [row["nats_per_byte"] for row in ours] == pytest.approx([row["nats_per_byte"] for row in theirs], abs=1e-5)
 
 
-def test_every_worker_writes_a_part_of_the_optimizer(trained):
-    """Of two workers each about a half, sharded (FSDP2) or dealt out (DDP), and no tensor twice."""
-    for checkpoint in ("turns/checkpoints/step-6", "growing/checkpoints/step-6"):
-        [folder] = (trained / checkpoint).glob("optimizer-*")
-        sizes: dict[str, int] = {}
-        elements = 0
-        for file in folder.iterdir():
-            with safe_open(file, "pt") as shard:
-                moments = [shard.get_slice(key).get_shape() for key in shard.keys() if key.endswith("exp_avg")]  # noqa: SIM118
-                elements += sum(math.prod(shape) for shape in moments)
-            rank = file.name.partition("-model")[0]
-            sizes[rank] = sizes.get(rank, 0) + file.stat().st_size
-        assert len(sizes) == 2 and max(sizes.values()) < 1.5 * min(sizes.values())
-        assert elements == AutoModelForCausalLM.from_pretrained(trained / checkpoint).num_parameters()
+def test_a_worker_writes_its_own_shard_of_the_optimizer_and_no_other(killed, target):
+    """FSDP2 gives every worker its chunk of the rows of every matrix."""
+    parameters = dict(AutoModelForCausalLM.from_pretrained(target).named_parameters())
+    chunks = {name: weight.chunk(2) for name, weight in parameters.items()}
+    for rank, written in enumerate(moments(killed.files.checkpoints / "step-3")):
+        assert written == {
+            f"state.model.{name}.{moment}": list(of_rank[rank].shape)
+            for name, of_rank in chunks.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
 
 
-def test_another_number_of_workers_loses_and_repeats_no_window(tmp_path, target, trained):
-    alone = job_in(tmp_path, target)
-    train(alone, FakeFusion(target, corpus(18)))
+def test_workers_that_all_have_the_optimizer_write_a_part_each(trained, target):
+    """DDP: each about a half, and no tensor twice."""
+    sizes = [num_elements(shapes) for shapes in moments(trained / "growing" / "checkpoints" / "step-6")]
+    assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
+    assert sum(sizes) == 2 * AutoModelForCausalLM.from_pretrained(target).num_parameters()
+
+
+def test_killed_within_a_checkpoint_any_number_of_workers_goes_on_from_the_one_before(tmp_path, target, killed, alone):
+    half = killed.files.checkpoints / "step-6"
+    assert (half / "checkpoint.json").exists() and (half / "model.safetensors").exists(), "put down by rank 0"
+    assert len(list(half.glob("optimizer-*/*"))) == 1
+    newest = newest_complete(killed.checkpoints)
+    assert newest is not None and newest.name == "step-3"
+
+    one, three = job_in(tmp_path / "one", target), job_in(tmp_path / "three", target)
+    for job in (one, three):
+        shutil.copytree(killed.run_folder, job.run_folder)
+    train(one, FakeFusion(target, corpus(18)))
+    same(one, alone)
+    codes = run_workers(sharded_attempt, target, three.run_folder, None, num_workers=3, meeting=tmp_path / "three.gloo")
+    assert codes == [0, 0, 0]
+    same(three, alone)
+
+    assert len(moments(three.files.checkpoints / "step-9")) == 3
+    shutil.rmtree(three.files.checkpoints / "step-10")
+    train(three, FakeFusion(target, corpus(18)))
+    same(three, alone)
+
+
+def test_another_number_of_workers_loses_and_repeats_no_window(target, trained, alone):
     growing = job_in(trained / "growing", target)
     same(growing, alone)
     ledger = read_rows(growing.files.ledger)
@@ -131,7 +193,7 @@ def test_another_number_of_workers_loses_and_repeats_no_window(tmp_path, target,
 
 
 def test_sharded_lora_like_one_worker(tmp_path, target, trained):
-    alone = job_in(tmp_path, target, epochs=1, lora={"rank": 4})
+    alone = job_in(tmp_path, target, lora={"rank": 1})
     train(alone, FakeFusion(target, corpus(18)))
     same(job_in(trained / "lora", target), alone)
 

@@ -1,13 +1,17 @@
-"""One attempt at a training run without Ray, against the fake stream."""
+"""One attempt at a training run without Ray, against the fake stream: in this process, or of several workers."""
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from services.distill.checkpoint import KeepCheckpoint
@@ -54,6 +58,36 @@ def train(job: DistillJob, fusion: FakeFusion) -> None:
             job, make_plan(job, fusion), fusion, World(), restore_from=restore_from, keep_checkpoint=keeping(job)
         )
     worker.run()
+
+
+def run_workers(work: Callable[..., None], *arguments: Any, num_workers: int, meeting: Path) -> list[int | None]:
+    """Call `work(rank, *arguments)` in processes of one gloo group; return their exit codes.
+
+    `meeting` is a file that is not there yet, where they find each other. The processes are forked from one that has
+    imported what the test has, so that they start at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    workers = [
+        context.Process(target=_join_group, args=(rank, num_workers, str(meeting), work, arguments), daemon=True)
+        for rank in range(num_workers)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    return [worker.exitcode for worker in workers]
+
+
+def _join_group(
+    rank: int, num_workers: int, meeting: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    faulthandler.enable()  # gloo's own thread has crashed once: should it again, this says in what
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_workers)
+    work(rank, *arguments)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

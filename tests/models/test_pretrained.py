@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fusion_core.vocabulary import Vocabulary
-from services.distill.checkpoint import load_state
+from services.distill.checkpoint import load_position
 from services.distill.target.config import TargetConfig
 from services.distill.target.prepare import prepare_target
 from services.evaluation.nats_per_byte import nats_per_byte
@@ -149,5 +149,5 @@ def test_tokenizers_run_no_code(tmp_path: Path, ran: Path) -> None:
 def test_a_checkpoint_is_read_without_running_it(tmp_path: Path, ran: Path) -> None:
     torch.save({"optimizer": Payload(ran), "position": {}}, tmp_path / "trainer_state.pt")
     with pytest.raises(pickle.UnpicklingError):
-        load_state(tmp_path)
+        load_position(tmp_path)
     assert not ran.exists()

@@ -39,9 +39,7 @@ def parallelise(module: DistillModule, kind: Parallel, device: torch.device) -> 
     fully_shard(module, mesh=mesh)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(module, whole, options=options)
-    for (
-        buffer
-    ) in module.buffers():  # those that are not saved, such as the frequencies of positions, are not among them
+    for buffer in module.buffers():  # such as the frequencies of positions, which are not saved with the weights
         dist.broadcast(buffer, src=0)
     return module
 
