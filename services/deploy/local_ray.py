@@ -25,6 +25,7 @@ from services.wire.protocol import MAX_MESSAGE_BYTES
 
 _START_SECONDS = 120
 _STOP_SECONDS = 10
+_SHOWN_BYTES = 2000
 
 RAY_SETTINGS = {
     # Ray gives its workers niceness 15, so that anything else on the machine would go before the services.
@@ -59,9 +60,16 @@ class Deployment:
     def _process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            return process if abs(process.create_time() - self.pid_created) < 1.0 else None
+            # A child of this process that has ended stays in the list of processes until somebody asks how it ended.
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            return process if not ended and abs(process.create_time() - self.pid_created) < 1.0 else None
         except psutil.NoSuchProcess:
             return None
+
+    def check_running(self) -> None:
+        """Raise UnavailableError with the end of the log when Ray's head has ended."""
+        if not self.running:
+            raise UnavailableError(f"Ray's head, process {self.pid}, has ended; {_end_of_log(Path(self.log))}")
 
     def save(self) -> None:
         write_whole(_state_file(self.name), json.dumps(asdict(self), indent=2))
@@ -113,8 +121,7 @@ def start_ray(*, host: str, dashboard_port: int, num_cpus: int, log: Path) -> tu
     try:
         while not (_listens(host, dashboard_port) and _has_listener(process.pid, dashboard_port)):
             if process.poll() is not None or time.monotonic() > deadline:
-                tail = log.read_text(errors="replace")[-2000:]
-                raise UnavailableError(f"Ray did not start; the end of {log} reads:\n{tail}")
+                raise UnavailableError(f"Ray did not start; {_end_of_log(log)}")
             time.sleep(0.2)
     except BaseException:  # Ctrl-C does not reach a session of its own
         with _ignore_ended():
@@ -190,6 +197,15 @@ def _end(process: psutil.Process) -> None:
             with _ignore_ended():
                 survivor.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+
+
+def _end_of_log(log: Path) -> str:
+    """Return the last lines of a log as the end of a message; no more of them than fit a screen."""
+    if not log.is_file():
+        return f"there is no log {log}"
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _SHOWN_BYTES))
+        return f"the end of {log} reads:\n{stream.read().decode(errors='replace')}"
 
 
 def _listens(host: str, port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,13 @@ def up(
         recipe.save(recipe_file)
         deployment = _start(recipe, recipe_file)
     try:
-        deploy(serve_config(recipe, only), deployment.dashboard, report, timeout_seconds=timeout_seconds)
+        deploy(
+            serve_config(recipe, only),
+            deployment.dashboard,
+            report,
+            timeout_seconds=timeout_seconds,
+            check_head=deployment.check_running,
+        )
     except BaseException:
         deployment.stop()
         raise
@@ -133,19 +140,33 @@ def sources_up(recipe: Recipe, sources: Sequence[AnySource], console: Console) -
         yield
 
 
-def deploy(config: Mapping[str, Any], dashboard: str, report: ReportStates, *, timeout_seconds: float) -> None:
-    """Hand a Serve config to a Ray cluster and wait until every application runs."""
+def deploy(
+    config: Mapping[str, Any],
+    dashboard: str,
+    report: ReportStates,
+    *,
+    timeout_seconds: float,
+    check_head: Callable[[], None] = lambda: None,
+) -> None:
+    """Hand a Serve config to a Ray cluster and wait until every application runs.
+
+    Raises ServiceError when Serve refuses the config or an application fails, UnavailableError when the time is over;
+    and whatever `check_head` raises, which is asked all the time whether Ray's head still runs.
+    """
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-    deadline = time.monotonic() + timeout_seconds
-    client = _connect(ServeSubmissionClient, dashboard, deadline)
+    ray = _Dashboard(dashboard, time.monotonic() + timeout_seconds, check_head)
     try:
-        _patiently(lambda: client.deploy_applications(dict(config)), dashboard, deadline)
+        client = ray.ask(lambda: ServeSubmissionClient(dashboard))
+    except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
+        raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
+    try:
+        ray.ask(lambda: client.deploy_applications(dict(config)))
     except RuntimeError as error:
         raise ServiceError(f"Ray Serve refuses the configuration: {error}") from error
     names = [application["name"] for application in config["applications"]]
     while True:
-        found = _patiently(client.get_serve_details, dashboard, deadline).get("applications", {})
+        found = ray.ask(client.get_serve_details).get("applications", {})
         states = {name: found.get(name, {}).get("status", "NOT_STARTED") for name in names}
         report(states)
         for name, state in states.items():
@@ -153,28 +174,30 @@ def deploy(config: Mapping[str, Any], dashboard: str, report: ReportStates, *, t
                 raise ServiceError(f"application {name} failed to start:\n{_reason(found[name])}")
         if all(state == "RUNNING" for state in states.values()):
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() > ray.deadline:
             waiting = ", ".join(name for name, state in states.items() if state != "RUNNING")
             raise UnavailableError(f"not running after {timeout_seconds:.0f} s: {waiting}")
         time.sleep(1.0)
 
 
-def _connect(client: Callable[[str], Any], dashboard: str, deadline: float) -> Any:
-    try:
-        return _patiently(lambda: client(dashboard), dashboard, deadline)
-    except RuntimeError as error:  # it answers, and refuses: a missing or wrong token
-        raise ServiceError(f"Ray's dashboard at {dashboard} refuses: {error}") from error
+@dataclass(frozen=True, slots=True)
+class _Dashboard:
+    """The dashboard of a Ray cluster, asked until `deadline` (of `time.monotonic`)."""
 
+    url: str
+    deadline: float
+    check_head: Callable[[], None]
 
-def _patiently(call: Callable[[], Answer], dashboard: str, deadline: float) -> Answer:
-    """Call until the dashboard answers: its modules come up after its port, and a busy one drops connections."""
-    while True:
-        try:
-            return call()
-        except OSError as error:  # those of requests as well
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"Ray's dashboard at {dashboard} does not answer: {error}") from error
-            time.sleep(0.5)
+    def ask(self, call: Callable[[], Answer]) -> Answer:
+        """Call until the dashboard answers: its modules come up after its port, and a busy one drops connections."""
+        while True:
+            self.check_head()
+            try:
+                return call()
+            except OSError as error:  # those of requests as well
+                if time.monotonic() > self.deadline:
+                    raise UnavailableError(f"Ray's dashboard at {self.url} does not answer: {error}") from error
+                time.sleep(0.5)
 
 
 def _reason(application: Mapping[str, Any]) -> str:

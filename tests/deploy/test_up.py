@@ -1,4 +1,5 @@
-"""Two `fusion up` in the same moment: one starts, the other is refused and deploys nothing onto its cluster."""
+"""Two `fusion up` in the same moment: one starts, the other is refused and deploys nothing onto its cluster. And a head
+that dies while they wait for it."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from services.deploy.local_ray import deployments, free_port
+from services.base.errors import UnavailableError
+from services.deploy.local_ray import Deployment, deployments, free_port
+from services.deploy.up import deploy
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 FUSION = str(Path(sys.executable).parent / "fusion")
@@ -47,3 +51,34 @@ def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: p
     finally:
         for deployment in deployments():
             deployment.stop()
+
+
+@pytest.mark.timeout(60)
+def test_a_head_that_ends_ends_the_wait_with_its_last_words(tmp_path: Path) -> None:
+    """The process is a child that nobody has asked how it ended, as Ray's head is one of `fusion up`."""
+    log = tmp_path / "ray.log"
+    with log.open("wb") as stream:
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; sys.stdin.read(); print('x' * 9000); print('raylet: out of memory')",
+        ]
+        head = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, text=True)
+    dashboard = f"http://127.0.0.1:{free_port()}"
+    deployment = Deployment(
+        "run", "", head.pid, psutil.Process(head.pid).create_time(), "", dashboard, "", "fusion", str(log)
+    )
+    looks = []
+
+    def check_head() -> None:
+        looks.append(deployment.running)
+        if len(looks) == 2:  # the dashboard has not answered once
+            assert head.stdin is not None
+            head.stdin.close()
+        deployment.check_running()
+
+    expected = rf"(?s)process {head.pid}, has ended; the end of {log} reads:\n(?!x{{2000}}).*raylet: out of memory"
+    with pytest.raises(UnavailableError, match=expected):
+        deploy({"applications": []}, dashboard, lambda states: None, timeout_seconds=900, check_head=check_head)
+    assert looks[:2] == [True, True] and not deployment.running
+    head.wait()
