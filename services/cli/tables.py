@@ -64,12 +64,17 @@ def show_block(block: Block, vocabulary: Vocabulary | None, top: int, console: C
         start = end
     console.print(table)
     for share in block.shares:
-        state = f"weight {share.weight:.3f}, {share.nats_per_byte:.3f} nats/byte" if share.present else "did not answer"
-        console.print(f"source {share.name}: {state}")
+        state = f"weight {share.weight:.3f}, {_decimals(share.nats_per_byte)} nats/byte"
+        console.print(f"source {share.name}: {state if share.present else 'did not answer'}")
     masked = 1.0 - float(np.mean(block.mask_T))
     console.print(
-        f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {block.covered_mass:.3f}, masked {masked:.1%}"
+        f"fused: {block.nats_per_byte:.3f} nats/byte, covered mass {_decimals(block.covered_mass)}, masked {masked:.1%}"
     )
+
+
+def _decimals(value: float) -> str:
+    """Return a number with three decimals; a dash for NaN, where no row of the block could be used."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:

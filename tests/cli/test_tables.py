@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import services
+from fusion_core.blocks import SourceShare
 from fusion_core.vocabulary import Vocabulary
 from services.base.progress_bars import deployment_progress, model_progress, plain_console, window_progress
 from services.cli.app import app
@@ -58,6 +59,18 @@ def test_tokens_that_look_like_markup_or_escapes_are_printed() -> None:
     for cell in ("[/INST] 0.", "[bold] 0.", "\\x1b[2J 0.", "[/a]", ":b:", "target vocabulary [/v]"):
         assert cell in printed(shown)
     assert "\x1b" not in printed(shown)
+
+
+def test_a_source_without_a_usable_row_has_no_number() -> None:
+    block = random_block(num_tokens=3, k=4)
+    block.mask_T[:] = False
+    nothing = float("nan")
+    shares = (SourceShare("blind", True, 0.0, nothing), SourceShare("sees", True, 1.0, 0.5))
+    shown = console()
+    show_block(replace(block, shares=shares, covered_mass=nothing), None, 1, shown)
+    assert "source blind: weight 0.000, - nats/byte\nsource sees: weight 1.000, 0.500 nats/byte\n" in printed(shown)
+    assert "covered mass -, masked 100.0%" in printed(shown)
+    assert "nan" not in printed(shown)
 
 
 def test_names_in_tables_and_progress_are_printed() -> None:
