@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fusion_core.vocabulary import Vocabulary
 from services.models.catalogue import resolve_model
@@ -14,6 +17,17 @@ from services.source.config import AnySource
 
 _PROBE = "The capital of  France,\nnaïve 数字 12345:\n\tif x != 1: 👍\n"
 """Text with runs of spaces, accents, Chinese, digits, a tab, line ends and an emoji."""
+_TOKEN_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Files that decide ids, splitting or roles, beside tokenizer_config.json."""
+_NO_PART_OF_A_TOKENIZER = frozenset(
+    {
+        "chat_template", "model_max_length", "padding_side", "truncation_side", "add_bos_token", "add_eos_token",
+        "name_or_path", "processor_class", "model_input_names",
+    }
+)  # fmt: skip
+"""Settings in tokenizer_config.json that decide neither ids nor splitting nor roles."""
 
 
 def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
@@ -26,9 +40,34 @@ def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
 
 
 def tokenizer_identity(folder: Path) -> str:
-    """Return a string that changes when the tokenizer of a model folder does, without loading it."""
-    file = folder / "tokenizer.json"
-    return file_sha256(file) if file.is_file() else str(folder)
+    """Return a hash that changes when ids, splitting or roles of a folder's tokenizer do, without loading it.
+
+    Chat templates, sizes and sides are no part of it. Of a folder without any such file, return the path.
+    """
+    files = [folder / name for name in _TOKEN_FILES if (folder / name).is_file()]
+    if not files:
+        return str(folder)
+    settings = _json(folder / "tokenizer_config.json")
+    if isinstance(settings, dict):
+        settings = {key: value for key, value in settings.items() if key not in _NO_PART_OF_A_TOKENIZER}
+    model = _json(folder / "config.json")
+    decides = [
+        {file.name: file_sha256(file) for file in files},
+        settings,
+        model.get("model_type") if isinstance(model, dict) else None,  # names the class where no setting does
+    ]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _json(file: Path) -> Any:
+    """Return the content of a JSON file: None without a file, its bytes in hexadecimal where they are no JSON."""
+    if not file.is_file():
+        return None
+    text = file.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.hex()
 
 
 def tokenizer_problems(recipe: Recipe, *, tried: Collection[str] = ()) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
 from services.recipes.load import load_recipe
 from services.recipes.recipe import RecipeError
+from services.recipes.tokenizers import tokenizer_identity
 from tests.fakes.tiny_model import make_tiny_model, sentences
 from tests.fakes.tokenizers import train
 
@@ -132,3 +134,51 @@ def test_what_windows_were_planned_with_is_not_loaded_again(
     prepare(load_recipe(written(second=changed)))
     assert {str(folder) for [folder] in loaded if str(folder) == str(changed)} == {str(changed)}
     assert json.dumps(planned) != json.dumps(Corpus.open(recipe.corpus_folder).record)
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    copied = tmp_path / "copied"
+    shutil.copytree(good, copied)
+    return copied
+
+
+def change(file: Path, **settings: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_another_role_is_another_tokenizer(folder: Path, good: Path) -> None:
+    """`tokenizer.json` does not say which token ends a document."""
+    assert tokenizer_identity(folder) == tokenizer_identity(good)
+    before = Vocabulary.from_pretrained(folder)
+    control = [name for name, token in before.special_tokens.items() if token != before.eos_id]
+    change(folder / "tokenizer_config.json", eos_token=control[0])
+    assert Vocabulary.from_pretrained(folder).fingerprint != before.fingerprint
+    assert tokenizer_identity(folder) != tokenizer_identity(good)
+
+
+def test_other_tokens_are_another_tokenizer(folder: Path, good: Path) -> None:
+    change(folder / "tokenizer.json", normalizer={"type": "NFC"})
+    assert tokenizer_identity(folder) != tokenizer_identity(good)
+
+
+def test_a_chat_template_or_a_size_makes_no_other_tokenizer(folder: Path, good: Path) -> None:
+    before = Vocabulary.from_pretrained(good).fingerprint
+    change(folder / "tokenizer_config.json", chat_template="{{ messages }}", model_max_length=7)
+    change(folder / "config.json", hidden_size=64)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert Vocabulary.from_pretrained(folder).fingerprint == before
+    assert tokenizer_identity(folder) == tokenizer_identity(good)
+
+
+def test_a_role_that_changes_in_place_is_looked_at_again(written: Written, folder: Path) -> None:
+    recipe = load_recipe(written(second=folder))
+    prepare(recipe)
+    planned = Corpus.open(recipe.corpus_folder).record["vocabularies"]
+    change(
+        folder / "tokenizer_config.json",
+        eos_token=json.loads((folder / "tokenizer_config.json").read_text())["bos_token"],
+    )
+    prepare(recipe)
+    again = Corpus.open(recipe.corpus_folder).record["vocabularies"]
+    assert {name for name in planned if planned[name] != again[name]} == {"sources[1]"}
