@@ -1,4 +1,4 @@
-"""A checkpoint: a Hugging Face folder that anybody can load, and beside it what the trainer needs to go on exactly.
+"""A checkpoint: a Hugging Face folder that anybody can load, with the trainer's state beside it for an exact resume.
 
     config.json, *.safetensors, tokenizer files (with LoRA adapter_config.json and adapter_model.safetensors, for peft)
     optimizer-XXXX/      optimiser state by parameter name, a shard a worker, by torch.distributed.checkpoint
@@ -6,7 +6,7 @@
     checkpoint.json      step, identity ("plan") and the size of every file: a folder is complete when all are there
 
 Workers of another number, or in another kind of parallelism, read the slices that they need. Learning rate and random
-numbers are functions of step, seed and rank, so that nothing of theirs is stored.
+numbers are functions of step, seed and rank, so they are not stored.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ from services.jobs.storage import MANIFEST
 from services.wire.cursor import Cursor
 
 KeepCheckpoint = Callable[[dict[str, Any], Path, int], None]
-"""Takes a few metrics, the folder with this worker's part of a checkpoint, and the step; called by all ranks at the
+"""A function of metrics, the folder with this worker's part of a checkpoint, and the step; all ranks call it at the
 same steps. The parts together are the checkpoint."""
 
 POSITION = "trainer_state.json"
 _WHOLE_STATE = "trainer_state.pt"
-"""Optimiser state and position in one file: checkpoints of earlier versions, which are still read."""
+"""The file with optimiser state and position in checkpoints of earlier versions, which are still read."""
 _REPORTED = ("step", "epoch", "loss", "total_tokens")
 _FILE_BYTES = 1 << 30
-"""Bytes of optimiser state, over all workers, that go into one file of each: a file is formed in memory."""
+"""The bytes of optimiser state, over all workers, that go into one file of each; a file is formed in memory."""
 
 
 class Checkpoints:
-    """Makes the checkpoints of a run; all workers take part."""
+    """The maker of a run's checkpoints; every worker writes its part."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Checkpoints:
         *,
         keep: KeepCheckpoint,
     ) -> None:
-        """Take the bare module and the one that the workers run together; `keep` puts a folder where it is kept."""
+        """Take the bare module and the one that the workers run together; `keep` stores a finished part."""
         self._target, self._module, self._parallel, self._optimizer = target, module, parallel, optimizer
         self._world, self._keep = world, keep
 
@@ -101,11 +101,11 @@ class Checkpoints:
 
 def load_position(folder: Path) -> Position:
     """Return the position of a checkpoint."""
-    if (folder / _WHOLE_STATE).exists():
-        fields = dict(torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)["position"])
-        fields["identity"] = fields.pop("plan")
-    else:
+    if (folder / POSITION).exists():
         fields = json.loads((folder / POSITION).read_text())["position"]
+    else:
+        fields = dict(_whole_state(folder)["position"])
+        fields["identity"] = fields.pop("plan")
     cursor = fields.pop("cursor")
     return Position(cursor=cursor and Cursor.from_json(cursor), **fields)
 
@@ -130,13 +130,13 @@ def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: 
 
 
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load the optimiser state of the checkpoint in `folder`, whatever the parallelism is now; collective.
+    """Load the optimiser state of the checkpoint in `folder`, under the same parallelism or another; collective.
 
     A worker reads what it holds itself, straight into its own tensors. Raises OSError on all workers when one of them
     cannot read.
     """
-    if (folder / _WHOLE_STATE).exists():
-        state = torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)["optimizer"]
+    if not (folder / POSITION).exists():
+        state = _whole_state(folder)["optimizer"]
         set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
         return
     everything, tensors = _optimizer_tensors(module, optimizer)
@@ -145,6 +145,12 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folde
         load(tensors, storage_reader=HuggingFaceStorageReader(str(stored)))
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     set_optimizer_state_dict(module, optimizer, everything | tensors, options=options)
+
+
+def _whole_state(folder: Path) -> dict[str, Any]:
+    """Return optimiser state and position of a checkpoint of an earlier version; tensors are read when they are used."""
+    state: dict[str, Any] = torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)
+    return state
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -56,6 +56,7 @@ def test_shards_of_an_attempt_that_was_killed_are_not_read(tmp_path, target, beg
     [shards] = folder.glob("optimizer-*")
     other = folder / "optimizer-00000000"
     other.mkdir()
+    (folder / "trainer_state.pt").write_bytes(b"half of what an earlier version wrote")
     (other / next(shards.iterdir()).name).write_bytes(b"half a shar")
     assert newest_complete(job.checkpoints) is not None
     train(job, FakeFusion(target, corpus(18)))
