@@ -148,7 +148,7 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folde
 
 
 def _whole_state(folder: Path) -> dict[str, Any]:
-    """Return optimiser state and position of a checkpoint of an earlier version; tensors are read when they are used."""
+    """Return optimiser state and position of an earlier version's checkpoint; tensors are read on first use."""
     state: dict[str, Any] = torch.load(folder / _WHOLE_STATE, map_location="cpu", weights_only=True, mmap=True)
     return state
 
