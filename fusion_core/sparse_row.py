@@ -1,4 +1,4 @@
-"""Compiled pieces for one sparse row: where an id stands in it, and its largest entries.
+"""Compiled functions for one sparse row: the place of an id in it, and its largest entries.
 
 The place of an id is found in a small open-addressing table that stays in the nearest cache; a scratch row of the
 vocabulary's size would miss it at every entry. Stamps make clearing between rows unnecessary.

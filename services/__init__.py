@@ -1,1 +1,1 @@
-"""Everything that serves, streams or runs a job: source and fusion services, distillation, command line."""
+"""Services, jobs and command line: sources, fusion, distillation, evaluation, deployment."""

@@ -49,7 +49,7 @@ def check_block(block: Block, source: Vocabulary) -> None:
 
 
 def check_encoding(target: Encoding, vocabulary: Vocabulary, num_bytes: int) -> None:
-    """Raise ValueError when `target` is no encoding of a text of so many bytes in the vocabulary."""
+    """Raise ValueError when `target` is no encoding of a text of this length in the vocabulary."""
     shape = target.token_ids_T.shape
     if len(shape) != 1 or target.byte_ends_T.shape != shape or target.lossless_T.shape != shape:
         raise ValueError(

@@ -42,7 +42,7 @@ def ends_with_losses(
 ) -> None:
     """Fill `ends_T` and `lossless_T` for a text that the tokenizer changed, from the character spans that it reports.
 
-    A token is lossless when its bytes stand in the text exactly where the previous token ended. Any other token
+    A token is lossless when its bytes follow in the text exactly at the end of the previous token. Any other token
     takes the text up to the end of its span, so that dropped and rewritten text belongs to a token marked lossy.
     """
     num_tokens, num_bytes = token_ids_T.shape[0], text_N.shape[0]

@@ -1,4 +1,4 @@
-"""The first tokens of a piece of text that stands in the middle of a text."""
+"""The first tokens of a piece from the middle of a text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Loading the fast tokenizer of a model folder, so that a text is split as the folder's own `tokenizer.json` says.
 
 For many tokenizer classes transformers takes only the vocabulary from `tokenizer.json` and rebuilds normalizer,
-pre-tokenizer and decoder from what the class that `tokenizer_config.json` names usually has. Where the file says
-otherwise (DeepSeek-V3's byte-level BPE under the class LlamaTokenizerFast) the rebuilt tokenizer loses text.
+pre-tokenizer and decoder as they usually are in the class that `tokenizer_config.json` names. Where the file has
+others (DeepSeek-V3's byte-level BPE under the class LlamaTokenizerFast) the rebuilt tokenizer loses text.
 """
 
 from __future__ import annotations

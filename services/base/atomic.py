@@ -56,9 +56,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def whole_folder(folder: Path, *, replace: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield an empty partial folder to fill; it becomes `folder` at the end, or is deleted when the block raises.
 
-    Missing parent folders are made. With `replace`, what was at `folder` is deleted after the new folder took its
-    place; without it, a `folder` that is there and not empty raises OSError. With `resume`, for the holder of a lock,
-    the partial folder has one name, stays when the block raises, and is yielded as it was left the next time.
+    Missing parent folders are made. With `replace`, the old contents of `folder` are deleted after the new folder took
+    its place; without it, a `folder` that exists and is not empty raises OSError. With `resume`, for the holder of a
+    lock, the partial folder has one name, stays when the block raises, and is yielded again the next time.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.resumable" if resume else partial_name(folder.name))

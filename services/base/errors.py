@@ -27,7 +27,7 @@ class SettingError(ValueError):
 
 
 class RunFailedError(ServiceError):
-    """A training run that ended badly: no mistake in what the user asked for."""
+    """A training run that failed although the user's settings were right."""
 
 
 class InvalidArgumentError(ServiceError):
@@ -49,7 +49,7 @@ class NotFoundError(ServiceError):
 
 
 class ResourceExhaustedError(ServiceError):
-    """The service does not hold so much at once; retry with less."""
+    """The request is more than the service holds at once; retry with less."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -44,7 +44,7 @@ def join_location(location: str | Path, *parts: str) -> str:
 
 
 class Files:
-    """Everything below `root`: a local folder, or a URL such as s3://bucket/folder or memory://folder.
+    """The files below `root`: a local folder, or a URL such as s3://bucket/folder or memory://folder.
 
     Paths are relative to the root, with `/`. Raises ValueError naming `setting` when the root cannot be written.
     """

@@ -26,7 +26,7 @@ def expand_user(path: str | Path, setting: str) -> Path:
     """Return a path with `~` or `~name` in front replaced by that home directory.
 
     Raises ValueError naming `setting` when there is no such directory: HOME is not set and the user has no entry in the
-    password file, as in a container that runs under a number of its own.
+    password file, as in a container that runs under an arbitrary user id.
     """
     try:
         return Path(path).expanduser()

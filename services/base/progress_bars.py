@@ -22,7 +22,7 @@ _LINE_SECONDS = 10.0
 
 
 def plain_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console that prints what users and models wrote as it is: no markup, no emoji codes, no colouring."""
+    """Return a console that prints texts of users and models unchanged: no markup, no emoji codes, no colouring."""
     return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
 

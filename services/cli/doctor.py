@@ -1,4 +1,4 @@
-"""`fusion doctor`: what this machine has, and what is missing or taken."""
+"""`fusion doctor`: the state of this machine, with everything that is missing or taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DEFAULT_PORTS = {"gRPC": 9000, "HTTP": 8000, "Ray dashboard": 8265}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's table; `good` is None for what is merely worth knowing."""
+    """One line of the doctor's table; `good` is None for mere information."""
 
     name: str
     finding: str
@@ -37,7 +37,7 @@ class Check:
 
 
 def show_checks(console: Console) -> bool:
-    """Print the table; return whether nothing stands in the way."""
+    """Print the table; return whether no check has failed."""
     table = Table("check", "finding", "")
     found = list(checks())
     for check in found:

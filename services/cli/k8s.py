@@ -1,4 +1,4 @@
-"""`fusion k8s`: the overlay of a recipe, and what the manifests' pods run beside the services."""
+"""`fusion k8s`: the overlay of a recipe, and the commands that the manifests' pods run beside the services."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def render(
 
 @app.command()
 def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """Fetch the models, cut the corpus into windows and make the target's folder: what the preparing job runs."""
+    """Fetch the models, cut the corpus into windows and make the target's folder, as the preparing job does."""
     from services.base.progress_bars import model_progress
     from services.commands.prepare import prepare as make
     from services.models.fetch import fetch
@@ -74,7 +74,7 @@ def wait(
     health: Annotated[list[str] | None, typer.Option(help="host:port that has to answer SERVING.")] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0, help="How long to wait.")] = 3600,
 ) -> None:
-    """Wait for files and services: what init containers run."""
+    """Wait for files and services, as init containers do."""
     from services.deploy.k8s.wait import wait_for
 
     with user_errors():

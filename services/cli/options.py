@@ -22,7 +22,7 @@ err = plain_console(stderr=True)
 print_line = partial(out.print, soft_wrap=True)
 """Print a line of the result on stdout, unbroken."""
 print_note = partial(err.print, soft_wrap=True)
-"""Print a line about what happens on stderr, unbroken."""
+"""Print a line about the command's progress on stderr, unbroken."""
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[

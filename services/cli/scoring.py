@@ -21,7 +21,7 @@ def capture(
         bool, typer.Option("--verify", help="Read everything back instead, and name each file that is bad.")
     ] = False,
 ) -> None:
-    """Score every window of the corpus into the store. Running it again goes on, and repairs what is damaged."""
+    """Score every window of the corpus into the store. Run again, it resumes, and repairs damaged shards."""
     from services.deploy.local_ray import enable_ray_authentication
 
     with user_errors():
@@ -44,7 +44,7 @@ def capture(
 
 
 def backfill(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """Score into the store what streams went on without: windows that were skipped, or fused without all sources."""
+    """Score into the store the windows that streams skipped, or fused without all sources."""
     from services.deploy.local_ray import enable_ray_authentication
 
     with user_errors():

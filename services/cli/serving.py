@@ -1,4 +1,4 @@
-"""`fusion up`, `down`, `status` and `fetch`: services on this machine, and what they answer."""
+"""`fusion up`, `down`, `status` and `fetch`: services on this machine, and their answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def up(
 def down(
     name: Annotated[str | None, typer.Argument(help="Name of the recipe; all that run by default.")] = None,
 ) -> None:
-    """End services that `up` started, with every process of theirs."""
+    """End services that `up` started, with all of their processes."""
     from services.deploy.local_ray import deployments
 
     with user_errors():
@@ -68,7 +68,7 @@ def down(
 
 
 def status() -> None:
-    """Show what runs: health, model and vocabulary of every service."""
+    """Show health, model and vocabulary of every running service."""
     from services.cli.status import show_status
     from services.deploy.local_ray import deployments
 

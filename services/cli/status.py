@@ -1,4 +1,4 @@
-"""`fusion status`: health, model and vocabulary of everything that is up."""
+"""`fusion status`: health, model and vocabulary of all running services."""
 
 from __future__ import annotations
 

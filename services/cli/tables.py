@@ -37,7 +37,7 @@ def show_runs(runs: Iterable[RunState], console: Console) -> None:
 def show_fused(text: str, address: str, application: str, top: int, sources: list[str], console: Console) -> None:
     """Fuse a text and print its tokens as `show_block` does."""
     client = FusionClient(address, application=application, patience_seconds=0)
-    # The end row is the prediction of what follows the text, whether it ends there or not.
+    # The end row predicts the token after the text, whether the document ends there or not.
     [block] = client.fuse([Passage(text.encode(), ends_document=True)], sources=sources)
     show_block(block, _served_vocabulary(block.vocabulary), top, console)
 

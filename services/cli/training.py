@@ -1,4 +1,4 @@
-"""`fusion distill`, `eval`, `runs`, `report` and `quickstart`: training runs, and how good their models are."""
+"""`fusion distill`, `eval`, `runs`, `report` and `quickstart`: training runs, and the quality of their models."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="Where recipes put their runs.")] = Path("runs")) -> None:
-    """List training runs and how far each has come."""
+    """List training runs with their progress."""
     from services.cli.tables import show_runs
     from services.evaluation.report.find_runs import find_runs
 
@@ -92,7 +92,7 @@ def report(
 
 
 def quickstart(set_: SetOption = None) -> None:
-    """Serve two real models, fuse them into a small target, and compare it with the same target untaught."""
+    """Serve two real models, fuse them into a small target, and compare it with one trained without them."""
     from services.deploy.local_ray import enable_ray_authentication
 
     with user_errors():

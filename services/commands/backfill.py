@@ -1,8 +1,8 @@
 """`fusion backfill`: score into the store the windows that streams skipped or fused without a source.
 
 The fusion service lists every such window. Each source scores here the windows that it missed; a part of the list is
-deleted when all its windows are in the store, so that a back-fill that was killed goes on with the rest. The next epoch
-or the next run then finds these windows whole.
+deleted when all its windows are in the store, so that a back-fill that was killed resumes with the rest. The next epoch
+or the next run then finds these windows complete.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Backfill:
     def run(self, console: Console) -> Backfilled:
         """Complete every listed window; a source that does not run is deployed for as long as it takes.
 
-        Raises RunFailedError when a source or the store fails under way: what was scored stays.
+        Raises RunFailedError when a source or the store fails under way: scored windows stay.
         """
         parts = list(self.parts())
         missed: dict[str, set[tuple[str, int]]] = defaultdict(set)
@@ -103,7 +103,7 @@ class Backfill:
         return ThroughStore(RemoteSource(self.recipe.endpoint(config), self.recipe.service), self.store)
 
     async def _absent(self, names: list[str]) -> set[str]:
-        """Return the sources that do not answer; raises ServiceError when one is not what the recipe says."""
+        """Return the sources that do not answer; raises ServiceError when one is not the recipe's."""
         absent = set()
         for name in names:
             source = self._open(name)
@@ -116,7 +116,7 @@ class Backfill:
         return absent
 
     async def _score(self, wanted: Missed, progress: Callable[[str, int, int], None]) -> dict[str, SourceIdentity]:
-        """Score by all sources side by side and return who they are; one that fails does not stop the others."""
+        """Score by all sources side by side and return their identities; one that fails does not stop the others."""
         try:
             results = await asyncio.gather(
                 *(self._score_by(name, places, progress) for name, places in wanted.items()), return_exceptions=True

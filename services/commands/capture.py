@@ -49,7 +49,7 @@ class Capture:
         self._windows_per_shard = windows_per_shard
 
     def run(self, console: Console) -> None:
-        """Capture what is missing or damaged; a source that does not run is deployed for as long as it takes.
+        """Capture missing and damaged shards; a source that does not run is deployed for as long as it takes.
 
         Raises RunFailedError when a source or the store fails under way: the shards that are complete stay.
         """

@@ -23,7 +23,7 @@ def submit_recipe(
     dashboard: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Prepare what is missing, submit the run and follow it; return its exit code.
+    """Prepare missing files, submit the run and follow it; return its exit code.
 
     The request is kept in the run's folder as submitted.yaml, and as recipe.yaml once the run has taken it on: a later
     change of the file, or a request that is refused, changes nothing about a run under way.
@@ -52,7 +52,7 @@ def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) 
 
 
 def _check_served(recipe: Recipe) -> None:
-    """Refuse sections that differ from what is up: the run takes its windows from there and would not honour them."""
+    """Refuse sections that differ from those of the running services: the run takes its windows from these."""
     for deployment in deployments():
         if deployment.name != recipe.name:
             continue

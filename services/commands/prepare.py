@@ -48,7 +48,7 @@ def _tried_tokenizers(recipe: Recipe) -> set[str]:
 
 
 def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None) -> Corpus:
-    """Return the corpus in windows that suit the tokenizers of all sources and of the target; make what is missing.
+    """Return the corpus in windows that suit the tokenizers of all sources and of the target; make missing files.
 
     The target comes second: its tokenizer may be trained on the text, and the windows are planned for it too.
     """

@@ -4,8 +4,8 @@
     target = ...                                 # may read text.train_texts(), is named after text.fingerprint
     corpus = plan_corpus(text, tokenizers)       # windows for all models that will read them, in a ledger
 
-Windows are planned once, so that every source and the target see the same ones. Both steps leave alone what was done
-before with the same settings, files and tokenizers.
+Windows are planned once, so that every source and the target see the same ones. Both steps reuse results of
+the same settings, files and tokenizers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a recipe to running services: the Serve config, and `fusion up` on this machine."""
+"""The start of a recipe's services: the Serve config, and `fusion up` on this machine."""
 
 from __future__ import annotations
 

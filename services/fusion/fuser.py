@@ -1,4 +1,4 @@
-"""From a text to its fused block: all sources asked side by side, projected and mixed off the event loop."""
+"""The fusion of a text: all sources asked side by side, their rows projected and mixed off the event loop."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Fuser:
         return await self._statuses.get()
 
     def identities(self) -> dict[str, SourceIdentity]:
-        """Return who serves each source, or whose stored windows stand for it, as far as that is known."""
+        """Return the identity of each source, or that of its stored windows, where either is known."""
         return {name: known for name, source in self._sources.items() if (known := source.known) is not None}
 
     async def problem(self) -> str | None:
@@ -175,9 +175,9 @@ class Fuser:
             place: split and index of a window of a data set.
 
         Raises:
-            UnfusableTextError: so many sources do not take the text that min_sources can never be had.
+            UnfusableTextError: fewer than min_sources take the text.
             QuorumLostError: fewer than min_sources answered.
-            FailedPreconditionError: a source has never been what is configured.
+            FailedPreconditionError: a source has never fitted the configuration.
         """
         asked = [self._answer(self._sources[name], passage, streamed, place) for name in names]
         answers = dict(zip(names, await asyncio.gather(*asked, return_exceptions=True), strict=True))
@@ -214,7 +214,7 @@ class Fuser:
             self._store.flush()
 
     async def close(self) -> None:
-        """End the streams to the sources and write what is only in memory to the store."""
+        """End the streams to the sources and write windows that are only in memory to the store."""
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         await asyncio.to_thread(self.flush)
 

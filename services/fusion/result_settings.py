@@ -1,4 +1,4 @@
-"""The settings of a running service that decide what its fused rows hold, for `GetFusionInfo` and run identity."""
+"""The settings of a running service that decide its fused rows, for `GetFusionInfo` and run identity."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class FusionServicer:
         return await health_response(request, "fusion.v1.FusionService", self._fuser.problem)
 
     async def close(self) -> None:
-        """End streams and connections, and write what is only in memory to the store."""
+        """End streams and connections, and write windows that are only in memory to the store."""
         await self._draining.close()
         await self._fuser.close()
 

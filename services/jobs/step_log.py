@@ -65,7 +65,7 @@ class RunLogs:
 
 
 class StepLog:
-    """A file of JSON lines with a `step` each, in which a resumed run goes on exactly behind its checkpoint."""
+    """A file of JSON lines with a `step` each, which a resumed run continues exactly after its checkpoint."""
 
     def __init__(self, path: Path, *, after_step: int) -> None:
         """Open for appending, and drop the lines behind `after_step`: those steps will be taken again."""
@@ -140,7 +140,7 @@ def _lines_backwards(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         start -= size
         stream.seek(start)
         kept = stream.read(size) + kept
-        # The first line of what is there may begin before it.
+        # The first line read so far may begin before it.
         first_end = kept.find(b"\n") + 1 if start > 0 else 0
         if start > 0 and first_end == 0:
             continue

@@ -61,7 +61,7 @@ def empty_model(folder: Path | str) -> Any:
 def save_model(model: Any, target_folder: Path, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """Write weights and configuration, and the other files (tokenizer, templates) as they are in `target_folder`.
 
-    `weights`: the model's own when not set; where it is sharded, what was gathered from all workers.
+    `weights`: the model's own when not set; where it is sharded, those gathered from all workers.
     """
     with quiet(), _default_generation(model), write_errors_named(folder):
         model.save_pretrained(folder, state_dict=weights)
@@ -88,7 +88,7 @@ def check_savable(model: Any, target_folder: Path) -> None:
 def write_errors_named(folder: Path) -> Iterator[None]:
     """Raise OSError where a file cannot be written, such as on a full disk.
 
-    Of those that write here, tokenizers raises a bare Exception for it and safetensors an error of its own.
+    For that, tokenizers raises a bare Exception and safetensors an error of its own.
     """
     from safetensors import SafetensorError
 

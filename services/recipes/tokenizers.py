@@ -93,7 +93,7 @@ def _folders(recipe: Recipe) -> Iterator[tuple[str, Path, AnySource | None]]:
     if recipe.target.model is not None:
         named.append(("target.model", recipe.target.model, None))
     for key, name, source in named:
-        with suppress(ValueError):  # not there: reported by who looks for folders
+        with suppress(ValueError):  # missing folders are reported elsewhere
             yield key, resolve_model(name), source
     tokenizer = recipe.target.tokenizer
     if tokenizer is not None and tokenizer.folder is not None:

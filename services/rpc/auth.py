@@ -1,4 +1,4 @@
-"""One bearer token for all services: `FUSION_TOKEN`, or what the file named by `FUSION_TOKEN_FILE` holds.
+"""One bearer token for all services: `FUSION_TOKEN`, or the contents of the file in `FUSION_TOKEN_FILE`.
 
 The file may hold several tokens, a line each: the first is sent, all are accepted. To rotate a token without a refused
 call, add the new one below the old, then move it above, then remove the old one.

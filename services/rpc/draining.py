@@ -112,7 +112,7 @@ def replica_name() -> str:
 
 
 def _flag() -> Callable[[], bool]:
-    """Return a function that says whether Serve stops the replica that this process is."""
+    """Return a function that is true once Serve has told the replica in this process to stop."""
     if not ray.is_initialized():
         return lambda: False
     with contextlib.suppress(AttributeError, StopIteration):

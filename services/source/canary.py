@@ -1,6 +1,6 @@
 """Texts that show whether a model still computes what it did: a served model can break without an error.
 
-Every block is looked at before it goes out (services/wire/plausible.py). The canary is a few built-in texts, scored at
+Every block is checked before it is sent (services/wire/plausible.py). The canary is a few built-in texts, scored at
 start, at an interval and whenever a text has no plausible answer, and compared with the record of the first run on the
 same weights, engine and dtype. The record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where
 nothing can be written, the first run since the start is the record.

@@ -214,5 +214,5 @@ def _list(values: npt.NDArray[Any]) -> pa.ListArray:
 
 
 def _values(table: pa.Table | pa.RecordBatch, name: str, row: int) -> Any:
-    """Return the list in a row as an array of its own: read-only ones are another type to compiled loops."""
+    """Return the list in a row as a copied array: a read-only one is another type to compiled loops."""
     return np.require(table.column(name)[row].values.to_numpy(zero_copy_only=False), requirements="W")

@@ -133,7 +133,7 @@ class _Captures:
         return self._reader.row(shard_path(folder, shard), row, key)
 
     def _plan(self, folder: str) -> CapturePlan | None:
-        """Return the plan of a capture; a plan that is there never changes, one that is not is looked for again."""
+        """Return the plan of a capture. A plan never changes once it is written; a missing one is looked for again."""
         with self._lock:
             plan, read_at = self._plans.get(folder, (None, float("-inf")))
         if plan is None and time.monotonic() - read_at > REFRESH_SECONDS:

@@ -1,4 +1,4 @@
-"""Position in a stream over a data set: what a trainer stores in its checkpoint to resume exactly."""
+"""Position in a stream over a data set, which a trainer stores in its checkpoint to resume exactly."""
 
 from __future__ import annotations
 

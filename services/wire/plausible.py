@@ -69,7 +69,7 @@ def implausible_scores(gold_T: Float32, topk_logprobs_TK: Float32, *, vocabulary
 
 
 def _disorder(ids_TK: Int32, logprobs_TK: Float32) -> str | None:
-    """Return what is wrong with the order of the candidates. Padding may stand anywhere, and has no mass."""
+    """Return the problem with the candidates' order, None for none. Padding may stand anywhere, and has no mass."""
     ordered = bool((logprobs_TK[:, 1:] <= logprobs_TK[:, :-1]).all())
     sorted_TK = np.sort(ids_TK, axis=1)
     twice = sorted_TK[:, 1:] == sorted_TK[:, :-1]

@@ -61,7 +61,7 @@ class FirstTokenTable:
     def resolve_ahead(self) -> None:
         """Look up whole tokens and their remainders behind their first and their second target token.
 
-        Later remainders are met only where a text agrees with two target tokens of a candidate and goes on.
+        Later remainders are met only where a text agrees with more than two target tokens of a candidate.
         """
         self.resolve_whole_tokens()
         with self._lock:

@@ -9,7 +9,7 @@ own.
 
 The last row alone would not do: a source that has "running" as one token gives "ning" next to no probability after its
 token "run", so a target that splits the word would learn that "run" is never continued. And the share of the word's
-mass in the row for "run" would depend on whether the text goes on with "ning", which that row must not know.
+mass in the row for "run" would depend on whether "ning" follows in the text, which that row must not know.
 
 Shape legend: as in `columns`; L room for hypotheses, P pending look-ups.
 """
@@ -50,7 +50,7 @@ def map_target_tokens(
     """Map the T target tokens at hand, whose source rows are all in `rows`.
 
     `hypotheses` is the state before the first of them and is left as the state after the last. Without `follows` every
-    target token starts anew from the last row alone, and the realised token keeps what is mapped onto it.
+    target token starts from the last row alone, and the realised token keeps the mass that is mapped onto it.
     Keys of the first-token table that are not known yet are collected in pending_P; the return value is their number,
     which can exceed P. Results are meaningful only when it is 0.
     """
@@ -123,7 +123,7 @@ def begin_token(state: Record, opens: bool) -> None:
 def start_within(
     rows: SourceRows, tables: SourceTables, text: TextInBoth, target: Record, hypotheses: Hypotheses
 ) -> None:
-    """Start anew at a target boundary within a source token, from that token's row alone."""
+    """Start again at a target boundary within a source token, from that token's row alone."""
     state, source = hypotheses.state_1[0], text.sources_S[target.row]
     add_row_reaching(rows, tables, text, target.row, target.start, hypotheses)
     state.num_earlier = state.num

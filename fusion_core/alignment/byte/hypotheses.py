@@ -3,8 +3,8 @@
 A hypothesis is one token that the source may be in the middle of: its id, where it starts, and its mass.
 
 Masses are relative to the probability of the realised source tokens before the last row that has opened, so the ids of
-that row add up to one. Where the realised tokens are outweighed, next to impossible beside what else is in progress,
-that unit is too small for a float64: then masses are relative to the largest of them (`change_unit`).
+that row add up to one. Where the realised tokens are next to impossible beside other hypotheses, that unit is too small
+for a float64: then masses are relative to the largest hypothesis (`change_unit`).
 
 Shape legend: as in `columns`; L room for hypotheses, P pending look-ups.
 """

@@ -37,7 +37,7 @@ class MinEditConfig(BaseModel):
             source token to the target token.
         vocabulary_map: the map from candidates to target ids. The paper's `hard` goes with strategy `exact`, its `soft`
             with `min_edit` or `co_occurrence`.
-        window_tokens: align windows of about so many target tokens; null aligns the whole sequence at once.
+        window_tokens: align windows of about this many target tokens; null aligns the whole sequence at once.
         carry_realised: give every realised token its exact probability, as `byte` does.
         published_fallback: the rows of the reference implementation, for comparison only; nothing is carried then.
     """

@@ -1,4 +1,4 @@
-"""From paired tokens to projected rows: the last step of all published methods, once each has filled its rows.
+"""Projected rows from paired tokens: the last step of all published methods, once each has filled its rows.
 
 Shape legend: S source tokens, T target tokens, M entries per row.
 """

@@ -1,4 +1,4 @@
-"""From source ids to target ids, one to one: the vocabulary map of FuseLLM (ICLR 2024, section 3.2).
+"""The vocabulary map of FuseLLM (ICLR 2024, section 3.2), from source ids to target ids, one to one.
 
 The map compares the decoded bytes that ids stand for (see `pieces`); the space in front of a word is one
 symbol like any other. The reference compares the tokenizers' own spellings ("Ċ" against "<0x0A>") instead.

@@ -58,7 +58,7 @@ _CONTAINER = "template/spec/containers/0"
 def overlay_files(
     recipe: Recipe, *, base: str, run_name: str, nodes: GpuNodes = NVIDIA_NODES, queue: str | None = None
 ) -> dict[str, str]:
-    """Return the contents of the overlay's files, by relative path; raises RecipeError for what no pod could honour.
+    """Return the contents of the overlay's files, by path; raises RecipeError for what no pod could honour.
 
     Args:
         recipe: the run.
@@ -95,7 +95,7 @@ def write_overlay(files: Mapping[str, str], folder: Path) -> None:
 
 
 def differences(files: Mapping[str, str], folder: Path) -> list[str]:
-    """Return a line for each file on disk that is not what the recipe gives."""
+    """Return a line for each file on disk that differs from the recipe's."""
     found = []
     for name, text in files.items():
         path = folder / name
@@ -115,7 +115,7 @@ def leftovers(files: Mapping[str, str], folder: Path) -> list[Path]:
 def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
     args = inside.fusion_service().model_dump(mode="json", by_alias=True, exclude_unset=True)
     del args["service"]["address"]  # the manifests say where it listens
-    # Reached as inside the cluster; what tells stored windows apart is as deployed.
+    # The address is that inside the cluster; the identity of stored windows is that of the deployed source.
     args["sources"] = [
         {**recipe.endpoint(source).model_dump(mode="json", exclude_none=True), "address": reached.address}
         for source, reached in zip(recipe.sources, inside.sources, strict=True)
@@ -152,7 +152,7 @@ def _kustomization(
 
 
 def _digest(inside: Recipe) -> str:
-    """Return a hash of what the preparing job is made from: a Job cannot be changed, another recipe is another Job."""
+    """Return a hash of the preparing job's inputs: a Job cannot be changed, so another recipe gets another Job."""
     version = metadata.version("llm-fusion")
     return hashlib.sha256(f"{version}\0{_inside_yaml(inside)}".encode()).hexdigest()[:8]
 

@@ -30,7 +30,7 @@ class GpuNodes:
     resource: str = _NVIDIA
 
     def operations(self, group: str, gpus: int) -> list[dict[str, Any]]:
-        """Return patches that give each pod of a worker group so many GPUs and let it run on their nodes."""
+        """Return patches that give each pod of a worker group this many GPUs and let it run on their nodes."""
         resources = f"{group}/template/spec/containers/0/resources"
         key = self.resource.replace("/", "~1")
         operations = [add(f"{resources}/{kind}/{key}", str(gpus)) for kind in ("requests", "limits")]

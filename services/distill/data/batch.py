@@ -1,4 +1,4 @@
-"""Windows of the stream as tensors for one forward pass: each on a row of its own, or packed behind each other.
+"""Windows of the stream as tensors for one forward pass: each on a row of its own, or several packed on one.
 
 Shape legend: B rows, L positions (of the longest row), N tokens of all windows, K candidates per token.
 """

@@ -1,4 +1,4 @@
-"""The training runs below a folder, and how far each has come."""
+"""The training runs below a folder, with their progress."""
 
 from __future__ import annotations
 

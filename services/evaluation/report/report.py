@@ -169,7 +169,7 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
 
 
 def _trainings(evaluation: dict[str, Any], run_folder: Path) -> dict[str, Training]:
-    """Return how the scored models were trained, as far as that is known; sources and untouched models are left out."""
+    """Return the kind of training of each scored model, where it is known; sources and untouched models have none."""
     known = {name: Training.from_json(value) for name, value in evaluation.get("trainings", {}).items()}
     for name in evaluation.get("domains", {}).get(ALL, {}).get("models", {}):
         if name not in known and (training := training_of(run_folder / name)) is not None:

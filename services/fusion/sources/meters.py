@@ -15,7 +15,7 @@ class SourceMeter:
         self.missing = self.retries = self.timeouts = 0
 
     def miss(self) -> None:
-        """Count a text that goes on without the source; Prometheus counts it with the fused blocks."""
+        """Count a text that is fused without the source; Prometheus counts it with the fused blocks."""
         self.missing += 1
 
     def retry(self) -> None:
@@ -28,7 +28,7 @@ class SourceMeter:
 
 
 class StoreMetrics:
-    """Counts of the windows of one source that the store had, and had not."""
+    """Counts of the hits and misses of the store for the windows of one source."""
 
     def __init__(self, source: str) -> None:
         meter = Meter("store", source=source)
