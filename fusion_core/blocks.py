@@ -1,9 +1,9 @@
 """A block of next-token distributions: the one structure that flows between all parts.
 
-Shape legend: T rows (tokens of the window), K candidates per row, S sources.
+Shape legend: T rows (tokens of the window), K candidates per row, S sources, C tokens of the context.
 Convention: **row t predicts token t** from the text before it. A special token that the model is given in front
-(BOS) is context, never a row. Where a text ends its document, an **end row** may follow: the prediction after the last
-token. Its realised token is EOS, and it covers no bytes.
+(BOS) is context, never a row, and so are tokens of the text before the window. Where a text ends its document, an
+**end row** may follow: the prediction after the last token. Its realised token is EOS, and it covers no bytes.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Block:
         shares: per source, for fused blocks; empty for a source's own block.
         covered_mass: mean mass that reached the candidates before the cut to K, for fused blocks; 1 - mean tail else.
         ends_document: whether the last row is the end row.
+        context_ids_C: int32, tokens before the rows that the target reads behind its BOS and learns nothing about; none
+            in a source's own block.
     """
 
     text_bytes: bytes
@@ -64,6 +66,7 @@ class Block:
     shares: tuple[SourceShare, ...] = field(default=())
     covered_mass: float = float("nan")
     ends_document: bool = False
+    context_ids_C: Int32 = field(default_factory=lambda: np.empty(0, dtype=np.int32))
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +77,11 @@ class Block:
     def num_text_tokens(self) -> int:
         """The number of rows that cover the text: all but the end row."""
         return self.num_tokens - self.ends_document
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of tokens that predicting all rows takes, C + T: BOS, the context, all tokens but the last."""
+        return int(self.context_ids_C.size) + self.num_tokens
 
     @property
     def k(self) -> int:
@@ -111,6 +119,7 @@ class Block:
             "tail": (self.tail_T, np.float32, (num_tokens,)),
             "gold": (self.gold_T, np.float32, (num_tokens,)),
             "mask": (self.mask_T, np.bool_, (num_tokens,)),
+            "context_ids": (self.context_ids_C, np.int32, (self.context_ids_C.size,)),
         }
         for name, (column, dtype, shape) in expected.items():
             if column.shape != shape or column.dtype != dtype:
@@ -120,6 +129,8 @@ class Block:
         if not self.vocabulary:
             raise ValueError("vocabulary: the fingerprint is missing")
         self._check_byte_ends()
+        if self.context_ids_C.min(initial=0) < 0:
+            raise ValueError("context_ids: ids must not be negative")
         if num_tokens == 0:
             return
         if self.token_ids_T.min() < 0:

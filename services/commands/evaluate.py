@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,18 @@ from services.recipes.resolve import resolve_sources
 UNTOUCHED = "untouched target"
 
 
-def evaluate_folder(recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None) -> Scores:
-    """Score a model on a split, every window on its own behind the model's BOS."""
+def evaluate_folder(
+    recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None, is_source: bool = False
+) -> Scores:
+    """Score a model on a split, every window behind the model's BOS and what else it reads in training.
+
+    The left context is read by sources always, by others where the recipe's target reads it.
+    """
     config = recipe.distill
-    texts = list(corpus.texts(split))
-    return nats_per_byte(folder, texts, bos=bos, device=config.device, torch_threads=config.torch_threads)
+    passages = [corpus.window(split, index).passage for index in range(corpus.num_windows(split))]
+    if not (is_source or recipe.corpus.target_context):
+        passages = [replace(passage, context=b"") for passage in passages]
+    return nats_per_byte(folder, passages, bos=bos, device=config.device, torch_threads=config.torch_threads)
 
 
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:
@@ -77,8 +85,8 @@ def evaluate(
     Raises RecipeError naming the model or split that is missing.
     """
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
-    if sources:
-        models |= _source_models(recipe)
+    source_models = _source_models(recipe) if sources else {}
+    models |= source_models
     if not models:
         raise RecipeError(f"{recipe.run_folder}: no target and no trained model yet; name folders, or add --sources")
     corpus = corpus_and_target(recipe)
@@ -87,7 +95,7 @@ def evaluate(
     scores = {}
     for name, (folder, bos) in models.items():
         print_line(f"{name}: {folder}")
-        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos)
+        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos, is_source=name in source_models)
         if not scores[name].lossless_W.all():
             print_line(
                 f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte"

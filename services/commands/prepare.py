@@ -62,7 +62,7 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         folder, seed = recipe.target_folder, recipe.distill.seed
         prepare_target(target, text.train_texts(), folder, seed, corpus_fingerprint=text.fingerprint)
         print_line(f"target {folder}")
-        own = _tokenizer("target", folder, _max_positions(folder), reads_context=False)
+        own = _tokenizer("target", folder, _max_positions(folder), reads_context=recipe.corpus.target_context)
         corpus = plan_corpus(text, [*_source_tokenizers(recipe, print_line), own])
     except SettingError as error:
         raise RecipeError(f"corpus.{error}") from error
@@ -92,7 +92,7 @@ def _tokenizer(name: str, folder: Path, max_tokens: int | None, *, reads_context
 
 
 def _max_positions(folder: Path) -> int | None:
-    """Return the longest window that the target can be trained on: BOS and all its tokens but the last."""
+    """Return the longest input that the target can be trained on: BOS, context, and all tokens but the last."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     positions: int | None = config.get("text_config", config).get("max_position_embeddings")
     return positions

@@ -18,7 +18,8 @@ class CorpusConfig(Settings):
     separator: bytes between documents in a text file; without it a file is one document.
     text_field: key (.jsonl) or column (.parquet) that holds the text.
     window_bytes: longest window. Windows are cut where all tokenizers involved have a token boundary, and fit them all.
-    context_bytes: bytes of its document before a window that the sources read with it, without rows for them.
+    context_bytes: bytes of its document before a window that are read with it, without rows for them.
+    target_context: whether the target reads them as the sources do, without loss; else it reads a window alone.
     held_out_share: share of the bytes whose documents are held out; `seed` draws them.
     train_bytes, held_out_bytes: use at most so many bytes of a split.
     shared_run_bytes: a train document is dropped when it has a run of so many bytes in common with a held-out one;
@@ -33,6 +34,7 @@ class CorpusConfig(Settings):
     text_field: str = "text"
     window_bytes: Annotated[int, Field(ge=16, le=2**20)] = 1024
     context_bytes: Annotated[int, Field(ge=0, le=2**20)] = 0
+    target_context: bool = True
     train_bytes: Annotated[int, Field(ge=1)] | None = None
     held_out_bytes: Annotated[int, Field(ge=1)] | None = None
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from fusion_core.blocks import Block
 from fusion_core.losses import Losses, source_reward
 from services.distill.config import DistillConfig
-from services.distill.data.batch import collate, pack
+from services.distill.data.batch import blocks_of, collate, pack
 from services.distill.step_meter import StepLosses, StepTotals
 from services.distill.target.module import DistillModule
 from services.distill.workers.parallel import gradients_kept_back
@@ -49,12 +48,13 @@ class FusionObjective:
             batch = collate(
                 rows, self._bos, vocabulary_size=self._module.vocabulary_size, tokens_only=config.tokens_only
             ).to(device)
-            lambda_N = _lambdas(rows, lambda_, reward_weighting=config.reward_weighting).to(device)
+            lambda_N = _lambdas(blocks_of(rows), lambda_, reward_weighting=config.reward_weighting).to(device)
             clm_N = lambda_N * (scale / totals.tokens)
             fusion_N = None if config.tokens_only else (1 - lambda_N) * (scale / max(1.0, totals.fused))
             with gradients_kept_back(self._parallel, enabled=start != starts[-1]):
                 passed: Losses = self._parallel(batch, clm_N, fusion_N)
                 passed.total.backward()  # type: ignore[no-untyped-call]
+            losses.input_tokens += sum(reading.num_inputs for row in rows for reading in row)
             losses.loss += float(passed.total.detach()) / scale
             losses.clm += float(passed.clm_N.sum(dtype=torch.float64))
             if passed.fusion_N is not None:
@@ -62,10 +62,10 @@ class FusionObjective:
         return losses
 
 
-def _lambdas(rows: Sequence[Sequence[Block]], lambda_: float, *, reward_weighting: bool) -> Tensor:
+def _lambdas(blocks: Sequence[Block], lambda_: float, *, reward_weighting: bool) -> Tensor:
     """Return lambda of every token, [N]: the schedule's, or raised towards 1 where the window's best source is poor."""
     parts = [torch.empty(0)]
-    for block in itertools.chain(*rows):
+    for block in blocks:
         reward = 1.0
         if reward_weighting:
             losses = [share.nats_per_byte for share in block.shares if share.present]

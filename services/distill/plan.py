@@ -107,16 +107,21 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
 
 
 def settings_of_rows(served: Mapping[str, str], sources: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a fusion service that decide the rows which it fuses from these sources."""
+    """Return the settings of a fusion service that decide the blocks which it makes from these sources.
+
+    Without sources these are the settings of section `corpus`: what the target reads.
+    """
     chosen = {}
     for key, value in served.items():
         section, _, rest = key.partition(".")
+        if section != "corpus" and not sources:
+            continue
         if section == "sources" and not any(rest.startswith(f"{name}.") for name in sources):
             continue
         if key.startswith("fusion.weights.") and key.removeprefix("fusion.weights.") not in sources:
             continue
         chosen[key] = json.loads(value)
-    return dict(sorted(chosen.items())) if sources else {}
+    return dict(sorted(chosen.items()))
 
 
 def check_expected(expected: Mapping[str, str], served: Mapping[str, str], address: str) -> None:

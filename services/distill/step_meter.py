@@ -35,12 +35,14 @@ class StepLosses:
     Attributes:
         loss: the worker's part of the loss whose gradient is taken.
         clm, fusion: sums over its tokens, in nats.
+        input_tokens: tokens that the worker's passes read, contexts included and padding not.
         coefficients: values of the objective in this step that are the same on all workers, such as lambda.
     """
 
     loss: float = 0.0
     clm: float = 0.0
     fusion: float = 0.0
+    input_tokens: int = 0
     coefficients: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,8 +78,8 @@ class StepMeter:
 
     def row(self, losses: StepLosses, totals: StepTotals, *, waited_seconds: float) -> dict[str, Any]:
         """Return the metrics of the global batch."""
-        sums = [losses.loss, losses.clm, losses.fusion, *self._covered, self._skipped]
-        loss, clm, fusion, covered, covered_tokens, skipped = self._world.sum(sums)
+        sums = [losses.loss, losses.clm, losses.fusion, *self._covered, self._skipped, losses.input_tokens]
+        loss, clm, fusion, covered, covered_tokens, skipped, input_tokens = self._world.sum(sums)
         weights: dict[str, float] = defaultdict(float)
         for part in self._world.gather(self._weights):
             for name, weight in part.items():
@@ -86,6 +88,7 @@ class StepMeter:
         tokens, fused = totals.tokens, totals.fused
         return {
             "tokens": int(tokens),
+            "input_tokens": int(input_tokens),
             "windows": int(totals.windows),
             "skipped": int(skipped),
             "loss": loss,

@@ -1,13 +1,16 @@
 """Nats per byte of any causal language model in a Hugging Face folder: the measure that compares across tokenizers.
 
-Every window stands alone behind the model's own BOS, and all its bytes are predicted.
-Shape legend: W windows, B windows of a batch, L positions, V vocabulary.
+Every window is read behind the model's own BOS and its context, where it has one; all its bytes are predicted, and none
+of the context's.
+
+Shape legend: W windows, B windows of a batch, L positions, V vocabulary, T tokens of a window.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +20,9 @@ import torch
 from fusion_core.arrays import Bool, Float64, Int32, Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.models.pretrained import load_causal_lm
+from services.models.prompt import Prompt, encode_passages
 from services.models.weights import quiet
+from services.wire.passage import Passage
 
 _MAX_LOGITS = 1 << 27
 """Most logits of a batch: 512 MiB of float32, unless a single window needs more."""
@@ -52,7 +57,7 @@ class Scores:
 
 def nats_per_byte(
     folder: Path | str,
-    texts: Sequence[bytes | str],
+    texts: Sequence[bytes | str | Passage],
     *,
     bos: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -64,7 +69,7 @@ def nats_per_byte(
 
     Args:
         folder: Hugging Face folder with weights and a fast tokenizer.
-        texts: the windows, UTF-8; none may be empty.
+        texts: the windows, UTF-8, none empty; passages where a context is read. Ends of documents do not count.
         bos: token in front of every window; the tokenizer's BOS when not set, or its EOS where it has no BOS.
         device: `auto` takes CUDA where there is one.
         dtype: of weights and computation; the softmax is in float32 always.
@@ -78,23 +83,23 @@ def nats_per_byte(
         raise ValueError("device: cuda is asked for, but this machine has none; allowed here: auto, cpu")
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary.from_pretrained(folder)
-    data = [text.encode() if isinstance(text, str) else text for text in texts]
-    if empty := [index for index, text in enumerate(data) if not text]:
+    passages = [_passage(text) for text in texts]
+    if empty := [index for index, passage in enumerate(passages) if not passage.text]:
         raise ValueError(f"text {empty[0]}: must not be empty")
-    encodings = vocabulary.encode_batch(data)
+    prompts = encode_passages(vocabulary, passages)
     first = next((token for token in (bos, vocabulary.bos_id, vocabulary.eos_id) if token is not None), None)
     if first is None:
         raise ValueError(f"bos: the tokenizer in {folder} has neither BOS nor EOS; name a token")
-    nats_W = np.zeros(len(data), dtype=np.float64)
-    hits_W = [np.zeros(0, dtype=np.bool_)] * len(data)
+    nats_W = np.zeros(len(prompts), dtype=np.float64)
+    hits_W = [np.zeros(0, dtype=np.bool_)] * len(prompts)
     threads = torch.get_num_threads()
     torch.set_num_threads(torch_threads or threads)
     try:
         model = _load(folder, dtype).to(where).eval()
-        _check_lengths(model, encodings)
+        _check_lengths(model, prompts)
         done = 0
-        for batch in _batches(encodings, int(model.get_output_embeddings().weight.shape[0])):
-            scored = _score(model, [encodings[i] for i in batch], first, vocabulary.size, where)
+        for batch in _batches(prompts, int(model.get_output_embeddings().weight.shape[0])):
+            scored = _score(model, [prompts[i] for i in batch], first, vocabulary.size, where)
             for index, (nats, hits_T) in zip(batch, scored, strict=True):
                 nats_W[index], hits_W[index] = nats, hits_T
             done += len(batch)
@@ -103,12 +108,18 @@ def nats_per_byte(
         torch.set_num_threads(threads)
     return Scores(
         nats_W=nats_W,
-        bytes_W=np.array([len(text) for text in data], dtype=np.int64),
-        tokens_W=np.array([encoding.num_tokens for encoding in encodings], dtype=np.int64),
-        token_starts_W=tuple(_starts(encoding) for encoding in encodings),
+        bytes_W=np.array([len(prompt.text) for prompt in prompts], dtype=np.int64),
+        tokens_W=np.array([prompt.encoding.num_tokens for prompt in prompts], dtype=np.int64),
+        token_starts_W=tuple(_starts(prompt.encoding) for prompt in prompts),
         hits_W=tuple(hits_W),
-        lossless_W=np.array([bool(encoding.lossless_T.all()) for encoding in encodings], dtype=np.bool_),
+        lossless_W=np.array([bool(prompt.encoding.lossless_T.all()) for prompt in prompts], dtype=np.bool_),
     )
+
+
+def _passage(text: bytes | str | Passage) -> Passage:
+    if isinstance(text, Passage):
+        return replace(text, ends_document=False)
+    return Passage(text.encode() if isinstance(text, str) else text)
 
 
 def _load(folder: Path | str, dtype: str) -> Any:
@@ -116,19 +127,20 @@ def _load(folder: Path | str, dtype: str) -> Any:
         return load_causal_lm(folder, dtype=getattr(torch, dtype))
 
 
-def _check_lengths(model: Any, encodings: Sequence[Encoding]) -> None:
+def _check_lengths(model: Any, prompts: Sequence[Prompt]) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for index, encoding in enumerate(encodings):
-        if limit is not None and encoding.num_tokens > limit:
-            raise ValueError(f"text {index}: {encoding.num_tokens} tokens, the model takes at most {limit}")
+    for index, prompt in enumerate(prompts):
+        if limit is not None and prompt.num_tokens > limit:
+            parts = " with their context" if prompt.context_ids.size else ""
+            raise ValueError(f"text {index}: {prompt.num_tokens} tokens{parts}, the model takes at most {limit}")
 
 
-def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int]]:
+def _batches(prompts: Sequence[Prompt], head_rows: int) -> Iterator[list[int]]:
     """Yield batches of windows of similar length, so that little is padded."""
-    order = sorted(range(len(encodings)), key=lambda i: encodings[i].num_tokens)
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].num_tokens)
     batch: list[int] = []
     for index in order:
-        longest = max(1, encodings[index].num_tokens)
+        longest = max(1, prompts[index].num_tokens)
         if batch and (len(batch) + 1) * longest * head_rows > _MAX_LOGITS:
             yield batch
             batch = []
@@ -138,26 +150,38 @@ def _batches(encodings: Sequence[Encoding], head_rows: int) -> Iterator[list[int
 
 
 def _score(
-    model: Any, encodings: Sequence[Encoding], bos: int, vocabulary_size: int, device: torch.device
+    model: Any, prompts: Sequence[Prompt], bos: int, vocabulary_size: int, device: torch.device
 ) -> list[tuple[float, Bool]]:
     """Return per window the -log probability, and the tokens that were the likeliest.
 
     Right padding needs no mask: causal attention does not look ahead.
     """
-    length = max(encoding.num_tokens for encoding in encodings)
-    inputs_BL = torch.full((len(encodings), length), bos, dtype=torch.int64)
-    for row, encoding in enumerate(encodings):
-        inputs_BL[row, 1 : encoding.num_tokens] = torch.from_numpy(encoding.token_ids_T[:-1].astype(np.int64))
+    length = max(prompt.num_tokens for prompt in prompts)
+    inputs_BL = torch.full((len(prompts), length), bos, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids = np.concatenate([prompt.context_ids, prompt.encoding.token_ids_T])[:-1].astype(np.int64)
+        inputs_BL[row, 1 : 1 + len(ids)] = torch.from_numpy(ids)
+    first = min(prompt.context_ids.size for prompt in prompts)
     with torch.inference_mode():
-        logits_BLV = model(input_ids=inputs_BL.to(device), use_cache=False).logits[..., :vocabulary_size]
+        logits_BLV = _logits(model, inputs_BL.to(device), length - first)[..., :vocabulary_size]
         scores = []
-        for row, encoding in enumerate(encodings):
-            tokens_T = torch.from_numpy(encoding.token_ids_T.astype(np.int64)).to(device)
-            logits_TV = logits_BLV[row, : encoding.num_tokens].float()
+        for row, prompt in enumerate(prompts):
+            start, num_tokens = prompt.context_ids.size - first, prompt.encoding.num_tokens
+            tokens_T = torch.from_numpy(prompt.encoding.token_ids_T.astype(np.int64)).to(device)
+            logits_TV = logits_BLV[row, start : start + num_tokens].float()
             nats_T = torch.nn.functional.cross_entropy(logits_TV, tokens_T, reduction="none")
             hits_T = (logits_TV.argmax(dim=-1) == tokens_T).cpu().numpy()
             scores.append((float(nats_T.sum(dtype=torch.float64)), hits_T))
     return scores
+
+
+def _logits(model: Any, inputs_BL: torch.Tensor, num_last: int) -> torch.Tensor:
+    """Return the logits of the last `num_last` positions; models that can compute no others."""
+    kept: dict[str, int] = {}
+    if num_last < inputs_BL.shape[1] and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        kept = {"logits_to_keep": num_last}
+    logits: torch.Tensor = model(input_ids=inputs_BL, use_cache=False, **kept).logits[:, -num_last:]
+    return logits
 
 
 def _starts(encoding: Encoding) -> Int32:

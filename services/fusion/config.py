@@ -106,3 +106,7 @@ class FusionServiceConfig(Settings):
     fusion: FusionConfig
     service: ServiceConfig
     corpora: tuple[str, ...] = Field((), description="Folders of prepared data sets that may be streamed.")
+    target_context: bool = Field(
+        True,
+        description="Whether blocks carry the target's tokens of the left context, see corpus.target_context.",
+    )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from fusion.v1 import fusion_pb2
 from fusion_core.alignment.method import Alignment
 from fusion_core.blocks import Block
 from fusion_core.fusion import TooFewSources, fuse
-from fusion_core.vocabulary import Encoding, Vocabulary
+from fusion_core.vocabulary import Vocabulary
 from services.base.concurrency import Coalesced
 from services.base.errors import (
     DeadlineExceededError,
@@ -30,6 +31,7 @@ from services.fusion.metrics import FusionMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
 from services.fusion.sources.through_store import ThroughStore
 from services.fusion.warm_up import TEXT, made_up_block
+from services.models.prompt import Prompt, encode_passages
 from services.rpc.deadline import remaining_seconds
 from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place
@@ -117,7 +119,7 @@ class Fuser:
         endpoints = self._config.sources
         blocks = {e.name: made_up_block(self._sources[e.name].vocabulary, e.top_k) for e in endpoints}
         with suppress(ValueError, TooFewSources, UnfusableTextError):  # a tokenizer that cannot write this text
-            self._fused(TEXT, self.encode(Passage(TEXT, ends_document=True)), blocks, self._config.fusion.k_out)
+            self._fused(self.encode(Passage(TEXT, ends_document=True)), blocks, self._config.fusion.k_out)
 
     async def statuses(self) -> list[fusion_pb2.SourceStatus]:
         """Ask every source how it is doing; of one that does not answer, look up which splits the store holds."""
@@ -140,22 +142,23 @@ class Fuser:
         problems = "; ".join(status.problem for status in statuses if status.problem)
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
-    def encode(self, passage: Passage) -> Encoding:
-        """Return the target's tokens of the text alone, and EOS behind it where the document ends and there is an EOS.
+    def encode(self, passage: Passage) -> Prompt:
+        """Return the target's tokens, and EOS behind the text where the document ends and there is an EOS.
 
-        Raises UnfusableTextError when there are none. Takes milliseconds: call it off the event loop.
+        The context is left out where the target does not read it. Raises UnfusableTextError when the text has no
+        tokens. Takes milliseconds: call it off the event loop.
         """
-        encoding = self.target.encode(passage.text)
-        if encoding.num_tokens == 0:
+        if not self._config.target_context:
+            passage = replace(passage, context=b"")
+        [prompt] = encode_passages(self.target, [passage])
+        if prompt.encoding.without_end().num_tokens == 0:
             raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
-        if passage.ends_document and self.target.eos_id is not None:
-            return encoding.with_end(self.target.eos_id)
-        return encoding
+        return prompt
 
     async def fuse(
         self,
         passage: Passage,
-        encoding: Encoding,
+        prompt: Prompt,
         *,
         names: Sequence[str],
         k: int,
@@ -168,7 +171,7 @@ class Fuser:
 
         Args:
             passage: the text to score.
-            encoding: the target's, see `encode`.
+            prompt: the passage in the target's tokens, see `encode`.
             names: the sources to ask.
             k: candidates per row of the block.
             streamed: whether the text is one of many, which share streams to the sources.
@@ -189,7 +192,7 @@ class Fuser:
             if blocks[name] is None:
                 self._sources[name].meter.miss()
         try:
-            block = await asyncio.to_thread(self._mix, passage, encoding, blocks, k)
+            block = await asyncio.to_thread(self._mix, prompt, blocks, k)
         except TooFewSources as error:
             self.metrics.quorum_lost()
             raise self._too_few(error, answers) from error
@@ -218,11 +221,11 @@ class Fuser:
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         await asyncio.to_thread(self.flush)
 
-    def without_distributions(self, passage: Passage, encoding: Encoding) -> Block:
+    def without_distributions(self, prompt: Prompt) -> Block:
         """Return a block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
-        num_tokens = encoding.num_tokens
+        encoding, num_tokens = prompt.encoding, prompt.encoding.num_tokens
         return Block(
-            text_bytes=passage.text,
+            text_bytes=prompt.text,
             token_ids_T=encoding.token_ids_T,
             byte_ends_T=encoding.byte_ends_T,
             topk_ids_TK=np.zeros((num_tokens, 0), dtype=np.int32),
@@ -233,6 +236,7 @@ class Fuser:
             mask_T=np.zeros(num_tokens, dtype=np.bool_),
             covered_mass=0.0,
             ends_document=encoding.ends_document,
+            context_ids_C=prompt.context_ids,
         )
 
     async def _ask_all(self) -> list[fusion_pb2.SourceStatus]:
@@ -262,22 +266,23 @@ class Fuser:
         """Return how many sources must answer: all, where a caller names fewer than min_sources."""
         return min(self._config.fusion.min_sources, num_asked)
 
-    def _mix(self, passage: Passage, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
-        block = self._fused(passage.text, encoding, blocks, k)
+    def _mix(self, prompt: Prompt, blocks: Mapping[str, Block | None], k: int) -> Block:
+        block = self._fused(prompt, blocks, k)
         self.metrics.fused(block)
         return block
 
-    def _fused(self, text: bytes, encoding: Encoding, blocks: Mapping[str, Block | None], k: int) -> Block:
-        rows = self._alignment.project(blocks, encoding)
-        return fuse(
-            text,
-            encoding,
+    def _fused(self, prompt: Prompt, blocks: Mapping[str, Block | None], k: int) -> Block:
+        rows = self._alignment.project(blocks, prompt.encoding)
+        block = fuse(
+            prompt.text,
+            prompt.encoding,
             rows,
             self._config.fusion,
             self.target.fingerprint,
             k_out=k,
             min_sources=self._quorum(len(blocks)),
         )
+        return replace(block, context_ids_C=prompt.context_ids)
 
 
 def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
         served = known.model_dump(mode="json", exclude={"model", "top_k"}) if known else {}
         sources[endpoint.name] = {"model": endpoint.model, "top_k": endpoint.top_k} | served
     settings: dict[str, Any] = {
+        "corpus": {"target_context": config.target_context},
         "fusion": config.fusion.model_dump(mode="json"),
         "service": {"below_quorum": config.service.below_quorum},
         "sources": sources,

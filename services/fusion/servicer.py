@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fusion.v1 import fusion_pb2
-from fusion_core.vocabulary import Encoding
 from services.base.concurrency import gather_or_cancel
 from services.base.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from services.corpus.ledger import Corpus
@@ -18,13 +17,14 @@ from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
 from services.fusion.result_settings import result_settings
 from services.fusion.stream import AnswerSettings, FusedStream
+from services.models.prompt import Prompt
 from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
 from services.wire.block import check_dtype, encode_block, most_block_bytes
-from services.wire.passage import Passage, passages_of
+from services.wire.passage import passages_of
 from services.wire.protocol import MAX_BLOCK_BYTES, PROTOCOL_VERSION
 
 logger = logging.getLogger("ray.serve")
@@ -87,12 +87,12 @@ class FusionServicer:
             raise InvalidArgumentError(f"texts: 1 to {service.max_texts} texts are allowed, got {len(request.texts)}")
         passages = passages_of(request.texts, request.contexts, max_text_bytes=service.max_text_bytes)
         settings = self._settings(request)
-        encodings = await asyncio.to_thread(lambda: [self._fuser.encode(passage) for passage in passages])
-        _check_size(passages, encodings, settings)
+        prompts = await asyncio.to_thread(lambda: [self._fuser.encode(passage) for passage in passages])
+        _check_size(prompts, settings)
         fused = await gather_or_cancel(
             *(
-                self._fuser.fuse(passage, encoding, names=settings.names, k=settings.k)
-                for passage, encoding in zip(passages, encodings, strict=True)
+                self._fuser.fuse(passage, prompt, names=settings.names, k=settings.k)
+                for passage, prompt in zip(passages, prompts, strict=True)
             )
         )
         return fusion_pb2.FuseResponse(blocks=[encode_block(block, settings.dtype) for block, _ in fused])
@@ -152,11 +152,17 @@ class FusionServicer:
         self._fuser.metrics.under_way(self._draining.streams, self._draining.in_flight)
 
 
-def _check_size(passages: Sequence[Passage], encodings: Sequence[Encoding], settings: AnswerSettings) -> None:
+def _check_size(prompts: Sequence[Prompt], settings: AnswerSettings) -> None:
     """Raise InvalidArgumentError, before any source has worked, when the answer might not fit a message."""
     num_bytes = sum(
-        most_block_bytes(len(passage.text), encoding.num_tokens, settings.k, settings.dtype)
-        for passage, encoding in zip(passages, encodings, strict=True)
+        most_block_bytes(
+            len(prompt.text),
+            prompt.encoding.num_tokens,
+            settings.k,
+            settings.dtype,
+            num_context_tokens=prompt.context_ids.size,
+        )
+        for prompt in prompts
     )
     if num_bytes > MAX_BLOCK_BYTES:
         raise InvalidArgumentError(

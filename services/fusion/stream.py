@@ -9,12 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from fusion.v1 import block_pb2, fusion_pb2
-from fusion_core.vocabulary import Encoding
 from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.corpus.ledger import Corpus, Window
 from services.fusion.config import ServiceConfig
 from services.fusion.fuser import Fuser, QuorumLostError, UnfusableTextError
 from services.fusion.order import OrderedWindow, StreamPlan
+from services.models.prompt import Prompt
 from services.rpc.draining import Draining
 from services.rpc.pipeline import Pipeline
 from services.store.backfill_list import BackfillWindow
@@ -139,8 +139,8 @@ class FusedStream:
         window = await asyncio.to_thread(self._corpus.window, self._split, ordered.index)
         where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
         try:
-            encoding = await asyncio.to_thread(self._fuser.encode, window.passage)
-            return await self._fuse(window, encoding, where, ordered.cursor)
+            prompt = await asyncio.to_thread(self._fuser.encode, window.passage)
+            return await self._fuse(window, prompt, where, ordered.cursor)
         except UnfusableTextError as error:
             logger.warning("window %d of %s/%s is skipped: %s", ordered.index, self._corpus.name, self._split, error)
             return _Sent(where, ordered.cursor, None, lacking=error.refused_by, reason=str(error))
@@ -149,20 +149,23 @@ class FusedStream:
                 raise
             return _Sent(where, ordered.cursor, None, error.missing, error.missing, str(error))
 
-    async def _fuse(self, window: Window, encoding: Encoding, where: block_pb2.WindowRef, cursor: Cursor) -> _Sent:
+    async def _fuse(self, window: Window, prompt: Prompt, where: block_pb2.WindowRef, cursor: Cursor) -> _Sent:
         settings = self._settings
         if self._tokens_only:
-            block = self._fuser.without_distributions(window.passage, encoding)
+            block = self._fuser.without_distributions(prompt)
             return _Sent(where, cursor, encode_block(block, settings.dtype, where))
-        num_bytes = most_block_bytes(len(window.passage.text), encoding.num_tokens, settings.k, settings.dtype)
+        num_tokens = prompt.encoding.num_tokens
+        num_bytes = most_block_bytes(
+            len(prompt.text), num_tokens, settings.k, settings.dtype, num_context_tokens=prompt.context_ids.size
+        )
         if num_bytes > MAX_BLOCK_BYTES:
             raise FailedPreconditionError(
-                f"k: a window of {encoding.num_tokens} tokens with {settings.k} candidates each can take {num_bytes} "
+                f"k: a window of {num_tokens} tokens with {settings.k} candidates each can take {num_bytes} "
                 f"bytes, and {MAX_BLOCK_BYTES} fit a message; ask for fewer candidates, or prepare smaller windows"
             )
         fused = await self._fuser.fuse(
             window.passage,
-            encoding,
+            prompt,
             names=settings.names,
             k=settings.k,
             streamed=True,

@@ -4,7 +4,8 @@
     step, epoch                    counted from 1 and from 0
     loss, clm, fusion              nats per token over the global batch; fusion null without fused rows
     lambda, learning_rate, gradient_norm
-    tokens, windows                of this step, all workers together
+    tokens, windows                of this step, all workers together; tokens are those with a loss
+    input_tokens                   tokens that the target read in this step: BOS, contexts and tokens
     skipped                        windows of this step that came without distributions, for want of sources
     total_tokens, total_windows    since the start of the run, skipped windows included
     tokens_per_second, step_seconds

@@ -176,4 +176,5 @@ class Recipe(Settings):
             fusion=self.fusion,
             service=self.service.model_copy(update={"store": self.store}),
             corpora=(str(self.corpus_folder.absolute()),),
+            target_context=self.corpus.target_context,
         )

@@ -76,17 +76,19 @@ def encode_block(
         covered_mass=block.covered_mass,
         window=window,
         ends_document=block.ends_document,
+        context_ids=_pack_ids(block.context_ids_C, id_dtype),
     )
 
 
-def most_block_bytes(num_text_bytes: int, num_tokens: int, k: int, dtype: int) -> int:
+def most_block_bytes(num_text_bytes: int, num_tokens: int, k: int, dtype: int, *, num_context_tokens: int = 0) -> int:
     """Return the most bytes that the message for a block can take, whatever its ids.
 
-    `k` is the number of candidates a row, `dtype` their encoding as `check_dtype` returns it.
+    `k` is the number of candidates a row, `dtype` their encoding as `check_dtype` returns it, `num_context_tokens` the
+    number of tokens before the rows.
     """
     ids, ends_tail_gold, mask = 4, 12, 1
     bytes_per_row = ids + ends_tail_gold + mask + k * (ids + _DTYPES[dtype].itemsize)
-    return _BESIDE_ROWS_BYTES + num_text_bytes + num_tokens * bytes_per_row
+    return _BESIDE_ROWS_BYTES + num_text_bytes + num_context_tokens * ids + num_tokens * bytes_per_row
 
 
 def decode_block(message: block_pb2.TokenBlock) -> Block:
@@ -118,6 +120,7 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
         ),
         covered_mass=message.covered_mass,
         ends_document=message.ends_document,
+        context_ids_C=_context(message),
     )
     try:
         block.validate()
@@ -133,7 +136,7 @@ def _narrow(logprobs_TK: Float32, dtype: np.dtype[np.floating]) -> bytes:
 
 def _narrowest(block: Block) -> int:
     """Return the narrowest encoding whose padding value is above every id of the block."""
-    largest = max(block.topk_ids_TK.max(initial=0), block.token_ids_T.max(initial=0))
+    largest = max(ids.max(initial=0) for ids in (block.topk_ids_TK, block.token_ids_T, block.context_ids_C))
     return next(id_dtype for id_dtype, num_bytes in _ID_BYTES.items() if largest < 256**num_bytes - 1)
 
 
@@ -159,6 +162,15 @@ def _unpack_ids(data: bytes, name: str, id_dtype: int, length: int) -> Int32:
     ids = (overlapping & np.uint32(largest)).view(np.int32)
     ids[ids == np.uint32(largest).view(np.int32)] = PADDING_ID
     return ids
+
+
+def _context(message: block_pb2.TokenBlock) -> Int32:
+    num_ids, rest = divmod(len(message.context_ids), _ID_BYTES[message.id_dtype])
+    if rest:
+        raise InvalidArgumentError(
+            f"context_ids: {len(message.context_ids)} bytes are no multiple of {_ID_BYTES[message.id_dtype]}, an id's"
+        )
+    return _unpack_ids(message.context_ids, "context_ids", message.id_dtype, num_ids)
 
 
 def _mask(data: bytes, num_tokens: int) -> Bool:

@@ -39,6 +39,8 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
     """
     if block.k != k:
         return f"the rows have {block.k} candidates instead of {k}"
+    if block.context_ids_C.size:
+        return "there are tokens before the rows, which only the target's blocks have"
     if block.num_tokens == 0:
         return None
     largest = max(int(block.topk_ids_TK.max()), int(block.token_ids_T.max()))

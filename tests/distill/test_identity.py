@@ -47,6 +47,7 @@ def resumed(tmp_path, target, begun):
         ("fusion.min_sources", 2),
         ("fusion.alignment.follow_tokens", False),
         ("service.below_quorum", "wait"),
+        ("corpus.target_context", False),
         ("sources.left.model", "another model"),
         ("sources.left.revision", "another revision"),
         ("sources.left.engine", "another engine"),
@@ -81,7 +82,10 @@ def test_sources_that_are_not_asked_decide_nothing(tmp_path, target):
     fusion.settings["sources.right.revision"] = "another"
     assert make_plan(job, fusion).identity != before.identity
     clm_only = job_in(tmp_path, target, **{"lambda": 1.0})
-    assert not [key for key in make_plan(clm_only, fusion).settings if key.startswith(("sources.", "fusion.tau"))]
+    plain = make_plan(clm_only, fusion)
+    assert not [key for key in plain.settings if key.startswith(("sources.", "fusion.tau"))]
+    fusion.settings["corpus.target_context"] = False
+    assert make_plan(clm_only, fusion).identity != plain.identity, "what the target reads decides without sources too"
 
 
 def test_a_record_from_before_a_setting_was_recorded_is_refused_in_words(resumed, target):

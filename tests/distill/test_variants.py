@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.base.errors import FailedPreconditionError
-from services.distill.data.batch import collate, pack
+from services.distill.data.batch import blocks_of, collate, pack
 from services.distill.data.feed import num_received
 from services.distill.plan import make_plan
 from services.distill.target.config import TargetConfig
@@ -32,6 +32,7 @@ from services.jobs.step_log import read_rows
 from services.jobs.storage import newest_complete
 from services.models.weights import load_model
 from services.wire.cursor import Cursor
+from tests.fakes.blocks import random_block
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, train, weights
 
@@ -56,9 +57,8 @@ def test_packed_windows_give_what_each_gives_alone(blocks, target, attention):
     ones = torch.ones(batch.num_tokens, dtype=torch.float64)
     together = module(batch, ones, ones)
     alone = [
-        module(collate([[block]], bos=0, vocabulary_size=300), *2 * [torch.ones(block.num_tokens).double()])
-        for row in rows
-        for block in row
+        module(collate(pack([block], None), bos=0, vocabulary_size=300), *2 * [torch.ones(block.num_tokens).double()])
+        for block in blocks_of(rows)
     ]
     torch.testing.assert_close(together.clm_N, torch.cat([losses.clm_N for losses in alone]))
     torch.testing.assert_close(together.fusion_N, torch.cat([losses.fusion_N for losses in alone]))
@@ -66,15 +66,11 @@ def test_packed_windows_give_what_each_gives_alone(blocks, target, attention):
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), room=st.integers(1, 50))
 def test_every_window_is_packed_once_and_no_row_overflows(lengths, room):
-    class Sized:
-        def __init__(self, num_tokens: int) -> None:
-            self.num_tokens = num_tokens
-
-    windows = [Sized(length) for length in lengths]
-    rows = pack(windows, room)  # type: ignore[arg-type]
-    assert sorted(id(window) for row in rows for window in row) == sorted(map(id, windows))
-    assert all(len(row) == 1 or sum(window.num_tokens for window in row) <= room for row in rows)
-    half_full = [row for row in rows if 2 * sum(window.num_tokens for window in row) <= room]
+    windows = [random_block(length, 1, seed) for seed, length in enumerate(lengths)]
+    rows = pack(windows, room)
+    assert sorted(map(id, blocks_of(rows))) == sorted(map(id, windows))
+    assert all(len(row) == 1 or sum(reading.num_inputs for reading in row) <= room for row in rows)
+    half_full = [row for row in rows if 2 * sum(reading.num_inputs for reading in row) <= room]
     assert len(half_full) <= 1, "first fit leaves no two rows that would fit together"
 
 
@@ -126,7 +122,7 @@ def test_lambda_moves_and_the_reward_weighs_every_window(tmp_path, target):
     clm = fused = 0.0
     for block in blocks:
         ones = torch.ones(block.num_tokens)
-        losses = module(collate([[block]], bos=0, vocabulary_size=300), ones, ones)
+        losses = module(collate(pack([block], None), bos=0, vocabulary_size=300), ones, ones)
         reward = math.exp(-0.9 * len(block.text_bytes) / block.num_tokens)  # the better of the fake's two sources
         clm += float(losses.clm_N.sum()) * (1 - 0.8 * reward)
         fused += float(losses.fusion_N.sum()) * 0.8 * reward

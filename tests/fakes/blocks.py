@@ -7,7 +7,9 @@ import numpy as np
 from fusion_core.blocks import PADDING_ID, Block, SourceShare
 
 
-def random_block(num_tokens: int = 5, k: int = 4, seed: int = 0, vocabulary: str = "v") -> Block:
+def random_block(
+    num_tokens: int = 5, k: int = 4, seed: int = 0, vocabulary: str = "v", *, num_context: int = 0
+) -> Block:
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(k + 1), size=num_tokens)
     order = np.argsort(-probs[:, :k], axis=1)
@@ -25,6 +27,7 @@ def random_block(num_tokens: int = 5, k: int = 4, seed: int = 0, vocabulary: str
             mask_T=rng.uniform(size=num_tokens) < 0.8,
             shares=(SourceShare("a", True, 0.25, 1.5), SourceShare("b", False, 0.0, float("nan"))),
             covered_mass=0.9,
+            context_ids_C=rng.integers(0, 1000, num_context, dtype=np.int32),
         )
 
 

@@ -105,6 +105,7 @@ class FakeFusion:
         self.settings: dict[str, object] = {
             "fusion.alignment.method": "byte", "fusion.strategy": "fixed", "fusion.k_out": 8, "fusion.tau": 0.05,
             "fusion.weights.left": 0.25, "fusion.weights.right": 0.75, "service.below_quorum": "skip",
+            "corpus.target_context": True,
         }  # fmt: skip
         for share in SHARES:
             self.settings[f"sources.{share.name}.model"] = f"model of {share.name}"

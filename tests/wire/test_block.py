@@ -15,7 +15,7 @@ from services.base.errors import InvalidArgumentError
 from services.wire.block import check_dtype, decode_block, encode_block
 from tests.fakes.blocks import random_block
 
-COLUMNS = ("token_ids", "byte_ends", "topk_ids", "topk_logprobs", "tail", "gold", "mask")
+COLUMNS = ("token_ids", "byte_ends", "topk_ids", "topk_logprobs", "tail", "gold", "mask", "context_ids")
 
 
 LARGEST_IDS = {2: 2**16 - 2, 3: 2**24 - 2, 4: 2**31 - 1}
@@ -29,11 +29,14 @@ LARGEST_IDS = {2: 2**16 - 2, 3: 2**24 - 2, 4: 2**31 - 1}
     half=st.booleans(),
     id_bytes=st.sampled_from([2, 3, 4]),
     all_kept=st.booleans(),
+    num_context=st.integers(0, 9),
 )
 @settings(deadline=None)
-def test_round_trip(num_tokens: int, k: int, seed: int, half: bool, id_bytes: int, all_kept: bool) -> None:
-    block = random_block(num_tokens, k, seed)
-    block.token_ids_T[-1] = LARGEST_IDS[id_bytes]
+def test_round_trip(
+    num_tokens: int, k: int, seed: int, half: bool, id_bytes: int, all_kept: bool, num_context: int
+) -> None:
+    block = random_block(num_tokens, k, seed, num_context=num_context)
+    (block.context_ids_C if num_context else block.token_ids_T)[-1] = LARGEST_IDS[id_bytes]
     block.topk_ids_TK[0, : k // 2] = PADDING_ID
     if all_kept:
         block.mask_T[:] = True
@@ -42,7 +45,8 @@ def test_round_trip(num_tokens: int, k: int, seed: int, half: bool, id_bytes: in
     assert len(message.topk_ids) == id_bytes * num_tokens * k
     assert len(message.mask) == (0 if block.mask_T.all() else num_tokens)
     back = decode_block(block_pb2.TokenBlock.FromString(message.SerializeToString()))
-    for name in ("token_ids_T", "byte_ends_T", "topk_ids_TK", "tail_T", "gold_T", "mask_T"):
+    assert len(message.context_ids) == id_bytes * num_context
+    for name in ("token_ids_T", "byte_ends_T", "topk_ids_TK", "tail_T", "gold_T", "mask_T", "context_ids_C"):
         np.testing.assert_array_equal(getattr(back, name), getattr(block, name))
     # Half precision keeps 11 significant bits.
     tolerance = 2.0**-11 if half else 0
@@ -61,10 +65,12 @@ def test_half_precision_keeps_impossible_candidates_impossible() -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-@given(cut=st.integers(1, 4), longer=st.booleans())
+@given(cut=st.integers(1, 3), longer=st.booleans())
 @settings(deadline=None, max_examples=10)
 def test_wrong_length_is_refused(column: str, cut: int, longer: bool) -> None:
-    message = encode_block(random_block())
+    block = random_block(num_context=3)
+    block.token_ids_T[0] = LARGEST_IDS[4]  # ids of 4 bytes: no cut leaves whole ones
+    message = encode_block(block)
     data = getattr(message, column)
     setattr(message, column, data + b"x" * cut if longer else data[:-cut])
     with pytest.raises(InvalidArgumentError, match=rf"^{column}: "):
@@ -74,7 +80,7 @@ def test_wrong_length_is_refused(column: str, cut: int, longer: bool) -> None:
 @given(column=st.sampled_from(COLUMNS), at=st.integers(0, 10_000), value=st.integers(0, 255))
 @settings(deadline=None, max_examples=300)
 def test_any_flipped_byte_gives_a_block_or_a_clear_error(column: str, at: int, value: int) -> None:
-    message = encode_block(random_block())
+    message = encode_block(random_block(num_context=3))
     data = bytearray(getattr(message, column))
     data[at % len(data)] = value
     setattr(message, column, bytes(data))

@@ -1,4 +1,4 @@
-"""Windows of the stream as tensors for one forward pass: each on a row of its own, or several packed on one.
+"""Windows of the stream as tensors for one forward pass: one reading on each row, or several packed on one.
 
 Shape legend: B rows, L positions (of the longest row), N tokens of all windows, K candidates per token.
 """
@@ -14,19 +14,21 @@ from torch import Tensor
 
 from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.losses import SparseRows
+from services.distill.data.join import Reading, join
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Windows, each behind its own BOS with positions of its own; no window sees another.
+    """Readings (see `join`), each behind its own BOS with positions of its own; none sees another.
 
-    Where a row holds several windows, transformers takes every position 0 as the start of another window and lets
-    nothing attend across (`DistillModule.check_packing` makes sure of it).
+    Where a row holds several of them, transformers takes every position 0 as the start of another one and lets nothing
+    attend across (`DistillModule.check_packing` makes sure of it).
 
     Attributes:
-        inputs_BL: int64, per window BOS and then all tokens but the last; rows are right-padded.
-        positions_BL: int64, counted from 0 in every window.
-        valid_BL: bool, True where position l predicts a token. In row-major order these are the N rows.
+        inputs_BL: int64, per reading BOS and then context and tokens but the last; rows are right-padded.
+        positions_BL: int64, counted from 0 in every reading.
+        valid_BL: bool, True where position l predicts a token of a window, not of a context; row by row these are
+            the N rows.
         token_ids_N: int64, the tokens predicted.
         rows: the fused distributions of these tokens; None when the blocks carry none.
     """
@@ -62,51 +64,61 @@ class Batch:
         )
 
 
-def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Block]]:
-    """Return blocks in rows of at most `row_tokens` tokens: first fit, the longest first; a longer one has its own row.
+def pack(blocks: Sequence[Block], row_tokens: int | None) -> list[list[Reading]]:
+    """Return blocks in rows, those that continue each other joined to one reading.
 
-    Without `row_tokens` every block has a row of its own, in the given order.
+    Rows have at most `row_tokens` input tokens: first fit, the longest first; a longer reading has its own row. Without
+    `row_tokens` every reading has a row of its own, in the given order.
     """
+    readings = join(blocks)
     if row_tokens is None:
-        return [[block] for block in blocks]
-    rows: list[list[Block]] = []
+        return [[reading] for reading in readings]
+    rows: list[list[Reading]] = []
     room: list[int] = []  # tokens that still fit
-    for block in sorted(blocks, key=lambda block: -block.num_tokens):
-        row = next((row for row, left in enumerate(room) if left >= block.num_tokens), None)
+    for reading in sorted(readings, key=lambda reading: -reading.num_inputs):
+        row = next((row for row, left in enumerate(room) if left >= reading.num_inputs), None)
         if row is None:
             row = len(rows)
             rows.append([])
             room.append(row_tokens)
-        rows[row].append(block)
-        room[row] -= block.num_tokens
+        rows[row].append(reading)
+        room[row] -= reading.num_inputs
     return rows
 
 
-def collate(rows: Sequence[Sequence[Block]], bos: int, *, vocabulary_size: int, tokens_only: bool = False) -> Batch:
-    """Return the batch of rows of blocks (see `pack`); no rows make one position that predicts nothing.
+def blocks_of(rows: Sequence[Sequence[Reading]]) -> list[Block]:
+    """Return the blocks of rows in the order of a batch's N tokens."""
+    return [block for row in rows for reading in row for block in reading.blocks]
+
+
+def collate(rows: Sequence[Sequence[Reading]], bos: int, *, vocabulary_size: int, tokens_only: bool = False) -> Batch:
+    """Return the batch of rows of readings (see `pack`); no rows make one position that predicts nothing.
 
     Raises ValueError when a block holds an id that the vocabulary does not have.
     """
-    blocks = [block for row in rows for block in row]
+    blocks = blocks_of(rows)
     num_rows = max(1, len(rows))
-    length = max([1, *(sum(block.num_tokens for block in row) for row in rows)])
+    length = max([1, *(sum(reading.num_inputs for reading in row) for row in rows)])
     inputs_BL = np.full((num_rows, length), bos, dtype=np.int64)
     valid_BL = np.zeros((num_rows, length), dtype=np.bool_)
-    # Positions of a window alone on its row go on through the padding: one run of positions needs no attention mask.
-    # Behind packed windows every padded position is 0, a window of its own.
+    # Positions of a reading alone on its row go on through the padding: one run of positions needs no attention mask.
+    # Behind packed ones every padded position is 0, a reading of its own.
     packed = any(len(row) > 1 for row in rows)
     positions_BL = np.zeros((num_rows, length), dtype=np.int64) if packed else np.tile(np.arange(length), (num_rows, 1))
     for number, row in enumerate(rows):
         start = 0
-        for block in row:
-            stop = start + block.num_tokens
-            inputs_BL[number, start + 1 : stop] = block.token_ids_T[:-1]
-            valid_BL[number, start:stop] = True
+        for reading in row:
+            stop = start + reading.num_inputs
+            inputs_BL[number, start + 1 : stop] = reading.token_ids[:-1]
+            for block in reading.blocks:
+                first = start + block.context_ids_C.size
+                valid_BL[number, first : first + block.num_tokens] = True
             if packed:
-                positions_BL[number, start:stop] = np.arange(block.num_tokens)
+                positions_BL[number, start:stop] = np.arange(reading.num_inputs)
             start = stop
     tokens_N = np.concatenate([np.empty(0, dtype=np.int64), *(block.token_ids_T for block in blocks)])
     _check_ids(tokens_N, "token_ids", vocabulary_size)
+    _check_ids(inputs_BL, "context_ids", vocabulary_size)
     return Batch(
         inputs_BL=torch.from_numpy(inputs_BL),
         positions_BL=torch.from_numpy(positions_BL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +51,15 @@ def plain_fusion(
     native: bool = False,
     k_out: int = 8,
     documents: Sequence[str] = (),
+    windows: Mapping[str, Any] | None = None,
+    tokenizer: str | None = None,
+    max_positions: int = 2048,
     **service: Any,
 ) -> Iterator[PlainFusion]:
     """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
 
-    With `native` the target has the first source's tokenizer. `documents` are the corpus, generated ones by default.
+    With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
+    `documents` are the corpus, generated ones by default; `windows` are keys of its section.
     """
     texts = documents or [sentences(600, seed=number) for number in range(12)]
     corpus = folder / "documents"
@@ -73,14 +77,15 @@ def plain_fusion(
             sources.append(stack.enter_context(plain_source(config)))
             entries.append({"name": name, "model": str(model), "top_k": 8, "address": sources[-1].address})
         small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
-        tokenizer = str(folder / "model-0") if native else {"train": {"vocabulary_size": 300}}
+        small["max_positions"] = max_positions
+        of_target = str(folder / "model-0") if native else tokenizer or {"train": {"vocabulary_size": 300}}
         recipe = Recipe.model_validate(
             {
                 "name": "plain",
                 "output_dir": str(folder / "runs"),
-                "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128},
+                "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128, **(windows or {})},
                 "sources": entries,
-                "target": {"config": small, "tokenizer": tokenizer},
+                "target": {"config": small, "tokenizer": of_target},
                 "fusion": {"k_out": k_out, "min_sources": min_sources, "alignment": alignment},
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }

@@ -67,7 +67,7 @@ def test_windows_of_a_batch_do_not_see_each_other_or_the_padding(blocks, target)
 
 def test_the_first_row_is_predicted_from_bos_alone(blocks, target):
     model = load_model(target)
-    batch = collate([blocks[:1]], bos=0, vocabulary_size=300, tokens_only=True)
+    batch = collate(pack(blocks[:1], None), bos=0, vocabulary_size=300, tokens_only=True)
     clm = DistillModule(model, vocabulary_size=300)(batch, torch.ones(batch.num_tokens), None).clm_N
     tokens = torch.tensor([[0, *blocks[0].token_ids_T.tolist()]])
     logprobs = torch.log_softmax(model(input_ids=tokens).logits[0, :-1], dim=-1)
@@ -99,7 +99,10 @@ def test_ids_outside_the_vocabulary_are_refused(blocks):
     with pytest.raises(ValueError, match="token_ids: id"):
         collate(pack(blocks, None), bos=0, vocabulary_size=5)
     with pytest.raises(ValueError, match="topk_ids: id"):
-        collate([[replace(blocks[0], topk_ids_TK=blocks[0].topk_ids_TK + 300)]], bos=0, vocabulary_size=300)
+        collate(pack([replace(blocks[0], topk_ids_TK=blocks[0].topk_ids_TK + 300)], None), bos=0, vocabulary_size=300)
+    with pytest.raises(ValueError, match="context_ids: id 300"):
+        context = np.array([7, 300], dtype=np.int32)
+        collate(pack([replace(blocks[0], context_ids_C=context)], None), bos=0, vocabulary_size=300)
 
 
 def test_heads_that_are_more_than_a_matrix_are_refused(target):

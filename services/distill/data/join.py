@@ -1,0 +1,61 @@
+"""Blocks that continue each other, such as the turns of a conversation, are read once instead of once each.
+
+A block's rows are predicted from its context and its own tokens. Where the context of a block begins with all that is
+read for another one, and with that one's tokens, a single causal pass over the longer input has the rows of both: every
+row sees the same tokens at the same positions as alone, so that losses and gradients are the same.
+
+Shape legend: C tokens of a block's context, T rows of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion_core.arrays import Int32
+from fusion_core.blocks import Block
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Blocks that the target reads in one go: the context of each begins with context and tokens of the one before.
+
+    So the input of the last block is the input of all, and the rows of a block stand at positions C to C + T - 1.
+    """
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of tokens read: BOS, and then all tokens but the last."""
+        return self.blocks[-1].num_inputs
+
+    @property
+    def token_ids(self) -> Int32:
+        """The tokens behind BOS, the last one included, int32 [num_inputs]."""
+        return _token_ids(self.blocks[-1])
+
+
+def join(blocks: Sequence[Block]) -> list[Reading]:
+    """Return every block in one reading, joined to the block that it continues where that one is among them.
+
+    Of several blocks that continue the same one, such as answers to one question, one is joined to it. Readings come in
+    the order of the first of their blocks.
+    """
+    spelled = [_token_ids(block).astype(">u4").tobytes() for block in blocks]  # in byte order a prefix comes first
+    readings: list[list[int]] = []
+    for index in sorted(range(len(blocks)), key=spelled.__getitem__):
+        context = spelled[index][: 4 * blocks[index].context_ids_C.size]
+        if readings and context.startswith(spelled[readings[-1][-1]]):
+            readings[-1].append(index)
+        else:
+            readings.append([index])
+    return [Reading(tuple(blocks[index] for index in reading)) for reading in sorted(readings, key=min)]
+
+
+def _token_ids(block: Block) -> Int32:
+    if not block.context_ids_C.size:
+        return block.token_ids_T
+    return np.concatenate([block.context_ids_C, block.token_ids_T])
