@@ -6,7 +6,7 @@ Shape legend: V ids, B bytes of all ids together, T tokens of one text.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,12 @@ class Vocabulary:
         return vocabulary
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, eos_token: str | None = None) -> Vocabulary:
+    def from_tokenizer(
+        cls, tokenizer: Any, *, eos_token: str | None = None, control_ids: Collection[int] = ()
+    ) -> Vocabulary:
         """Read a `PreTrainedTokenizerFast` (in transformers 5: any tokenizer with a `backend_tokenizer`).
+
+        `control_ids` are added tokens that stand for no text although the tokenizer does not mark them as special.
 
         Raises:
             ValueError: a slow tokenizer, or one whose tokens do not stand for bytes (WordPiece), or an `eos_token` that
@@ -95,10 +99,14 @@ class Vocabulary:
                 "allowed are fast tokenizers (a folder with tokenizer.json)"
             )
         roles = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        special_ids = frozenset(tokenizer.all_special_ids)
+        special_ids = frozenset([*tokenizer.all_special_ids, *control_ids])
         description = json.loads(backend_tokenizer.to_str())
         if eos_token is not None:
-            control = {added["content"]: int(added["id"]) for added in description["added_tokens"] if added["special"]}
+            control = {
+                added["content"]: int(added["id"])
+                for added in description["added_tokens"]
+                if added["special"] or added["id"] in control_ids
+            }
             if eos_token not in control:
                 known = ", ".join(control) or "none"
                 raise ValueError(f"eos_token: {eos_token!r} is no special token of the tokenizer; it has {known}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from services.commands.prepare import prepare
 from services.corpus.ledger import Corpus
-from services.fusion.sources.remote import vocabulary_of
+from services.fusion.sources.remote import tokenizer_of
 from services.fusion.sources.through_store import stored_identities
 from services.recipes.recipe import Recipe, RecipeError
 from services.source.config import AnySource
@@ -28,7 +28,7 @@ class CaptureScope:
     def stored(self, source: AnySource) -> list[SourceIdentity]:
         """Return the stored identities whose windows this source could have scored: one per revision."""
         endpoint = self.recipe.endpoint(source)
-        return stored_identities(self.store, endpoint, vocabulary_of(endpoint))
+        return stored_identities(self.store, endpoint, *tokenizer_of(endpoint))
 
 
 def open_scope(recipe: Recipe, *, sources: Sequence[str] = (), splits: Sequence[str] = ()) -> CaptureScope:

@@ -93,6 +93,9 @@ class SourceEndpoint(Settings):
     application: str
     top_k: int
     eos_token: str | None = Field(None, description="Token that ends documents; default the tokenizer's EOS.")
+    chat_template: str | None = Field(
+        None, description="As the source's own key: model, plain or the text of a template; null for documents alone."
+    )
     engine: str | None = Field(None, description="As the recipe deploys it: tells stored windows apart.")
     dtype: str | None = Field(None, description="As engine.")
     bos_token: str | None = Field(None, description="As engine.")

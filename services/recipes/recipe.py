@@ -156,6 +156,7 @@ class Recipe(Settings):
             application=source.application_name,
             top_k=source.top_k,
             eos_token=source.eos_token,
+            chat_template=source.chat_template,
             **as_deployed,
         )
 

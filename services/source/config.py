@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
+from services.base.home import expand_user
 from services.base.settings import MEMORY_PATTERN, Settings
+from services.models.chat_template import MODEL, PLAIN
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 from services.source.engines.config import EngineConfig, VllmConfig, lift_flat_keys
@@ -51,12 +60,32 @@ class _Source(Settings):
     eos_token: str | None = Field(
         None, description="Token that ends a document, for the end row; default the tokenizer's EOS."
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        description="How the model writes conversations: `model` for its own template, `plain`, a file with a Jinja "
+        "template, or its text. Default `model` where the corpus holds conversations, else the source takes none.",
+    )
     max_tokens: int = Field(
         2047,
         ge=1,
         description="Longest text in tokens, left context and EOS included; one more is kept for BOS. Windows are "
         "planned for it; with an address it says what the source there takes.",
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, value: str | None) -> str | None:
+        """Return the text in place of a file's name: sources run where the file is not."""
+        if value is None or value in {MODEL, PLAIN} or "{" in value:
+            return value
+        try:
+            text = expand_user(value, "chat_template").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"allowed are {MODEL}, {PLAIN}, a file or the text of a template; {error}") from error
+        if "{" not in text:
+            raise ValueError(f"{value} holds no Jinja template")
+        return text
 
 
 class SourceConfig(_Source):

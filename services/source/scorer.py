@@ -14,6 +14,7 @@ from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Vocabulary
 from services.base.concurrency import Coalesced
 from services.base.errors import InvalidArgumentError, UnavailableError
+from services.models.chat_tokenizer import ChatTokenizer, open_chat
 from services.models.prompt import Prompt, encode_passages
 from services.source.admission import Admission
 from services.source.canary import TEXTS, CanaryRecord
@@ -37,14 +38,22 @@ class Scorer:
     Attributes:
         problem: why nothing more is served: the model was found broken. None as long as it is sound.
         record: the first run of the canary texts, which later ones are compared with; None compares with nothing.
+        chat: how conversations are read; None where the source takes documents alone.
     """
 
     def __init__(
-        self, config: SourceConfig, engine: Engine, vocabulary: Vocabulary, bos_id: int, max_tokens_in_flight: int
+        self,
+        config: SourceConfig,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        bos_id: int,
+        max_tokens_in_flight: int,
+        chat: ChatTokenizer | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
         self.vocabulary = vocabulary
+        self.chat = chat
         self.bos_id = bos_id
         self.problem: str | None = None
         self.record: CanaryRecord | None = None
@@ -56,12 +65,13 @@ class Scorer:
     @classmethod
     async def load(cls, config: SourceConfig, folder: Path) -> Scorer:
         """Load tokenizer and engine; raises ValueError naming the key that does not fit the model."""
-        vocabulary = Vocabulary.from_pretrained(folder, eos_token=config.eos_token)
+        chat = open_chat(folder, config.chat_template, config.eos_token)
+        vocabulary = chat.vocabulary if chat else Vocabulary.from_pretrained(folder, eos_token=config.eos_token)
         bos_id = _bos_id(config, vocabulary)
         if config.largest_top_k > vocabulary.size:
             raise ValueError(f"top_k: {config.largest_top_k} is more than the vocabulary's {vocabulary.size} tokens")
         bound = tokens_in_flight(config, folder)
-        return cls(config, await load_engine(config, folder, vocabulary.size), vocabulary, bos_id, bound)
+        return cls(config, await load_engine(config, folder, vocabulary.size), vocabulary, bos_id, bound, chat)
 
     @property
     def bos_token(self) -> str:
@@ -83,7 +93,7 @@ class Scorer:
 
     def encode(self, passages: Sequence[Passage]) -> list[Prompt]:
         """Tokenise passages; raises InvalidArgumentError naming the one that is too long."""
-        prompts = encode_passages(self.vocabulary, passages)
+        prompts = encode_passages(self.vocabulary, passages, self.chat)
         for index, prompt in enumerate(prompts):
             num_tokens = prompt.num_tokens
             if not 1 <= num_tokens <= self.config.max_tokens:
@@ -100,7 +110,8 @@ class Scorer:
         Raises InvalidArgumentError when the model has no plausible answer to this text, UnavailableError once it is
         known to be broken.
         """
-        ids = [self.bos_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
+        first_id = self.bos_id if prompt.first_id is None else prompt.first_id
+        ids = [first_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
         scores = await self._ask_engine(ids, top_k)
         if (found := self._implausible(scores)) is not None:
             await self._judge(ids, found)

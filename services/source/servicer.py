@@ -84,6 +84,7 @@ class SourceServicer:
             bos_token=self._scorer.bos_token,
             revision=self._revision,
             eos_token=self._scorer.eos_token,
+            chat_template=self._scorer.chat.template.hash if self._scorer.chat else "",
             logprobs_path=self._scorer.engine.path,
             determinism=self._scorer.engine.determinism,
             max_tokens_in_flight=self._scorer.admission.max_tokens,

@@ -28,6 +28,7 @@ class SourceIdentity(Settings):
     engine: str
     dtype: str
     top_k: int
+    chat_template: str = ""
 
     @classmethod
     def of(cls, info: source_pb2.GetSourceInfoResponse, top_k: int) -> Self:
@@ -40,12 +41,14 @@ class SourceIdentity(Settings):
             engine=re.sub(r" \d\S*", "", info.engine, count=1),
             dtype=info.dtype,
             top_k=top_k,
+            chat_template=info.chat_template,
         )
 
     @property
     def digest(self) -> str:
         """The name of the source's folder in a store."""
-        values = self.model_dump(exclude={"model"})
+        # Sources that take documents alone keep the names that they had before there were chat templates.
+        values = self.model_dump(exclude={"model"} if self.chat_template else {"model", "chat_template"})
         return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
 
 

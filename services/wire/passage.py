@@ -1,4 +1,4 @@
-"""Passages: the texts that sources score, each with its place in a document."""
+"""Passages: the texts that sources score, each with its place in a document or a conversation."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from dataclasses import dataclass
 
 from fusion.v1 import block_pb2
 from services.base.errors import InvalidArgumentError
+from services.wire.messages import read_messages
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document, UTF-8.
+    """A piece of a document, or an assistant's turn in a conversation, UTF-8.
 
     Attributes:
         text: the bytes that get rows.
         context: the bytes right before them in the document: read by the model, without rows.
-        ends_document: whether the document ends with the text; a row for EOS is then wanted behind it.
+        ends_document: whether the document, or the turn, ends with the text; a row for EOS is then wanted behind it.
+        messages: of a turn, the messages before it, as `messages.Messages.to_bytes` writes them; each model reads them
+            as its chat template writes them. There is no `context` beside them.
     """
 
     text: bytes
     context: bytes = b""
     ends_document: bool = False
+    messages: bytes = b""
 
     @property
     def identity(self) -> bytes:
         """A hash of all that a source's answer depends on, the source itself apart."""
-        head = f"{len(self.context)}:{int(self.ends_document)}:".encode()
-        return hashlib.sha256(head + self.context + self.text).digest()
+        before, kind = (self.messages, "messages:") if self.messages else (self.context, "")
+        head = f"{kind}{len(before)}:{int(self.ends_document)}:".encode()
+        return hashlib.sha256(head + before + self.text).digest()
 
 
 def passages_of(
@@ -40,13 +45,13 @@ def passages_of(
     passages = [Passage(text) for text in texts]
     if contexts:
         pairs = zip(texts, contexts, strict=True)
-        passages = [Passage(text, context.preceding, context.ends_document) for text, context in pairs]
+        passages = [Passage(text, c.preceding, c.ends_document, c.messages) for text, c in pairs]
     for index, passage in enumerate(passages):
         if not passage.text:
             raise InvalidArgumentError(f"texts[{index}]: must not be empty")
-        num_bytes = len(passage.text) + len(passage.context)
+        num_bytes = len(passage.text) + len(passage.context) + len(passage.messages)
         if num_bytes > max_text_bytes:
-            with_context = " with what precedes them" if passage.context else ""
+            with_context = " with what precedes them" if passage.context or passage.messages else ""
             raise InvalidArgumentError(
                 f"texts[{index}]: {num_bytes} bytes{with_context}; at most {max_text_bytes} are accepted"
             )
@@ -55,13 +60,24 @@ def passages_of(
                 data.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise InvalidArgumentError(f"{field}: not UTF-8 at byte {error.start}") from error
+        if passage.messages:
+            _check_messages(passage, f"contexts[{index}]")
     return passages
+
+
+def _check_messages(passage: Passage, field: str) -> None:
+    if passage.context:
+        raise InvalidArgumentError(f"{field}: preceding and messages are both set; give one of them")
+    try:
+        read_messages(passage.messages)
+    except ValueError as error:
+        raise InvalidArgumentError(f"{field}.messages: {error}") from error
 
 
 def contexts_of(passages: Sequence[Passage]) -> list[block_pb2.TextContext]:
     """Return the contexts to send beside the texts; none when no passage has any."""
-    if not any(passage.context or passage.ends_document for passage in passages):
+    if not any(passage.context or passage.ends_document or passage.messages for passage in passages):
         return []
     return [
-        block_pb2.TextContext(preceding=passage.context, ends_document=passage.ends_document) for passage in passages
+        block_pb2.TextContext(preceding=p.context, ends_document=p.ends_document, messages=p.messages) for p in passages
     ]

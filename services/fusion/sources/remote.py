@@ -27,6 +27,7 @@ from services.fusion.sources.breaker import Breaker, RetryBudget, State
 from services.fusion.sources.meters import SourceMeter
 from services.fusion.sources.stream_pool import StreamPool
 from services.models.catalogue import resolve_model
+from services.models.chat_tokenizer import open_chat
 from services.source.client import ScoreStream, SourceClient
 from services.store.identity import SourceIdentity
 from services.wire.passage import Passage
@@ -57,22 +58,29 @@ class Scored(NamedTuple):
     identity: SourceIdentity
 
 
-def vocabulary_of(endpoint: SourceEndpoint) -> Vocabulary:
-    """Return the vocabulary in the folder of a source's model; raises ValueError."""
-    return Vocabulary.from_pretrained(resolve_model(endpoint.model), eos_token=endpoint.eos_token)
+def tokenizer_of(endpoint: SourceEndpoint) -> tuple[Vocabulary, str]:
+    """Return the vocabulary of a source's model and the hash of its chat template, empty for none.
+
+    Raises ValueError.
+    """
+    folder = resolve_model(endpoint.model)
+    if chat := open_chat(folder, endpoint.chat_template, endpoint.eos_token):
+        return chat.vocabulary, chat.template.hash
+    return Vocabulary.from_pretrained(folder, eos_token=endpoint.eos_token), ""
 
 
 class RemoteSource:
     """One source, asked over gRPC. Lives on one event loop.
 
     Attributes:
+        vocabulary, chat_template: the model's tokenizer, and the hash of the template that writes conversations for it.
         known: identity of the model that served last; None before the source was reached for the first time.
     """
 
     def __init__(self, endpoint: SourceEndpoint, service: ServiceConfig) -> None:
         self.endpoint = endpoint
         self.name = endpoint.name
-        self.vocabulary = vocabulary_of(endpoint)
+        self.vocabulary, self.chat_template = tokenizer_of(endpoint)
         self.meter = SourceMeter(self.name)
         self.known: SourceIdentity | None = None
         self._attempts = service.source_attempts
@@ -214,6 +222,11 @@ class RemoteSource:
             )
         elif info.max_top_k < self.endpoint.top_k:
             problem = f"serves at most top_k {info.max_top_k}; {self.endpoint.top_k} is configured"
+        elif self.chat_template not in {"", info.chat_template}:
+            theirs = info.chat_template or "none"
+            problem = (
+                f"has the chat template {theirs}, but the one that is configured has the hash {self.chat_template}"
+            )
         if problem is None:
             self.known = SourceIdentity.of(info, self.endpoint.top_k)
             return info

@@ -135,7 +135,8 @@ class ThroughStore:
         if self._store is None:
             raise UnavailableError("there is no store")
         try:
-            fitting = stored_identities(self._store, self.source.endpoint, self.vocabulary)
+            source = self.source
+            fitting = stored_identities(self._store, source.endpoint, source.vocabulary, source.chat_template)
         except OSError as error:
             raise UnavailableError(f"service.store: {error}") from error
         if len(fitting) != 1:
@@ -162,9 +163,11 @@ def refusal(passage: Passage, vocabulary: Vocabulary, top_k: int) -> Block:
     )
 
 
-def stored_identities(store: BlockStore, endpoint: SourceEndpoint, vocabulary: Vocabulary) -> list[SourceIdentity]:
+def stored_identities(
+    store: BlockStore, endpoint: SourceEndpoint, vocabulary: Vocabulary, chat_template: str = ""
+) -> list[SourceIdentity]:
     """Return the sources in a store that an endpoint may mean, as far as it is configured; raises OSError."""
-    wanted = {"vocabulary": vocabulary.fingerprint, "top_k": endpoint.top_k}
+    wanted = {"vocabulary": vocabulary.fingerprint, "top_k": endpoint.top_k, "chat_template": chat_template}
     wanted |= {
         key: value
         for key in ("engine", "dtype", "bos_token", "eos_token")

@@ -1,0 +1,150 @@
+"""Chat templates: how a model writes a conversation, and which of the written characters are an assistant's words.
+
+Templates are Jinja programs that come with models. transformers renders them, in its sandbox, so that a conversation is
+written here as `apply_chat_template` writes it; only the date that some templates show is fixed, so that a conversation
+is written the same every day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any
+
+from services.wire.messages import Message
+
+MODEL, PLAIN = "model", "plain"
+_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+"""The day that Llama's templates fall back on when nobody tells them the date."""
+
+
+class TurnRefusedError(ValueError):
+    """A conversation that a template refuses, or an assistant's turn whose words it changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenTurn:
+    """An assistant's turn as a template writes it: `before`, then `content[start:end]`, then `after`.
+
+    Templates may leave out white space at the ends of a content; nothing else is missing from the middle part.
+    """
+
+    before: str
+    start: int
+    end: int
+    after: str
+
+
+class ChatTemplate:
+    """A template with the special tokens that it names.
+
+    Attributes:
+        hash: 16 hexadecimal digits that differ when the template's text does.
+    """
+
+    def __init__(self, text: str, names: dict[str, Any], text_with_tools: str | None = None) -> None:
+        """`names`: special tokens by role, such as bos_token. `text_with_tools`: of models that have two templates."""
+        self._text, self._text_with_tools, self._names = text, text_with_tools or text, names
+        texts = text if text_with_tools is None else f"{text}\0{text_with_tools}"
+        self.hash = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        self._knows_calls = "tool_calls" in self._text_with_tools
+        self._slot = f"slot{secrets.token_hex(16)}"
+
+    @classmethod
+    def of(cls, tokenizer: Any, chosen: str = MODEL) -> ChatTemplate:
+        """Return a template for the model of a transformers tokenizer.
+
+        Args:
+            tokenizer: names the special tokens, and has the model's own template.
+            chosen: `model` for the model's own, `plain` for the one of this package, or the text of a template.
+
+        Raises ValueError when the model has no template of its own.
+        """
+        names, own = dict(tokenizer.special_tokens_map), tokenizer.chat_template
+        if chosen == PLAIN:
+            plain = resources.files("services.models") / "plain.jinja"
+            return cls(plain.read_text(encoding="utf-8"), names)
+        if chosen != MODEL:
+            return cls(chosen, names)
+        if isinstance(own, dict):
+            own, with_tools = own.get("default"), own.get("tool_use")
+        else:
+            with_tools = None
+        if not own:
+            raise ValueError(
+                "the model has no chat template of its own; set `plain` (User:, Assistant: and blank lines), or a file "
+                "with a Jinja template"
+            )
+        return cls(own, names, with_tools)
+
+    def render(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, *, add_generation_prompt: bool = False
+    ) -> str:
+        """Return the conversation as text, special tokens by their names; raises TurnRefusedError with the reason.
+
+        A content of null is written as an empty one by templates that cannot write null.
+        """
+        given = list(messages)
+        filled = [{**message, "content": message.get("content") or ""} for message in given]
+        if not self._knows_calls:
+            return self._render(filled, tools, add_generation_prompt)
+        try:
+            return self._render(given, tools, add_generation_prompt)
+        except TurnRefusedError:
+            if all(message.get("content") is not None for message in given):
+                raise
+        return self._render(filled, tools, add_generation_prompt)
+
+    def write_turn(self, messages: Sequence[Message], content: str, tools: list[Any] | None = None) -> WrittenTurn:
+        """Return the turn that says `content` behind `messages`.
+
+        The place of the content is found by writing a word in its stead that nobody can guess.
+
+        Raises TurnRefusedError when the template refuses the conversation, or writes the content otherwise.
+        """
+        empty = self.render([*messages, {"role": "assistant", "content": self._slot}], tools)
+        before, *others = empty.split(self._slot)
+        if len(others) != 1:
+            raise TurnRefusedError(f"the chat template writes the assistant's words {len(others)} times, not once")
+        [after] = others
+        written = self.render([*messages, {"role": "assistant", "content": content}], tools)
+        body = written.removesuffix(after)
+        if body.startswith(before) and len(body) + len(after) == len(written):
+            kept = body[len(before) :]
+            start = _indent(content) - _indent(kept)
+            if kept.strip() == content.strip() and start >= 0 and content[start : start + len(kept)] == kept:
+                return WrittenTurn(before, start, start + len(kept), after)
+        # Templates of models that think aloud put their own marks in front of words that bring none.
+        shorter = body.removesuffix(content)
+        if len(shorter) + len(content) + len(after) == len(written) and before.startswith(shorter):
+            return WrittenTurn(shorter, 0, len(content), after)
+        raise TurnRefusedError("the chat template writes the assistant's words otherwise than they are")
+
+    def _render(self, messages: list[Message], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+        from jinja2.exceptions import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            [text], _ = render_jinja_template(
+                [messages],
+                tools=tools,
+                chat_template=self._text if tools is None else self._text_with_tools,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._names, "strftime_now": _fixed_date},
+            )
+        except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+            # A template is a program: what it cannot do with a conversation shows as any of these.
+            raise TurnRefusedError(f"the chat template refuses the conversation: {error}") from error
+        return str(text)
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _fixed_date(form: str) -> str:
+    return _DATE.strftime(form)

@@ -1,0 +1,214 @@
+"""Conversations in a model's tokens: control tokens where the template writes them, and only there.
+
+Shape legend: T tokens of a turn's words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion_core.arrays import Int32
+from fusion_core.vocabulary import Encoding, Vocabulary
+from fusion_core.vocabulary.tokenizer_files import load_tokenizer
+from services.models.chat_template import MODEL, ChatTemplate, TurnRefusedError
+from services.wire.messages import Messages
+
+_CONTROL_FORM = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's names have full-width bars
+"""Names of tokens that no text means, whatever the tokenizer says: DeepSeek's <｜User｜> is not marked as special."""
+_FIRST_MARK = 0xF0000
+"""First code point of a plane for private use, in which no text is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTokens:
+    """An assistant's turn in tokens.
+
+    Attributes:
+        first_id: the control token that the conversation begins with; None where the template writes none.
+        context_ids: int32, all tokens between that and the words.
+        words: the tokens of the turn's text; white space that the template leaves out counts to the first or last of
+            them, which is then not lossless.
+    """
+
+    first_id: int | None
+    context_ids: Int32
+    words: Encoding
+
+
+class ChatTokenizer:
+    """The tokenizer of a model that reads conversations.
+
+    Attributes:
+        template: how conversations are written.
+        vocabulary: its EOS is the token that ends a turn.
+        ends_at_once: whether the template writes that token right behind the words, nothing between them.
+    """
+
+    def __init__(self, tokenizer: Any, template: ChatTemplate, *, eos_token: str | None = None) -> None:
+        """`eos_token`: name of the control token that ends a turn; by default the one that the template writes.
+
+        Raises ValueError when the template cannot write a conversation, or the tokenizer is not supported.
+        """
+        self.template = template
+        self._backend = tokenizer.backend_tokenizer
+        added = json.loads(self._backend.to_str())["added_tokens"]
+        control = {a["content"]: int(a["id"]) for a in added if a["special"] or _CONTROL_FORM.fullmatch(a["content"])}
+        end, self.ends_at_once = self._end_of_turn({number: name for name, number in control.items()})
+        self.vocabulary = Vocabulary.from_tokenizer(tokenizer, eos_token=eos_token or end, control_ids=control.values())
+        self._control_ids = np.array(sorted(self.vocabulary.special_ids), dtype=np.int32)
+        names = sorted((re.escape(name) for name in self.vocabulary.special_tokens if len(name) > 1), key=len)
+        self._names = re.compile(f"(?s)(?=(?:{'|'.join(reversed(names))}))(.)") if names else re.compile("(?!)")
+        self._prefixed_runs = self._puts_prefix_in_runs()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, chosen: str = MODEL, *, eos_token: str | None = None) -> ChatTokenizer:
+        """Load a model folder's tokenizer with the chosen template, see `ChatTemplate.of`; raises ValueError."""
+        loaded = load_tokenizer(folder)
+        try:
+            chat = cls(loaded.tokenizer, ChatTemplate.of(loaded.tokenizer, chosen), eos_token=eos_token)
+        except TurnRefusedError as error:
+            raise ValueError(f"a question and an answer cannot be written: {error}") from error
+        chat.vocabulary.warnings = loaded.warnings
+        return chat
+
+    def encode_messages(self, messages: Messages, *, add_generation_prompt: bool = True) -> Int32:
+        """Return the ids of a whole conversation, by default with the template's beginning of an answer behind it.
+
+        Words that look like control tokens stay words. Raises TurnRefusedError.
+        """
+        shielded, mark = self._shielded([messages.messages, messages.tools])
+        text = self.template.render(*shielded, add_generation_prompt=add_generation_prompt)
+        return self._ids(text, mark)
+
+    def encode_turn(self, messages: Messages, text: bytes, *, ends: bool = False) -> TurnTokens:
+        """Return the tokens of an assistant's turn that says `text` behind the messages.
+
+        The words are split apart from what stands before them, so that a row boundary lies between the two. With
+        `ends` the token that ends the turn is behind them.
+
+        Raises TurnRefusedError where the template does not write the words as they are.
+        """
+        content = text.decode()
+        (shielded, tools, guarded), mark = self._shielded([messages.messages, messages.tools, content])
+        turn = self.template.write_turn(shielded, guarded, tools)
+        before, continues = self._seam(turn.before, guarded[turn.start : turn.end])
+        ids = self._ids(before, mark)
+        # White space has no marks in it, so that it can be counted where they are.
+        skipped, left = len(guarded[: turn.start].encode()), len(guarded[turn.end :].encode())
+        kept = text[skipped : len(text) - left]
+        [words] = self.vocabulary.encode_batch([kept], continues=continues)
+        if not words.num_tokens:
+            raise TurnRefusedError("the tokenizer keeps nothing of the assistant's words")
+        if skipped or left:
+            words = _widened(words, skipped, left)
+        if ends and self.vocabulary.eos_id is not None:
+            words = words.with_end(self.vocabulary.eos_id)
+            if not self.ends_at_once:
+                words.lossless_T[-1] = False
+        if ids.size and np.isin(ids[0], self._control_ids):
+            return TurnTokens(int(ids[0]), ids[1:], words)
+        return TurnTokens(None, ids, words)
+
+    def _end_of_turn(self, control: dict[int, str]) -> tuple[str | None, bool]:
+        """Return the name of the control token that the template ends an answer with, and whether nothing is between.
+
+        None, the model's own EOS, where the template writes no control token behind an answer.
+        """
+        after = self.template.write_turn([{"role": "user", "content": "question"}], "answer").after
+        ids = self._backend.encode(after, add_special_tokens=False).ids
+        for place, token_id in enumerate(ids):
+            if token_id in control:
+                return control[token_id], place == 0
+        return None, True
+
+    def _puts_prefix_in_runs(self) -> bool:
+        """Return whether the tokenizer puts a space in front of words that follow a control token."""
+        if not self.vocabulary.has_dummy_prefix or not self.vocabulary.special_tokens:
+            return False
+        name = next(iter(self.vocabulary.special_tokens))
+        ids = self._backend.encode(f"{name}word", add_special_tokens=False).ids[1:]
+        return bool(ids == self.vocabulary.encode(b"word").token_ids_T.tolist())
+
+    def _seam(self, before: str, words: str) -> tuple[str, bool]:
+        """Return the text before the words, and whether they continue it without a dummy prefix.
+
+        Tokenizers that put a space in front of words have it in the words' first token where the template writes one.
+        """
+        if not self.vocabulary.has_dummy_prefix or words.startswith(" "):
+            return before, True
+        if before.endswith(" ") and not before[:-1].endswith(" "):
+            return before[:-1], False
+        return before, not (self._prefixed_runs and before.endswith(tuple(self.vocabulary.special_tokens)))
+
+    def _shielded(self, values: list[Any]) -> tuple[list[Any], str]:
+        """Return the values with a mark inside every word that looks like a control token, and the mark.
+
+        Such a word is no control token's name any more; the template's own are. The mark is a character of no text.
+        """
+        mark = _FIRST_MARK
+        text = json.dumps(values, ensure_ascii=False)
+        if self._names.search(text) is None:
+            return values, ""
+        while chr(mark) in text:
+            mark += 1
+        return _map_strings(values, lambda string: self._names.sub(rf"\1{chr(mark)}", string)), chr(mark)
+
+    def _ids(self, text: str, mark: str) -> Int32:
+        """Return the ids of a written conversation: as the tokenizer splits it, runs with a mark as text without it."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if not mark or mark not in text:
+            return ids
+        offsets = encoding.offsets
+        pieces, start, first = [], 0, 0
+        for place in [*np.flatnonzero(np.isin(ids, self._control_ids)).tolist(), len(ids)]:
+            stop = offsets[place][0] if place < len(ids) else len(text)
+            run = text[start:stop]
+            pieces.append(self._words(run.replace(mark, ""), first) if mark in run else ids[first:place])
+            pieces.append(ids[place : place + 1])
+            start, first = (offsets[place][1], place + 1) if place < len(ids) else (stop, place)
+        return np.concatenate(pieces)
+
+    def _words(self, run: str, first: int) -> Int32:
+        continues = first > 0 and not self._prefixed_runs
+        return self.vocabulary.encode_batch([run.encode()], continues=continues)[0].token_ids_T
+
+
+def open_chat(folder: str | Path, chosen: str | None, eos_token: str | None = None) -> ChatTokenizer | None:
+    """Return the tokenizer of a model folder for a source's `chat_template`; None for none.
+
+    Raises ValueError naming the setting.
+    """
+    if chosen is None:
+        return None
+    try:
+        return ChatTokenizer.from_pretrained(folder, chosen, eos_token=eos_token)
+    except ValueError as error:
+        raise ValueError(f"chat_template: {error}") from error
+
+
+def _widened(words: Encoding, skipped: int, left: int) -> Encoding:
+    """Return the tokens of a text that has so many more bytes in front and behind; they count to its outer tokens."""
+    ends_T, lossless_T = words.byte_ends_T + np.int32(skipped), words.lossless_T.copy()
+    ends_T[-1] += left
+    lossless_T[0] &= not skipped
+    lossless_T[-1] &= not left
+    return Encoding(words.token_ids_T, ends_T, lossless_T)
+
+
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """Return the value with every string in it changed, but for the roles."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_map_strings(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(k): v if k == "role" else _map_strings(v, change) for k, v in value.items()}
+    return value

@@ -1,0 +1,83 @@
+"""Messages of a conversation on the wire: JSON that says who said what, with the tools where there are any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Message: TypeAlias = dict[str, Any]
+"""An object with `role` and `content`, and whatever else chat templates read (`tool_calls`, `name`)."""
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """The messages of a conversation in their order, and the JSON schemas of the tools that the assistant may call."""
+
+    messages: list[Message] = field(default_factory=list)
+    tools: list[Any] | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON without spaces: a list, or with tools an object. Keys keep their order: templates show it."""
+        value: Any = self.messages if self.tools is None else {"messages": self.messages, "tools": self.tools}
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def read_messages(data: bytes) -> Messages:
+    """Return the messages in the JSON; raises ValueError saying which message is wrong and what is allowed."""
+    try:
+        value = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    tools = None
+    if isinstance(value, dict):
+        if unknown := sorted(set(value) - {"messages", "tools"}):
+            raise ValueError(f"{unknown[0]!r} is not known; allowed are messages and tools")
+        value, tools = value.get("messages"), value.get("tools")
+    check_messages(value)
+    if tools is not None:
+        check_tools(tools)
+    return Messages(value, tools or None)
+
+
+def check_messages(value: Any) -> None:
+    """Raise ValueError naming the message and key unless the value is a list of messages; it may be empty."""
+    if not isinstance(value, list):
+        raise ValueError(f"messages: expected a list, got {_kind(value)}")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise ValueError(f"messages[{index}]: expected an object with role and content, got {_kind(message)}")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"messages[{index}].role: {message.get('role')!r} is none of {', '.join(ROLES)}")
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+            raise ValueError(f"messages[{index}].tool_calls: expected a list of objects")
+        content = message.get("content")
+        if not isinstance(content, str) and not (content is None and calls):
+            raise ValueError(
+                f"messages[{index}].content: expected a string, or null beside tool_calls; got {_kind(content)}"
+            )
+    _check_characters(value)
+
+
+def check_tools(value: Any) -> None:
+    """Raise ValueError unless the value is a list of objects: the tools' JSON schemas."""
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("tools: expected a list of objects")
+    _check_characters(value)
+
+
+def _check_characters(value: Sequence[Any]) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
+        raise ValueError("a string holds a lone surrogate") from error
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null", bool: "a truth value"}
+    return names.get(type(value), "a number")
