@@ -52,7 +52,7 @@ class ChatTemplate:
         texts = text if text_with_tools is None else f"{text}\0{text_with_tools}"
         self.hash = hashlib.sha256(texts.encode()).hexdigest()[:16]
         self._knows_calls = "tool_calls" in self._text_with_tools
-        self._slot = f"slot{secrets.token_hex(16)}"
+        self._slot = str(secrets.randbits(128))
 
     @classmethod
     def of(cls, tokenizer: Any, chosen: str = MODEL) -> ChatTemplate:
@@ -64,22 +64,20 @@ class ChatTemplate:
 
         Raises ValueError when the model has no template of its own.
         """
-        names, own = dict(tokenizer.special_tokens_map), tokenizer.chat_template
+        names: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        own: Any = tokenizer.chat_template
         if chosen == PLAIN:
             plain = resources.files("services.models") / "plain.jinja"
             return cls(plain.read_text(encoding="utf-8"), names)
         if chosen != MODEL:
             return cls(chosen, names)
-        if isinstance(own, dict):
-            own, with_tools = own.get("default"), own.get("tool_use")
-        else:
-            with_tools = None
-        if not own:
+        by_name: dict[str, str] = own if isinstance(own, dict) else {"default": own}
+        if not by_name.get("default"):
             raise ValueError(
                 "the model has no chat template of its own; set `plain` (User:, Assistant: and blank lines), or a file "
                 "with a Jinja template"
             )
-        return cls(own, names, with_tools)
+        return cls(by_name["default"], names, by_name.get("tool_use"))
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, *, add_generation_prompt: bool = False
@@ -102,7 +100,7 @@ class ChatTemplate:
     def write_turn(self, messages: Sequence[Message], content: str, tools: list[Any] | None = None) -> WrittenTurn:
         """Return the turn that says `content` behind `messages`.
 
-        The place of the content is found by writing a word in its stead that nobody can guess.
+        The place of the content is found by writing a number in its stead that nobody can guess.
 
         Raises TurnRefusedError when the template refuses the conversation, or writes the content otherwise.
         """
@@ -129,7 +127,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            [text], _ = render_jinja_template(
+            texts, _ = render_jinja_template(
                 [messages],
                 tools=tools,
                 chat_template=self._text if tools is None else self._text_with_tools,
@@ -139,7 +137,7 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
             # A template is a program: what it cannot do with a conversation shows as any of these.
             raise TurnRefusedError(f"the chat template refuses the conversation: {error}") from error
-        return str(text)
+        return str(texts[0])
 
 
 def _indent(text: str) -> int:

@@ -25,6 +25,9 @@ _CONTROL_FORM = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's names have full-wi
 _FIRST_MARK = 0xF0000
 """First code point of a plane for private use, in which no text is expected."""
 
+_LOOK_AHEAD = 32
+"""Characters of the words that may decide how the white space before them is split."""
+
 
 @dataclass(frozen=True, slots=True)
 class TurnTokens:
@@ -62,6 +65,7 @@ class ChatTokenizer:
         control = {a["content"]: int(a["id"]) for a in added if a["special"] or _CONTROL_FORM.fullmatch(a["content"])}
         end, self.ends_at_once = self._end_of_turn({number: name for name, number in control.items()})
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, eos_token=eos_token or end, control_ids=control.values())
+        self._lengths_V = np.diff(self.vocabulary.byte_table.offsets_V1)
         self._control_ids = np.array(sorted(self.vocabulary.special_ids), dtype=np.int32)
         names = sorted((re.escape(name) for name in self.vocabulary.special_tokens if len(name) > 1), key=len)
         self._names = re.compile(f"(?s)(?=(?:{'|'.join(reversed(names))}))(.)") if names else re.compile("(?!)")
@@ -98,8 +102,12 @@ class ChatTokenizer:
         content = text.decode()
         (shielded, tools, guarded), mark = self._shielded([messages.messages, messages.tools, content])
         turn = self.template.write_turn(shielded, guarded, tools)
-        before, continues = self._seam(turn.before, guarded[turn.start : turn.end])
-        ids = self._ids(before, mark)
+        said = guarded[turn.start : turn.end]
+        # Tokenizers that put a space in front of words have the template's own space in the words' first token.
+        spaced = self.vocabulary.has_dummy_prefix and not said.startswith(" ") and turn.before.endswith(" ")
+        ids = self._ids_before(turn.before.removesuffix(" ") if spaced else turn.before, said, mark)
+        follows_control = bool(ids.size) and bool(np.isin(ids[-1], self._control_ids))
+        continues = not spaced and not (self._prefixed_runs and follows_control)
         # White space has no marks in it, so that it can be counted where they are.
         skipped, left = len(guarded[: turn.start].encode()), len(guarded[turn.end :].encode())
         kept = text[skipped : len(text) - left]
@@ -136,17 +144,6 @@ class ChatTokenizer:
         ids = self._backend.encode(f"{name}word", add_special_tokens=False).ids[1:]
         return bool(ids == self.vocabulary.encode(b"word").token_ids_T.tolist())
 
-    def _seam(self, before: str, words: str) -> tuple[str, bool]:
-        """Return the text before the words, and whether they continue it without a dummy prefix.
-
-        Tokenizers that put a space in front of words have it in the words' first token where the template writes one.
-        """
-        if not self.vocabulary.has_dummy_prefix or words.startswith(" "):
-            return before, True
-        if before.endswith(" ") and not before[:-1].endswith(" "):
-            return before[:-1], False
-        return before, not (self._prefixed_runs and before.endswith(tuple(self.vocabulary.special_tokens)))
-
     def _shielded(self, values: list[Any]) -> tuple[list[Any], str]:
         """Return the values with a mark inside every word that looks like a control token, and the mark.
 
@@ -175,6 +172,23 @@ class ChatTokenizer:
             pieces.append(ids[place : place + 1])
             start, first = (offsets[place][1], place + 1) if place < len(ids) else (stop, place)
         return np.concatenate(pieces)
+
+    def _ids_before(self, before: str, words: str, mark: str) -> Int32:
+        """Return the ids of what stands before the words: as they are with words behind, where a token ends between.
+
+        Many tokenizers split the white space before a word otherwise than white space at the end of a text.
+        """
+        ids = self._ids(before, mark)
+        some = words[:_LOOK_AHEAD] if not mark else words[:_LOOK_AHEAD].split(mark, maxsplit=1)[0]
+        control = np.flatnonzero(np.isin(ids, self._control_ids))
+        run = int(control[-1]) + 1 if control.size else 0
+        if self.vocabulary.has_dummy_prefix or run == ids.size or not some:
+            return ids
+        joint = self._ids(before + some, mark)
+        ends, num_bytes = np.cumsum(self._lengths_V[joint[run:]]), self._lengths_V[ids[run:]].sum()
+        place = int(np.searchsorted(ends, num_bytes))
+        ends_there = place < ends.size and ends[place] == num_bytes
+        return joint[: run + place + 1] if ends_there else ids
 
     def _words(self, run: str, first: int) -> Int32:
         continues = first > 0 and not self._prefixed_runs

@@ -33,15 +33,14 @@ def read_messages(data: bytes) -> Messages:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
-    tools = None
-    if isinstance(value, dict):
-        if unknown := sorted(set(value) - {"messages", "tools"}):
-            raise ValueError(f"{unknown[0]!r} is not known; allowed are messages and tools")
-        value, tools = value.get("messages"), value.get("tools")
-    check_messages(value)
+    given: dict[str, Any] = value if isinstance(value, dict) else {"messages": value}
+    if unknown := sorted(set(given) - {"messages", "tools"}):
+        raise ValueError(f"{unknown[0]!r} is not known; allowed are messages and tools")
+    messages, tools = given.get("messages"), given.get("tools")
+    check_messages(messages)
     if tools is not None:
         check_tools(tools)
-    return Messages(value, tools or None)
+    return Messages(messages or [], tools or None)
 
 
 def check_messages(value: Any) -> None:

@@ -223,9 +223,9 @@ class RemoteSource:
         elif info.max_top_k < self.endpoint.top_k:
             problem = f"serves at most top_k {info.max_top_k}; {self.endpoint.top_k} is configured"
         elif self.chat_template not in {"", info.chat_template}:
-            theirs = info.chat_template or "none"
             problem = (
-                f"has the chat template {theirs}, but the one that is configured has the hash {self.chat_template}"
+                f"has the chat template {info.chat_template or 'none'}, but the one that is configured has the hash "
+                f"{self.chat_template}"
             )
         if problem is None:
             self.known = SourceIdentity.of(info, self.endpoint.top_k)
