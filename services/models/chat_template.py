@@ -127,7 +127,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, _ = render_jinja_template(
+            rendered: Any = render_jinja_template(  # its annotation says that it returns a string
                 [messages],
                 tools=tools,
                 chat_template=self._text if tools is None else self._text_with_tools,
@@ -137,7 +137,7 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
             # A template is a program: what it cannot do with a conversation shows as any of these.
             raise TurnRefusedError(f"the chat template refuses the conversation: {error}") from error
-        return str(texts[0])
+        return str(rendered[0][0])
 
 
 def _indent(text: str) -> int:
