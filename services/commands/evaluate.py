@@ -31,7 +31,7 @@ UNTOUCHED = "untouched target"
 def evaluate_folder(
     recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None, is_source: bool = False
 ) -> Scores:
-    """Score a model on a split, every window behind the model's BOS and what else it reads in training.
+    """Score a model on a split, every window behind the model's BOS and its context, as in training.
 
     The left context is read by sources always, by others where the recipe's target reads it.
     """

@@ -1,7 +1,7 @@
 """A checkpoint: a Hugging Face folder that anybody can load, with the trainer's state beside it for an exact resume.
 
     config.json, *.safetensors, tokenizer files (with LoRA adapter_config.json and adapter_model.safetensors, for peft)
-    optimizer-XXXX/      optimiser state by parameter name, a shard a worker, by torch.distributed.checkpoint
+    optimizer-XXXX/      optimiser state by parameter name, a shard per worker, by torch.distributed.checkpoint
     trainer_state.json   `Position`, and the name of the optimiser's folder
     checkpoint.json      step, identity ("plan") and the size of every file: a folder is complete when all are there
 
@@ -48,10 +48,10 @@ same steps. The parts together are the checkpoint."""
 
 POSITION = "trainer_state.json"
 _WHOLE_STATE = "trainer_state.pt"
-"""The file with optimiser state and position in checkpoints of earlier versions, which are still read."""
+"""Name of the file with optimiser state and position in checkpoints of earlier versions, which are still read."""
 _REPORTED = ("step", "epoch", "loss", "total_tokens")
 _FILE_BYTES = 1 << 30
-"""The bytes of optimiser state, over all workers, that go into one file of each; a file is formed in memory."""
+"""Bytes of optimiser state of all workers for which each one writes one file; a file is built in memory."""
 
 
 class Checkpoints:
@@ -113,7 +113,7 @@ def load_position(folder: Path) -> Position:
 def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write this worker's part of the optimiser state into `folder`, which is made; collective.
 
-    Of state that is sharded, a worker writes its shard; of state that all have, each writes another part. Raises
+    A worker writes its own shard of sharded state; state that all workers hold is divided among them. Raises
     OSError on all workers when one of them cannot write.
     """
     tensors = _optimizer_tensors(module, optimizer)[1]
@@ -132,7 +132,7 @@ def save_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: 
 def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Load the optimiser state of the checkpoint in `folder`, under the same parallelism or another; collective.
 
-    A worker reads what it holds itself, straight into its own tensors. Raises OSError on all workers when one of them
+    A worker reads only its own part, straight into its own tensors. Raises OSError on all workers when one of them
     cannot read.
     """
     if not (folder / POSITION).exists():
@@ -154,7 +154,7 @@ def _whole_state(folder: Path) -> dict[str, Any]:
 
 
 def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the optimiser state by parameter name, and the tensors in it: the rest follows from the configuration."""
+    """Return the optimiser state by parameter name, and its tensors; the other values follow from the configuration."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     everything: dict[str, Any] = dict(get_optimizer_state_dict(module, optimizer, options=options))
     return everything, {key: value for key, value in everything.items() if isinstance(value, Tensor)}
@@ -164,7 +164,7 @@ def _optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> t
 def _named_errors(problem: str) -> Iterator[None]:
     """Let torch.distributed.checkpoint run without a process group too, and raise its errors as OSError.
 
-    Its own error is no Exception, and its message is the stack of every worker.
+    The library's own error is no Exception, and its message holds the stack of every worker.
     """
     try:
         with warnings.catch_warnings():

@@ -176,7 +176,7 @@ def _score(
 
 
 def _logits(model: Any, inputs_BL: torch.Tensor, num_last: int) -> torch.Tensor:
-    """Return the logits of the last `num_last` positions; models that can compute no others."""
+    """Return the logits of the last `num_last` positions; where the model can, only these are computed."""
     kept: dict[str, int] = {}
     if num_last < inputs_BL.shape[1] and "logits_to_keep" in inspect.signature(model.forward).parameters:
         kept = {"logits_to_keep": num_last}

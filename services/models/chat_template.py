@@ -1,4 +1,4 @@
-"""Chat templates: how a model writes a conversation, and which of the written characters are an assistant's words.
+"""Chat templates: conversations as a model writes them, and the place of an assistant's words in the text.
 
 Templates are Jinja programs that come with models. transformers renders them, in its sandbox, so that a conversation is
 written here as `apply_chat_template` writes it; only the date that some templates show is fixed, so that a conversation
@@ -19,7 +19,7 @@ from services.wire.messages import Message
 
 MODEL, PLAIN = "model", "plain"
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
-"""The day that Llama's templates fall back on when nobody tells them the date."""
+"""The date that templates show: the one that Llama's use when no date is given."""
 
 
 class TurnRefusedError(ValueError):
@@ -47,7 +47,7 @@ class ChatTemplate:
     """
 
     def __init__(self, text: str, names: dict[str, Any], text_with_tools: str | None = None) -> None:
-        """`names`: special tokens by role, such as bos_token. `text_with_tools`: of models that have two templates."""
+        """Take special tokens by role, such as bos_token; `text_with_tools` is a model's second template."""
         self._text, self._text_with_tools, self._names = text, text_with_tools or text, names
         texts = text if text_with_tools is None else f"{text}\0{text_with_tools}"
         self.hash = hashlib.sha256(texts.encode()).hexdigest()[:16]
@@ -84,7 +84,7 @@ class ChatTemplate:
     ) -> str:
         """Return the conversation as text, special tokens by their names; raises TurnRefusedError with the reason.
 
-        A content of null is written as an empty one by templates that cannot write null.
+        For templates that cannot write null, a content of null is written as an empty one.
         """
         given = list(messages)
         filled = [{**message, "content": message.get("content") or ""} for message in given]
@@ -100,7 +100,7 @@ class ChatTemplate:
     def write_turn(self, messages: Sequence[Message], content: str, tools: list[Any] | None = None) -> WrittenTurn:
         """Return the turn that says `content` behind `messages`.
 
-        The place of the content is found by writing a number in its stead that nobody can guess.
+        A random number, written in place of the content, shows where the content stands.
 
         Raises TurnRefusedError when the template refuses the conversation, or writes the content otherwise.
         """
@@ -116,7 +116,7 @@ class ChatTemplate:
             start = _indent(content) - _indent(kept)
             if kept.strip() == content.strip() and start >= 0 and content[start : start + len(kept)] == kept:
                 return WrittenTurn(before, start, start + len(kept), after)
-        # Templates of models that think aloud put their own marks in front of words that bring none.
+        # Templates of reasoning models put their marks in front of words that have none.
         shorter = body.removesuffix(content)
         if len(shorter) + len(content) + len(after) == len(written) and before.startswith(shorter):
             return WrittenTurn(shorter, 0, len(content), after)
@@ -135,7 +135,7 @@ class ChatTemplate:
                 **{**self._names, "strftime_now": _fixed_date},
             )
         except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
-            # A template is a program: what it cannot do with a conversation shows as any of these.
+            # A template is a program: a conversation that it cannot write raises any of these.
             raise TurnRefusedError(f"the chat template refuses the conversation: {error}") from error
         return str(rendered[0][0])
 

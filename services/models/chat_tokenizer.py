@@ -21,12 +21,12 @@ from services.models.chat_template import MODEL, ChatTemplate, TurnRefusedError
 from services.wire.messages import Messages
 
 _CONTROL_FORM = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's names have full-width bars
-"""Names of tokens that no text means, whatever the tokenizer says: DeepSeek's <｜User｜> is not marked as special."""
+"""Pattern of the names of control tokens, also of unmarked ones: DeepSeek's <｜User｜> is not marked as special."""
 _FIRST_MARK = 0xF0000
 """First code point of a plane for private use, in which no text is expected."""
 
 _LOOK_AHEAD = 32
-"""Characters of the words that may decide how the white space before them is split."""
+"""Number of characters of the words that may decide how the white space before them is split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class TurnTokens:
     Attributes:
         first_id: the control token that the conversation begins with; None where the template writes none.
         context_ids: int32, all tokens between that and the words.
-        words: the tokens of the turn's text; white space that the template leaves out counts to the first or last of
-            them, which is then not lossless.
+        words: the tokens of the turn's text; white space that the template leaves out belongs to the first or last
+            of them, which is then not lossless.
     """
 
     first_id: int | None
@@ -49,13 +49,13 @@ class ChatTokenizer:
     """The tokenizer of a model that reads conversations.
 
     Attributes:
-        template: how conversations are written.
+        template: writes the conversations.
         vocabulary: its EOS is the token that ends a turn.
-        ends_at_once: whether the template writes that token right behind the words, nothing between them.
+        ends_at_once: whether the template writes that token directly behind the words.
     """
 
     def __init__(self, tokenizer: Any, template: ChatTemplate, *, eos_token: str | None = None) -> None:
-        """`eos_token`: name of the control token that ends a turn; by default the one that the template writes.
+        """Take the parts; `eos_token` names the control token that ends a turn, by default the template's.
 
         Raises ValueError when the template cannot write a conversation, or the tokenizer is not supported.
         """
@@ -94,7 +94,7 @@ class ChatTokenizer:
     def encode_turn(self, messages: Messages, text: bytes, *, ends: bool = False) -> TurnTokens:
         """Return the tokens of an assistant's turn that says `text` behind the messages.
 
-        The words are split apart from what stands before them, so that a row boundary lies between the two. With
+        The words are tokenised apart from the text before them, so that a row boundary lies between the two. With
         `ends` the token that ends the turn is behind them.
 
         Raises TurnRefusedError where the template does not write the words as they are.
@@ -125,9 +125,9 @@ class ChatTokenizer:
         return TurnTokens(None, ids, words)
 
     def _end_of_turn(self, control: dict[int, str]) -> tuple[str | None, bool]:
-        """Return the name of the control token that the template ends an answer with, and whether nothing is between.
+        """Return the name of the control token that ends an answer in the template, and whether it follows at once.
 
-        None, the model's own EOS, where the template writes no control token behind an answer.
+        The name is None, for the model's own EOS, where the template writes no control token behind an answer.
         """
         after = self.template.write_turn([{"role": "user", "content": "question"}], "answer").after
         ids = self._backend.encode(after, add_special_tokens=False).ids
@@ -147,7 +147,7 @@ class ChatTokenizer:
     def _shielded(self, values: list[Any]) -> tuple[list[Any], str]:
         """Return the values with a mark inside every word that looks like a control token, and the mark.
 
-        Such a word is no control token's name any more; the template's own are. The mark is a character of no text.
+        Such a word is then no longer a control token's name; those of the template are. No text has the mark.
         """
         mark = _FIRST_MARK
         text = json.dumps(values, ensure_ascii=False)
@@ -158,7 +158,7 @@ class ChatTokenizer:
         return _map_strings(values, lambda string: self._names.sub(rf"\1{chr(mark)}", string)), chr(mark)
 
     def _ids(self, text: str, mark: str) -> Int32:
-        """Return the ids of a written conversation: as the tokenizer splits it, runs with a mark as text without it."""
+        """Return the ids of a written conversation; a run of text with a mark is split as text without it."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         if not mark or mark not in text:
@@ -174,9 +174,9 @@ class ChatTokenizer:
         return np.concatenate(pieces)
 
     def _ids_before(self, before: str, words: str, mark: str) -> Int32:
-        """Return the ids of what stands before the words: as they are with words behind, where a token ends between.
+        """Return the ids of the text before the words, split as with the words behind it where a token ends between.
 
-        Many tokenizers split the white space before a word otherwise than white space at the end of a text.
+        Many tokenizers split white space before a word otherwise than white space at the end of a text.
         """
         ids = self._ids(before, mark)
         some = words[:_LOOK_AHEAD] if not mark else words[:_LOOK_AHEAD].split(mark, maxsplit=1)[0]
@@ -209,7 +209,7 @@ def open_chat(folder: str | Path, chosen: str | None, eos_token: str | None = No
 
 
 def _widened(words: Encoding, skipped: int, left: int) -> Encoding:
-    """Return the tokens of a text that has so many more bytes in front and behind; they count to its outer tokens."""
+    """Return the tokens of a text with more bytes in front and behind, which belong to its outer tokens."""
     ends_T, lossless_T = words.byte_ends_T + np.int32(skipped), words.lossless_T.copy()
     ends_T[-1] += left
     lossless_T[0] &= not skipped
@@ -218,7 +218,7 @@ def _widened(words: Encoding, skipped: int, left: int) -> Encoding:
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Return the value with every string in it changed, but for the roles."""
+    """Return the value with every string in it changed, except the roles."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):

@@ -42,7 +42,7 @@ def check_tokenizers(recipe: Recipe, *, tried: Collection[str] = ()) -> None:
 def tokenizer_identity(folder: Path) -> str:
     """Return a hash that changes when ids, splitting or roles of a folder's tokenizer do, without loading it.
 
-    Chat templates, sizes and sides are no part of it. Of a folder without any such file, return the path.
+    Chat templates, sizes and sides of padding do not count. For a folder without any such file, it is the path.
     """
     files = [folder / name for name in _TOKEN_FILES if (folder / name).is_file()]
     if not files:
@@ -60,7 +60,7 @@ def tokenizer_identity(folder: Path) -> str:
 
 
 def _json(file: Path) -> Any:
-    """Return the content of a JSON file: None without a file, its bytes in hexadecimal where they are no JSON."""
+    """Return the content of a JSON file: None without a file, its bytes in hexadecimal where it is not JSON."""
     if not file.is_file():
         return None
     text = file.read_bytes()

@@ -76,7 +76,7 @@ class _Source(Settings):
     @field_validator("chat_template")
     @classmethod
     def _read_template(cls, value: str | None) -> str | None:
-        """Return the text in place of a file's name: sources run where the file is not."""
+        """Return the text of the template in place of a file's name: replicas may run on machines without the file."""
         if value is None or value in {MODEL, PLAIN} or "{" in value:
             return value
         try:

@@ -1,4 +1,4 @@
-"""Messages of a conversation on the wire: JSON that says who said what, with the tools where there are any."""
+"""Messages of a conversation on the wire: JSON with role and content of each, and the tools where there are any."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Messages:
     tools: list[Any] | None = None
 
     def to_bytes(self) -> bytes:
-        """Return the JSON without spaces: a list, or with tools an object. Keys keep their order: templates show it."""
+        """Return the JSON without spaces: a list, or with tools an object. Keys keep the order that templates show."""
         value: Any = self.messages if self.tools is None else {"messages": self.messages, "tools": self.tools}
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def read_messages(data: bytes) -> Messages:
-    """Return the messages in the JSON; raises ValueError saying which message is wrong and what is allowed."""
+    """Return the messages in the JSON; raises ValueError naming the message that is wrong and what is allowed."""
     try:
         value = json.loads(data)
     except UnicodeDecodeError as error:

@@ -19,8 +19,8 @@ class Passage:
         text: the bytes that get rows.
         context: the bytes right before them in the document: read by the model, without rows.
         ends_document: whether the document, or the turn, ends with the text; a row for EOS is then wanted behind it.
-        messages: of a turn, the messages before it, as `messages.Messages.to_bytes` writes them; each model reads them
-            as its chat template writes them. There is no `context` beside them.
+        messages: the messages before a turn, as `messages.Messages.to_bytes` writes them; each model reads them as its
+            chat template writes them. A passage has `messages` or `context`, not both.
     """
 
     text: bytes

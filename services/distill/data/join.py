@@ -1,4 +1,4 @@
-"""Blocks that continue each other, such as the turns of a conversation, are read once instead of once each.
+"""Blocks that continue each other, such as the turns of a conversation, read together instead of one by one.
 
 A block's rows are predicted from its context and its own tokens. Where the context of a block begins with all that is
 read for another one, and with that one's tokens, a single causal pass over the longer input has the rows of both: every
@@ -20,9 +20,9 @@ from fusion_core.blocks import Block
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Blocks that the target reads in one go: the context of each begins with context and tokens of the one before.
+    """Blocks that the target reads in one pass: the context of each begins with context and tokens of the one before.
 
-    So the input of the last block is the input of all, and the rows of a block stand at positions C to C + T - 1.
+    The input of the last block is thus the input of all, and the rows of a block stand at positions C to C + T - 1.
     """
 
     blocks: tuple[Block, ...]
