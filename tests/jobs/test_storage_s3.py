@@ -15,6 +15,7 @@ from services.jobs.storage import MANIFEST, check_writable, clear, mend_snapshot
 from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
 
 FILES = {f"part-{number}": bytes([number]) * 100_000 for number in range(20)}
+FILES |= {f"optimizer-ab/shard-{rank}.safetensors": bytes([rank]) * 100_000 for rank in range(2)}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def save(folder: Path, step: int) -> Path:
     """A checkpoint as a trainer leaves it."""
     folder.mkdir()
     for name, data in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     manifest = {"step": step, "plan": "plan", "files": {name: len(data) for name, data in FILES.items()}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -58,7 +60,8 @@ def test_checkpoints_are_written_found_read_and_deleted(location: str, tmp_path:
     assert newest is not None
     assert newest.step == 5
     with newest.local() as folder:
-        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST} == FILES
+        copied = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+        assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in copied} == FILES
 
     files.delete_file(f"{root}/{newest.name}/part-7")
     listed = {"checkpoint_results": [{"checkpoint_dir_name": newest.name}]}
