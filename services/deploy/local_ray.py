@@ -75,10 +75,19 @@ class Deployment:
         write_whole(_state_file(self.name), json.dumps(asdict(self), indent=2))
 
     def stop(self) -> None:
-        """End the cluster and every process that it started, the engines' included."""
+        """End the cluster and every process that it started, the engines' included; also those of a head that died."""
         if (process := self._process()) is not None:
             _end(process)
+        else:
+            _kill(self._left_behind())
         _state_file(self.name).unlink(missing_ok=True)
+
+    def _left_behind(self) -> list[psutil.Process]:
+        """Return the processes of the head's session that outlived it."""
+        with _ignore_ended():
+            if abs(psutil.Process(self.pid).create_time() - self.pid_created) >= 1.0:
+                return []  # the number was given out again, which happens only when nobody is left of its session
+        return [process for process in psutil.process_iter() if _session(process) == self.pid != process.pid]
 
 
 def deployments() -> list[Deployment]:
@@ -193,10 +202,22 @@ def _end(process: psutil.Process) -> None:
         family = [process, *process.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-        for survivor in alive:
-            with _ignore_ended():
-                survivor.kill()
-        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        _kill(alive)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with _ignore_ended():
+            process.kill()
+    psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+
+
+def _session(process: psutil.Process) -> int | None:
+    """Return the number of the session that a process belongs to, None when it has ended."""
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
 
 
 def _end_of_log(log: Path) -> str:

@@ -53,26 +53,31 @@ def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: p
             deployment.stop()
 
 
+HEAD = """
+import subprocess, sys
+left = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(left.pid, "x" * 9000, flush=True)
+sys.stdin.read()
+print("raylet: out of memory")
+"""
+
+
 @pytest.mark.timeout(60)
-def test_a_head_that_ends_ends_the_wait_with_its_last_words(tmp_path: Path) -> None:
+def test_a_head_that_ends_ends_the_wait_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is a child that nobody has asked how it ended, as Ray's head is one of `fusion up`."""
+    monkeypatch.setenv("FUSION_HOME", str(tmp_path / "home"))
     log = tmp_path / "ray.log"
     with log.open("wb") as stream:
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; sys.stdin.read(); print('x' * 9000); print('raylet: out of memory')",
-        ]
-        head = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, text=True)
+        command = [sys.executable, "-c", HEAD]
+        head = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stream, text=True, start_new_session=True)
     dashboard = f"http://127.0.0.1:{free_port()}"
-    deployment = Deployment(
-        "run", "", head.pid, psutil.Process(head.pid).create_time(), "", dashboard, "", "fusion", str(log)
-    )
+    created = psutil.Process(head.pid).create_time()
+    deployment = Deployment("run", "", head.pid, created, "", dashboard, "", "fusion", str(log))
     looks = []
 
     def check_head() -> None:
         looks.append(deployment.running)
-        if len(looks) == 2:  # the dashboard has not answered once
+        if len(looks) > 1 and log.stat().st_size:  # the dashboard has not answered once
             assert head.stdin is not None
             head.stdin.close()
         deployment.check_running()
@@ -81,4 +86,8 @@ def test_a_head_that_ends_ends_the_wait_with_its_last_words(tmp_path: Path) -> N
     with pytest.raises(UnavailableError, match=expected):
         deploy({"applications": []}, dashboard, lambda states: None, timeout_seconds=900, check_head=check_head)
     assert looks[:2] == [True, True] and not deployment.running
+    left_behind = psutil.Process(int(log.read_text().split()[0]))
+    assert left_behind.is_running()
+    deployment.stop()
+    assert not left_behind.is_running() or left_behind.status() == psutil.STATUS_ZOMBIE
     head.wait()
