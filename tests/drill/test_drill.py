@@ -19,7 +19,7 @@ from tests.drill.ledger import Entry, LedgerReader, LedgerWriter, judge
 from tests.drill.scene import Scene
 
 SEED = 7
-SHORT = ("nan blocks", "kill source", "kill consumer", "freeze source", "kill fusion")
+SHORT = ("nan blocks", "kill source", "kill consumer")
 """What `make test` has time for; `make drill` does all that are soon over."""
 
 

@@ -66,7 +66,7 @@ def test_a_plain_client_and_a_client_of_another_server_are_refused(
     door: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnavailableError):
-        FusionClient(f"127.0.0.1:{door.port}", token=TOKEN, timeout_seconds=30).info()
+        FusionClient(f"127.0.0.1:{door.port}", token=TOKEN, timeout_seconds=30, patience_seconds=1).info()
     use(monkeypatch, Authority(tmp_path / "other", "other"), door.authority.client("trusting"))
     with pytest.raises(UnavailableError):  # the gateway's certificate is of no authority that this client trusts
         client(door).info()
