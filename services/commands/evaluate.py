@@ -24,22 +24,31 @@ from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
+from services.source.config import AnySource
 
 UNTOUCHED = "untouched target"
 
 
 def evaluate_folder(
-    recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None, is_source: bool = False
+    recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None, source: AnySource | None = None
 ) -> Scores:
     """Score a model on a split, every window behind the model's BOS and its context, as in training.
 
-    The left context is read by sources always, by others where the recipe's target reads it.
+    The left context is read by sources always, by others where the recipe's target reads it. A turn that the model's
+    chat template refuses is an error.
     """
     config = recipe.distill
     passages = [corpus.window(split, index).passage for index in range(corpus.num_windows(split))]
-    if not (is_source or recipe.corpus.target_context):
-        passages = [replace(passage, context=b"") for passage in passages]
-    return nats_per_byte(folder, passages, bos=bos, device=config.device, torch_threads=config.torch_threads)
+    if source is None and not recipe.corpus.target_context:
+        passages = [replace(passage, context=b"", messages=b"") for passage in passages]
+    return nats_per_byte(
+        folder,
+        passages,
+        bos=bos,
+        chat_template=source.chat_template if source else recipe.target_chat_template,
+        device=config.device,
+        torch_threads=config.torch_threads,
+    )
 
 
 def evaluate_sources(client: FusionClient, corpus: Corpus, split: str) -> tuple[dict[str, float], float]:
@@ -85,8 +94,8 @@ def evaluate(
     Raises RecipeError naming the model or split that is missing.
     """
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
-    source_models = _source_models(recipe) if sources else {}
-    models |= source_models
+    source_models = {f"source {source.name}": source for source in recipe.sources} if sources else {}
+    models |= _source_models(recipe) if sources else {}
     if not models:
         raise RecipeError(f"{recipe.run_folder}: no target and no trained model yet; name folders, or add --sources")
     corpus = corpus_and_target(recipe)
@@ -95,7 +104,7 @@ def evaluate(
     scores = {}
     for name, (folder, bos) in models.items():
         print_line(f"{name}: {folder}")
-        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos, is_source=name in source_models)
+        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos, source=source_models.get(name))
         if not scores[name].lossless_W.all():
             print_line(
                 f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte"

@@ -12,9 +12,10 @@ from services.corpus.ledger import Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.distill.target.prepare import prepare_target
 from services.models.catalogue import resolve_model
+from services.models.chat_tokenizer import ChatTokenizer
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve, resolve_sources
-from services.recipes.tokenizers import check_tokenizers, tokenizer_identity
+from services.recipes.tokenizers import check_tokenizers, template_identity, tokenizer_identity
 
 
 def prepare(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None, *, save: bool = True) -> Path:
@@ -44,7 +45,8 @@ def _tried_tokenizers(recipe: Recipe) -> set[str]:
         record = Corpus.open(recipe.corpus_folder).record
     except ValueError:
         return set()
-    return {identity for name, identity, *_ in record["planned_for"] if name in record["vocabularies"]}
+    tried = (entry for entry in record["planned_for"] if entry[0] in record["vocabularies"])
+    return {identity for entry in tried for identity in (entry[1], *entry[4:])}
 
 
 def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda line: None) -> Corpus:
@@ -62,7 +64,8 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         folder, seed = recipe.target_folder, recipe.distill.seed
         prepare_target(target, text.train_texts(), folder, seed, corpus_fingerprint=text.fingerprint)
         print_line(f"target {folder}")
-        own = _tokenizer("target", folder, _max_positions(folder), reads_context=recipe.corpus.target_context)
+        limits = _max_positions(folder), recipe.corpus.target_context
+        own = _tokenizer("target", folder, *limits, recipe.target_chat_template, is_target=True)
         corpus = plan_corpus(text, [*_source_tokenizers(recipe, print_line), own])
     except SettingError as error:
         raise RecipeError(f"corpus.{error}") from error
@@ -72,7 +75,23 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         if info["num_cuts"] and info["num_cuts_at_boundaries"] is not None:
             line += f", {info['num_cuts_at_boundaries']} of {info['num_cuts']} cuts at boundaries of every tokenizer"
         print_line(line)
+        for turns in _turn_lines(info.get("turns", {})):
+            print_line(f"{split}: {turns}")
     return corpus
+
+
+def _turn_lines(turns: dict[str, dict[str, int]]) -> Iterator[str]:
+    """Yield what became of the turns of conversations that are no windows, or are not read by every model."""
+    reasons = {
+        "tool_calls": "that only call tools",
+        "empty": "without words",
+        "too_long": "too long for a window or a model",
+        "refused": "refused by chat templates",
+    }
+    if left_out := turns.get("left_out"):
+        yield "left out: " + ", ".join(f"{number} turns {reasons[reason]}" for reason, number in left_out.items())
+    for name, number in turns.get("refused_by", {}).items():
+        yield f"{name}: its chat template does not write {number} turns"
 
 
 def _source_tokenizers(recipe: Recipe, print_line: Callable[[str], None]) -> Iterator[WindowTokenizer]:
@@ -82,12 +101,29 @@ def _source_tokenizers(recipe: Recipe, print_line: Callable[[str], None]) -> Ite
         except ValueError as error:
             print_line(f"windows are planned without the tokenizer of sources[{index}]: {error}")
         else:
-            yield _tokenizer(f"sources[{index}]", folder, source.max_tokens, reads_context=True)
+            template = source.chat_template if recipe.corpus.is_conversations else None
+            yield _tokenizer(f"sources[{index}]", folder, source.max_tokens, True, template, eos_token=source.eos_token)
 
 
-def _tokenizer(name: str, folder: Path, max_tokens: int | None, *, reads_context: bool) -> WindowTokenizer:
+def _tokenizer(
+    name: str,
+    folder: Path,
+    max_tokens: int | None,
+    reads_context: bool,
+    template: str | None,
+    *,
+    eos_token: str | None = None,
+    is_target: bool = False,
+) -> WindowTokenizer:
     return WindowTokenizer(
-        name, tokenizer_identity(folder), lambda: Vocabulary.from_pretrained(folder), max_tokens, reads_context
+        name,
+        tokenizer_identity(folder),
+        lambda: Vocabulary.from_pretrained(folder),
+        max_tokens,
+        reads_context,
+        is_target,
+        template_identity(folder, template),
+        None if template is None else lambda: ChatTokenizer.from_pretrained(folder, template, eos_token=eos_token),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from services.base.settings import Settings
 from services.corpus.package_text import PackageOrigin
 from services.corpus.readers import Format
+
+_TURN_BYTES = 8192
 
 
 class CorpusConfig(Settings):
@@ -17,7 +20,11 @@ class CorpusConfig(Settings):
     files: globs of .txt, .md, .rst, .jsonl or .parquet files (others with `format`), from the working directory.
     separator: bytes between documents in a text file; without it a file is one document.
     text_field: key (.jsonl) or column (.parquet) that holds the text.
+    format: how the files are read, where their names do not say it; `conversations` reads .jsonl and .parquet files
+        with `messages`, or `prompt` and `completion`, whose windows are the assistant's turns.
     window_bytes: longest window. Windows are cut where all tokenizers involved have a token boundary, and fit them all.
+        Of conversations, the longest turn; longer ones are left out. By default 1,024, and 8,192 there.
+    max_history_bytes: most bytes of the messages before a turn, as JSON; the oldest go first, system messages stay.
     context_bytes: bytes of its document before a window that are read with it, without rows for them.
     target_context: whether the target reads them as the sources do, without loss; else it reads a window alone.
     held_out_share: share of the bytes whose documents are held out; `seed` draws them.
@@ -33,6 +40,7 @@ class CorpusConfig(Settings):
     separator: Annotated[str, Field(min_length=1)] | None = None
     text_field: str = "text"
     window_bytes: Annotated[int, Field(ge=16, le=2**20)] = 1024
+    max_history_bytes: Annotated[int, Field(ge=64, le=2**20)] = 16_384
     context_bytes: Annotated[int, Field(ge=0, le=2**20)] = 0
     target_context: bool = True
     train_bytes: Annotated[int, Field(ge=1)] | None = None
@@ -40,6 +48,29 @@ class CorpusConfig(Settings):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     shared_run_bytes: Annotated[int, Field(ge=16)] | None = 100
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _turns_are_long(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("format") == "conversations":
+            return {"window_bytes": _TURN_BYTES, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        """Raise ValueError for a setting that the format does not use and that says more than its default."""
+        fields = type(self).model_fields
+        unused = ("separator", "text_field", "context_bytes") if self.is_conversations else ("max_history_bytes",)
+        for key in unused:
+            if getattr(self, key) != fields[key].default:
+                only = "not read with format: conversations" if self.is_conversations else "only for conversations"
+                raise ValueError(f"{key}: {only}; leave it out")
+        return self
+
+    @property
+    def is_conversations(self) -> bool:
+        """Whether the documents are conversations."""
+        return self.format == "conversations"
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
         ("ends_document", pa.bool_()),
     ]
 )
+TURN_SCHEMA = SCHEMA.append(pa.field("messages", pa.binary())).append(pa.field("turn", pa.int64()))
+"""Schema of a corpus of conversations: the messages before a turn, and its number in the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,13 @@ class Window:
     index: int
     context: bytes
     ends_document: bool
+    messages: bytes = b""
+    turn: int = 0
 
     @property
     def passage(self) -> Passage:
         """The text with its context, as sources score it and as its scores are stored."""
-        return Passage(self.text, self.context, self.ends_document)
+        return Passage(self.text, self.context, self.ends_document, self.messages)
 
 
 class Corpus:
@@ -103,7 +107,9 @@ class Corpus:
         """Return the window at `index`, from 0 to `num_windows(split) - 1`; IndexError outside of it."""
         if not 0 <= index < self.num_windows(split):
             raise IndexError(f"window {index} of {self.num_windows(split)} in split {split!r}")
-        columns = ("text", "document", "start_byte", "ends_document")
+        columns = ["text", "document", "start_byte", "ends_document"]
+        if "messages" in self._splits[split].column_names:
+            columns += ["messages", "turn"]
         row = {name: self._cell(split, name, index) for name in columns}
         context_start, at, context = self._cell(split, "context_start", index), index, b""
         while len(context) < row["start_byte"] - context_start:

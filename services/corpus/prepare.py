@@ -27,12 +27,14 @@ from services.base.atomic import drop_partial, whole_file, write_whole
 from services.base.errors import SettingError
 from services.base.home import exclusive
 from services.corpus.config import CorpusConfig
-from services.corpus.document import Document
-from services.corpus.ledger import HELD_OUT, RECORD, SCHEMA, TRAIN, VERSION, WINDOWS, Corpus
+from services.corpus.document import Conversation, Document
+from services.corpus.ledger import HELD_OUT, RECORD, SCHEMA, TRAIN, TURN_SCHEMA, VERSION, WINDOWS, Corpus
 from services.corpus.package_text import package_files
 from services.corpus.readers import documents, local_files
 from services.corpus.split import SplitDocuments, split_documents
+from services.corpus.turns import PlannedTurn, TurnPlanner
 from services.corpus.windows import PlannedWindow, Reader, plan_windows
+from services.models.chat_tokenizer import ChatTokenizer
 from services.models.packages import file_sha256
 
 _BATCH_BYTES = 1 << 24
@@ -48,7 +50,9 @@ class WindowTokenizer:
         name: as messages name it.
         identity: changes when the tokenizer does; known without loading it.
         load: loads it, or raises ValueError.
-        max_tokens, reads_context: as in `windows.Reader`.
+        max_tokens, reads_context, is_target: as in `windows.Reader`.
+        template: changes when the model's chat template does; empty where it reads no conversations.
+        load_chat: loads both, or raises ValueError; None where it reads no conversations.
     """
 
     name: str
@@ -56,6 +60,9 @@ class WindowTokenizer:
     load: Callable[[], Vocabulary]
     max_tokens: int | None = None
     reads_context: bool = True
+    is_target: bool = False
+    template: str = ""
+    load_chat: Callable[[], ChatTokenizer] | None = None
 
 
 class CorpusText:
@@ -122,7 +129,10 @@ def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) ->
 
     A tokenizer that cannot be loaded is left out, with a warning. Raises what `read_text` raises.
     """
-    planned_for = [[each.name, each.identity, each.max_tokens, each.reads_context] for each in tokenizers]
+    planned_for = [
+        [each.name, each.identity, each.max_tokens, each.reads_context, *([each.template] if each.template else [])]
+        for each in tokenizers
+    ]
     with exclusive(text.folder):
         corpus = text.planned()
         if corpus is None or corpus.record["planned_for"] != planned_for:
@@ -141,24 +151,28 @@ def _text_hash(texts: Iterator[str]) -> str:
 
 def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
     """Return the tokenizers that can be loaded, each loaded once."""
-    loaded: dict[str, Vocabulary] = {}
+    loaded: dict[tuple[str, str], tuple[Vocabulary, ChatTokenizer | None]] = {}
     readers = []
     for tokenizer in tokenizers:
+        key = tokenizer.identity, tokenizer.template
         try:
-            if tokenizer.identity not in loaded:
-                loaded[tokenizer.identity] = tokenizer.load()
+            if key not in loaded:
+                chat = tokenizer.load_chat() if tokenizer.load_chat is not None else None
+                loaded[key] = (chat.vocabulary if chat else tokenizer.load()), chat
         except ValueError as error:
             _log.warning("windows are planned without the tokenizer of %s: %s", tokenizer.name, error)
         else:
-            vocabulary = loaded[tokenizer.identity]
-            readers.append(Reader(tokenizer.name, vocabulary, tokenizer.max_tokens, tokenizer.reads_context))
+            limits = tokenizer.max_tokens, tokenizer.reads_context
+            vocabulary, chat = loaded[key]
+            readers.append(Reader(tokenizer.name, vocabulary, *limits, chat, tokenizer.is_target))
     return readers
 
 
 def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list[list[Any]]) -> None:
     config, folder, split = text.config, text.folder, text.documents
     parts = ((TRAIN, split.train, config.train_bytes), (HELD_OUT, split.held_out, config.held_out_bytes))
-    columns: dict[str, list[Any]] = {key: [] for key in SCHEMA.names}
+    schema = TURN_SCHEMA if config.is_conversations else SCHEMA
+    columns: dict[str, list[Any]] = {key: [] for key in schema.names}
     record: dict[str, Any] = {
         "version": VERSION,
         "name": config.name,
@@ -169,16 +183,13 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
         "num_documents": split.num_documents,
         "num_duplicates": split.num_duplicates,
         "num_dropped_as_shared": split.num_dropped,
-        "splits": {
-            name: _add_split(columns, name, _windows(config, chosen, cap, readers), config, planned=bool(readers))
-            for name, chosen, cap in parts
-        },
+        "splits": {name: _add_split(columns, name, chosen, cap, config, readers) for name, chosen, cap in parts},
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WINDOWS, RECORD):
         drop_partial(folder / name)
     with whole_file(folder / WINDOWS) as partial:
-        pq.write_table(pa.table(columns, schema=SCHEMA), partial, compression="zstd")
+        pq.write_table(pa.table(columns, schema=schema), partial, compression="zstd")
         record["windows_sha256"] = file_sha256(partial)
     # Between the two a reader sees that the hashes differ.
     write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
@@ -187,41 +198,63 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
 def _add_split(
     columns: dict[str, list[Any]],
     name: str,
-    windows: Iterator[tuple[Document, PlannedWindow, bool]],
+    chosen: Sequence[Document],
+    cap: int | None,
     config: CorpusConfig,
-    *,
-    planned: bool,
+    readers: Sequence[Reader],
 ) -> dict[str, Any]:
     """Add the windows of a split to the table's columns, and return the ledger's entry for the split."""
     first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
     num_cuts = num_shared = num_shortened = 0
+    turns = TurnPlanner(config.window_bytes, config.max_history_bytes, readers) if config.is_conversations else None
+    windows = _windows(config, chosen, cap, readers) if turns is None else _turns(turns, chosen, cap)
     for index, (document, window, ends_document) in enumerate(windows):
         text = document.text[window.start : window.end]
         sha256 = hashlib.sha256(text)
         digest.update(sha256.digest() + f"{window.start - window.context_start}:{int(ends_document)};".encode())
         place = (name, index, document.name, window.start, text, sha256.hexdigest())
-        row = (*place, window.context_start, ends_document)
-        for key, value in zip(SCHEMA.names, row, strict=True):
+        row: tuple[Any, ...] = (*place, window.context_start, ends_document)
+        if isinstance(window, PlannedTurn):
+            digest.update(hashlib.sha256(window.messages).digest())
+            row += (window.messages, window.turn)
+        else:
+            num_cuts += window.start > 0
+            num_shared += window.start > 0 and window.at_boundary
+        for key, value in zip(columns, row, strict=True):
             columns[key].append(value)
         num_bytes += len(text)
-        num_cuts += window.start > 0
-        num_shared += window.start > 0 and window.at_boundary
         num_shortened += window.shortened
     num_windows = len(columns["split"]) - first_row
     if not num_windows:
-        raise SettingError(f"{name}_bytes", f"no window fits; `window_bytes` is {config.window_bytes}")
-    if num_shortened:
+        left_out = f"; of the turns, {dict(turns.left_out)} are left out" if turns is not None else ""
+        raise SettingError(f"{name}_bytes", f"no window fits; `window_bytes` is {config.window_bytes}{left_out}")
+    if num_shortened and turns is None:
         _log.warning("context_bytes: %d windows have less, or max_tokens would not do", num_shortened)
     return {
         "num_documents": len(set(columns["document"][first_row:])),
         "num_windows": num_windows,
         "num_bytes": num_bytes,
         "num_cuts": num_cuts,
-        "num_cuts_at_boundaries": num_shared if planned else None,
+        "num_cuts_at_boundaries": num_shared if readers else None,
         "num_shortened_contexts": num_shortened,
         "first_row": first_row,
         "fingerprint": digest.hexdigest(),
+        **({} if turns is None else {"turns": turns.counts()}),
     }
+
+
+def _turns(
+    planner: TurnPlanner, chosen: Sequence[Document], cap: int | None
+) -> Iterator[tuple[Document, PlannedTurn, bool]]:
+    """Yield the windows of conversations as `_windows` does those of documents."""
+    total = 0
+    for document in chosen:
+        assert isinstance(document, Conversation), "the format decides what is read"
+        for turn in planner.plan(document):
+            total += turn.end - turn.start
+            if cap is not None and total > cap:
+                return
+            yield document, turn, turn.ends
 
 
 def _windows(

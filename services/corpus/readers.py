@@ -11,9 +11,10 @@ from typing import Literal
 
 from services.base.errors import SettingError
 from services.base.home import expand_user
+from services.corpus.conversations import conversations
 from services.corpus.document import Document
 
-Format = Literal["text", "jsonl", "parquet"]
+Format = Literal["text", "jsonl", "parquet", "conversations"]
 _FORMATS: dict[str, Format] = {
     ".txt": "text",
     ".md": "text",
@@ -49,6 +50,8 @@ def documents(
             raise SettingError("files", f"{name} is none of {', '.join(_FORMATS)}; set `format` to say how to read it")
         if kind == "parquet":
             yield from _parquet(path, name, text_field)
+        elif kind == "conversations":
+            yield from conversations(path, name)
         elif kind == "jsonl":
             yield from _jsonl(path, name, text_field)
         else:

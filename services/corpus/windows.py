@@ -16,6 +16,7 @@ import numpy as np
 
 from fusion_core.arrays import Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
+from services.models.chat_tokenizer import ChatTokenizer
 
 WHITESPACE = np.zeros(256, dtype=np.bool_)
 """True at the byte values that are white space."""
@@ -36,12 +37,16 @@ class Reader:
         vocabulary: its tokenizer.
         max_tokens: longest input in tokens, EOS included, BOS not; None for no limit.
         reads_context: whether the left context is part of the input.
+        chat: how the model reads conversations; None where it reads the words of a turn alone.
+        is_target: whether this is the model that learns.
     """
 
     name: str
     vocabulary: Vocabulary
     max_tokens: int | None
     reads_context: bool
+    chat: ChatTokenizer | None = None
+    is_target: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import torch
 
 from fusion_core.arrays import Bool, Float64, Int32, Int64
 from fusion_core.vocabulary import Encoding, Vocabulary
+from services.models.chat_tokenizer import open_chat
 from services.models.pretrained import load_causal_lm
 from services.models.prompt import Prompt, encode_passages
 from services.models.weights import quiet
@@ -60,6 +61,7 @@ def nats_per_byte(
     texts: Sequence[bytes | str | Passage],
     *,
     bos: int | None = None,
+    chat_template: str | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
     torch_threads: int | None = None,
@@ -71,6 +73,7 @@ def nats_per_byte(
         folder: Hugging Face folder with weights and a fast tokenizer.
         texts: the windows, UTF-8, none empty; passages where a context is read. Ends of documents do not count.
         bos: token in front of every window; the tokenizer's BOS when not set, or its EOS where it has no BOS.
+        chat_template: how the messages before a turn are written, as a source's; passages with messages need one.
         device: `auto` takes CUDA where there is one.
         dtype: of weights and computation; the softmax is in float32 always.
         torch_threads: threads during the call; torch's own number when not set.
@@ -82,11 +85,12 @@ def nats_per_byte(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda is asked for, but this machine has none; allowed here: auto, cpu")
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    vocabulary = Vocabulary.from_pretrained(folder)
+    chat = open_chat(folder, chat_template)
+    vocabulary = chat.vocabulary if chat else Vocabulary.from_pretrained(folder)
     passages = [_passage(text) for text in texts]
     if empty := [index for index, passage in enumerate(passages) if not passage.text]:
         raise ValueError(f"text {empty[0]}: must not be empty")
-    prompts = encode_passages(vocabulary, passages)
+    prompts = encode_passages(vocabulary, passages, chat)
     first = next((token for token in (bos, vocabulary.bos_id, vocabulary.eos_id) if token is not None), None)
     if first is None:
         raise ValueError(f"bos: the tokenizer in {folder} has neither BOS nor EOS; name a token")
@@ -160,6 +164,8 @@ def _score(
     inputs_BL = torch.full((len(prompts), length), bos, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids = np.concatenate([prompt.context_ids, prompt.encoding.token_ids_T])[:-1].astype(np.int64)
+        if prompt.first_id is not None:
+            inputs_BL[row, 0] = prompt.first_id
         inputs_BL[row, 1 : 1 + len(ids)] = torch.from_numpy(ids)
     first = min(prompt.context_ids.size for prompt in prompts)
     with torch.inference_mode():

@@ -113,3 +113,6 @@ class FusionServiceConfig(Settings):
         True,
         description="Whether blocks carry the target's tokens of the left context, see corpus.target_context.",
     )
+    target_chat_template: str | None = Field(
+        None, description="As a source's chat_template, for the messages before a turn; null where it reads none."
+    )

@@ -31,6 +31,7 @@ from services.fusion.metrics import FusionMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
 from services.fusion.sources.through_store import ThroughStore
 from services.fusion.warm_up import TEXT, made_up_block
+from services.models.chat_tokenizer import open_chat
 from services.models.prompt import Prompt, encode_passages
 from services.rpc.deadline import remaining_seconds
 from services.store.backfill_list import BackfillList, BackfillWindow
@@ -93,6 +94,8 @@ class Fuser:
         self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
         if self.target.eos_id is None:
             logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
+        eos_token = next((n for n, i in self.target.special_tokens.items() if i == self.target.eos_id), None)
+        self._chat = open_chat(config.tokenizer, config.target_chat_template, eos_token)
         self._store = BlockStore(config.service.store) if config.service.store else None
         self._backfill = BackfillList(self._store.files) if self._store else None
         self._sources = {
@@ -145,12 +148,19 @@ class Fuser:
     def encode(self, passage: Passage) -> Prompt:
         """Return the target's tokens, and EOS behind the text where the document ends and there is an EOS.
 
-        The context is left out where the target does not read it. Raises UnfusableTextError when the text has no
-        tokens. Takes milliseconds: call it off the event loop.
+        Context and messages are left out where the target does not read them. Takes milliseconds: call it off the event
+        loop. Raises UnfusableTextError when the text has no tokens, or the target's chat template refuses the turn.
         """
         if not self._config.target_context:
             passage = replace(passage, context=b"")
-        [prompt] = encode_passages(self.target, [passage])
+        if self._chat is None:
+            passage = replace(passage, messages=b"")
+        try:
+            [prompt] = encode_passages(self.target, [passage], self._chat)
+        except InvalidArgumentError as error:
+            raise UnfusableTextError(f"target: {error}") from error
+        if prompt.first_id not in {None, self.target.bos_id}:  # the trainer puts BOS in front
+            prompt = replace(prompt, context_ids=np.append(np.int32(prompt.first_id), prompt.context_ids))
         if prompt.encoding.without_end().num_tokens == 0:
             raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
         return prompt

@@ -21,7 +21,9 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
     sources = {}
     for endpoint in config.sources:
         known = identities.get(endpoint.name)
-        served = known.model_dump(mode="json", exclude={"model", "top_k"}) if known else {}
+        # A key of later versions, left out where it says nothing: runs that began before it go on.
+        unset = {"chat_template"} if known and not known.chat_template else set[str]()
+        served = known.model_dump(mode="json", exclude={"model", "top_k"} | unset) if known else {}
         sources[endpoint.name] = {"model": endpoint.model, "top_k": endpoint.top_k} | served
     settings: dict[str, Any] = {
         "corpus": {"target_context": config.target_context},
@@ -29,6 +31,8 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
         "service": {"below_quorum": config.service.below_quorum},
         "sources": sources,
     }
+    if config.target_chat_template is not None:
+        settings["target"] = {"chat_template": config.target_chat_template}
     return {key: json.dumps(value, sort_keys=True) for key, value in _leaves(settings, "")}
 
 

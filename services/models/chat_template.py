@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
+from services.base.home import expand_user
 from services.wire.messages import Message
 
 MODEL, PLAIN = "model", "plain"
@@ -138,6 +139,22 @@ class ChatTemplate:
             # A template is a program: a conversation that it cannot write raises any of these.
             raise TurnRefusedError(f"the chat template refuses the conversation: {error}") from error
         return str(rendered[0][0])
+
+
+def read_chosen(value: str | None) -> str | None:
+    """Return a setting with the text in place of a file's name: models run where the file is not.
+
+    Raises ValueError for a file that cannot be read or holds no template.
+    """
+    if value is None or value in {MODEL, PLAIN} or "{" in value:
+        return value
+    try:
+        text = expand_user(value, "chat_template").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"allowed are {MODEL}, {PLAIN}, a file or the text of a template; {error}") from error
+    if "{" not in text:
+        raise ValueError(f"{value} holds no Jinja template")
+    return text
 
 
 def _indent(text: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -15,11 +17,27 @@ from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.models.chat_template import MODEL, PLAIN
 from services.recipes.strict_yaml import write_yaml
 from services.source.config import AnySource, SourceConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Pattern of names of folders, in a recipe or on the command line."""
+
+
+def _has_conversations(corpus: Any) -> bool:
+    if isinstance(corpus, CorpusConfig):
+        return corpus.is_conversations
+    return isinstance(corpus, Mapping) and corpus.get("format") == "conversations"
+
+
+def _with_template(model: Any, chosen: str) -> Any:
+    """Return the settings of a source or a target with a chat template, if they have none."""
+    if isinstance(model, Settings) and getattr(model, "chat_template", None) is None:
+        return model.model_copy(update={"chat_template": chosen})
+    if isinstance(model, Mapping) and model.get("chat_template") is None:
+        return {**model, "chat_template": chosen}
+    return model
 
 
 class RecipeError(ValueError):
@@ -37,6 +55,20 @@ class Recipe(Settings):
     fusion: FusionConfig = FusionConfig()
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_read_conversations(cls, values: Any) -> Any:
+        """Fill in the chat templates of sources and target that say none, where the corpus holds conversations."""
+        if not isinstance(values, Mapping) or not _has_conversations(values.get("corpus")):
+            return values
+        filled = dict(values)
+        if isinstance(sources := values.get("sources"), list | tuple):
+            filled["sources"] = [_with_template(source, MODEL) for source in sources]
+        if isinstance(target := values.get("target"), Mapping | TargetConfig):
+            pretrained = target.model if isinstance(target, TargetConfig) else target.get("model")
+            filled["target"] = _with_template(target, MODEL if pretrained else PLAIN)
+        return filled
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Recipe:
@@ -64,6 +96,11 @@ class Recipe(Settings):
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
             if corpus.window_bytes > limit:
                 raise ValueError(f"corpus.window_bytes: {corpus.window_bytes} is more than {key} = {limit}")
+            if corpus.is_conversations and corpus.window_bytes + corpus.max_history_bytes > limit:
+                raise ValueError(
+                    f"corpus.max_history_bytes: {corpus.max_history_bytes} and window_bytes = {corpus.window_bytes} "
+                    f"together are more than {key} = {limit}"
+                )
             if corpus.window_bytes + corpus.context_bytes > limit:
                 raise ValueError(
                     f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
@@ -129,6 +166,12 @@ class Recipe(Settings):
         return self.run_folder / "target"
 
     @property
+    def target_chat_template(self) -> str | None:
+        """How the target reads the messages before a turn; None where it reads documents, or a turn alone."""
+        reads = self.corpus.is_conversations and self.corpus.target_context
+        return self.target.chat_template if reads else None
+
+    @property
     def fusion_address(self) -> str:
         return self.service.address or f"127.0.0.1:{self.service.grpc_port}"
 
@@ -178,4 +221,5 @@ class Recipe(Settings):
             service=self.service.model_copy(update={"store": self.store}),
             corpora=(str(self.corpus_folder.absolute()),),
             target_context=self.corpus.target_context,
+            target_chat_template=self.target_chat_template,
         )

@@ -11,6 +11,8 @@ from typing import Any
 
 from fusion_core.vocabulary import Vocabulary
 from services.models.catalogue import resolve_model
+from services.models.chat_template import MODEL
+from services.models.chat_tokenizer import open_chat
 from services.models.packages import file_sha256
 from services.recipes.recipe import Recipe, RecipeError
 from services.source.config import AnySource
@@ -70,6 +72,35 @@ def _json(file: Path) -> Any:
         return text.hex()
 
 
+def template_identity(folder: Path, chosen: str | None) -> str:
+    """Return a hash that changes with the chat template that `chosen` names, without loading it; empty for none."""
+    if chosen is None:
+        return ""
+    own: list[Any] = []
+    if chosen == MODEL:
+        config = _json(folder / "tokenizer_config.json")
+        own = [config.get("chat_template") if isinstance(config, dict) else config]
+        own += [file.read_text(encoding="utf-8") for file in sorted(folder.glob("**/*.jinja"))]
+    return hashlib.sha256(json.dumps([chosen, own]).encode()).hexdigest()
+
+
+def _template_problems(recipe: Recipe, tried: Collection[str]) -> Iterator[str]:
+    """Yield a line per chat template that is missing or cannot be used."""
+    chosen = [(f"sources.{n}", source.model, source.chat_template) for n, source in enumerate(recipe.sources)]
+    if recipe.target.model is not None:
+        chosen.append(("target", recipe.target.model, recipe.target_chat_template))
+    for key, model, template in chosen:
+        try:
+            folder = resolve_model(model)
+        except ValueError:  # missing folders are reported elsewhere
+            continue
+        if template is not None and template_identity(folder, template) not in tried:
+            try:
+                open_chat(folder, template)
+            except ValueError as error:
+                yield f"{key}.{' '.join(str(error).split())}"
+
+
 def tokenizer_problems(recipe: Recipe, *, tried: Collection[str] = ()) -> Iterator[str]:
     """Yield a line per tokenizer that cannot be used; missing folders are left out."""
     loaded: dict[Path, Vocabulary | str] = {}
@@ -83,6 +114,7 @@ def tokenizer_problems(recipe: Recipe, *, tried: Collection[str] = ()) -> Iterat
             yield f"{key}: {vocabulary}"
         elif source is not None:
             yield from _role_problems(key.removesuffix(".model"), source, vocabulary)
+    yield from _template_problems(recipe, tried)
 
 
 def _folders(recipe: Recipe) -> Iterator[tuple[str, Path, AnySource | None]]:

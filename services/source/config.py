@@ -15,9 +15,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from services.base.home import expand_user
 from services.base.settings import MEMORY_PATTERN, Settings
-from services.models.chat_template import MODEL, PLAIN
+from services.models.chat_template import read_chosen
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 from services.source.engines.config import EngineConfig, VllmConfig, lift_flat_keys
@@ -76,16 +75,7 @@ class _Source(Settings):
     @field_validator("chat_template")
     @classmethod
     def _read_template(cls, value: str | None) -> str | None:
-        """Return the text of the template in place of a file's name: replicas may run on machines without the file."""
-        if value is None or value in {MODEL, PLAIN} or "{" in value:
-            return value
-        try:
-            text = expand_user(value, "chat_template").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"allowed are {MODEL}, {PLAIN}, a file or the text of a template; {error}") from error
-        if "{" not in text:
-            raise ValueError(f"{value} holds no Jinja template")
-        return text
+        return read_chosen(value)
 
 
 class SourceConfig(_Source):

@@ -119,6 +119,29 @@ def test_a_role_that_the_tokenizer_has_not_is_refused(written: Written, role: st
     assert f"sources[0].{role}: '<nothing>' is no special token of" in refusal(written(**{role: "<nothing>"}))
 
 
+def test_a_source_of_conversations_needs_a_template(written: Written, tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"prompt": f"{sentences(80, seed=n)}?", "completion": sentences(90, seed=n + 50)}) for n in range(9)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    recipe = yaml.safe_load(written().read_text())
+    recipe["corpus"] = {"files": [f"{tmp_path}/chats.jsonl"], "format": "conversations", "shared_run_bytes": None}
+    recipe["target"]["chat_template"] = "plain"
+    recipe["sources"][1]["chat_template"] = "plain"
+    path = tmp_path / "chats.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert "sources.0.chat_template: the model has no chat template of its own; set `plain`" in refusal(path)
+    recipe["sources"][0]["chat_template"] = "{{ raise_exception('no') }}"
+    path.write_text(yaml.safe_dump(recipe))
+    assert "sources.0.chat_template: a question and an answer cannot be written" in refusal(path)
+    recipe["sources"][0]["chat_template"] = "plain"
+    path.write_text(yaml.safe_dump(recipe))
+    assert CliRunner().invoke(app, ["validate", str(path)]).exit_code == 0
+    loaded = load_recipe(path)
+    assert loaded.endpoint(loaded.sources[0]).chat_template == "plain"
+    assert loaded.fusion_service().target_chat_template == "plain"
+
+
 def test_what_windows_were_planned_with_is_not_loaded_again(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

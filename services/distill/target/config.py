@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from services.base.settings import Settings
+from services.models.chat_template import read_chosen
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -72,6 +73,16 @@ class TargetConfig(Settings):
         None, description="model_type and any other keys of its config.json; the ids come from the tokenizer"
     )
     tokenizer: TokenizerConfig | None = None
+    chat_template: str | None = Field(
+        None,
+        description="how the target reads conversations: model, plain, a file or its text, as a source's; by default "
+        "plain for a target from scratch, else model",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, value: str | None) -> str | None:
+        return read_chosen(value)
 
     @model_validator(mode="after")
     def _one_way_only(self) -> TargetConfig:

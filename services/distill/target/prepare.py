@@ -42,7 +42,8 @@ def prepare_target(
 
     Raises ValueError when the folder holds a target made otherwise, or naming the key that cannot be honoured.
     """
-    unset = {"architecture"} if config.architecture is None else set()  # a later key: earlier records lack it
+    # Later keys: earlier records lack the one, and the other decides neither tokenizer nor weights.
+    unset = {"chat_template", *(["architecture"] if config.architecture is None else [])}
     record = {"target": config.model_dump(mode="json", exclude=unset), "seed": seed, "corpus": corpus_fingerprint}
     if config.tokenizer is None or config.tokenizer.train is None:
         record["corpus"] = ""

@@ -54,12 +54,14 @@ def plain_fusion(
     windows: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
     max_positions: int = 2048,
+    chat_templates: Sequence[str] = (),
     **service: Any,
 ) -> Iterator[PlainFusion]:
     """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
 
     With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
-    `documents` are the corpus, generated ones by default; `windows` are keys of its section.
+    `documents` are the corpus, generated ones by default; `windows` are keys of its section. `chat_templates` are the
+    sources', where the corpus holds conversations.
     """
     texts = documents or [sentences(600, seed=number) for number in range(12)]
     corpus = folder / "documents"
@@ -73,9 +75,11 @@ def plain_fusion(
             if not model.exists():
                 make_tiny_model(model, vocabulary_size=400 + 50 * number, seed=number)
             name = f"source-{number}"
-            config = SourceConfig(name=name, model=str(model), engine="synthetic", top_k=8)
-            sources.append(stack.enter_context(plain_source(config)))
-            entries.append({"name": name, "model": str(model), "top_k": 8, "address": sources[-1].address})
+            settings: dict[str, Any] = {"name": name, "model": str(model), "top_k": 8}
+            if chat_templates:
+                settings["chat_template"] = chat_templates[number]
+            sources.append(stack.enter_context(plain_source(SourceConfig(engine="synthetic", **settings))))
+            entries.append({**settings, "address": sources[-1].address})
         small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
         small["max_positions"] = max_positions
         of_target = str(folder / "model-0") if native else tokenizer or {"train": {"vocabulary_size": 300}}

@@ -1,0 +1,67 @@
+"""Conversations from a file to fused blocks: two sources with templates of their own, and the target's rendering."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fusion_core.vocabulary import Vocabulary
+from services.corpus.ledger import TRAIN, Corpus
+from services.fusion.client import FusedWindow, StreamRequest
+from services.wire.messages import read_messages
+from tests.fakes.services.plain_fusion import plain_fusion
+from tests.fakes.tiny_model import sentences
+
+BRACKETS = "{% for m in messages %}{{ bos_token + '[' + m.role + ']\n' + m.content | trim + '<|eos|>' }}{% endfor %}"
+STRICT = (
+    "{% for m in messages %}{% if '!!' in m.content and m.role == 'user' %}{{ raise_exception('no shouting') }}"
+    + ("{% endif %}{{ m.role + '\n' + m.content + '\n\n' }}{% endfor %}")
+)
+
+
+def test_turns_are_fused_behind_the_targets_own_rendering(tmp_path: Path) -> None:
+    chats = [
+        [
+            {"role": "user", "content": sentences(40, seed=n) + ("" if n % 3 else "!!")},
+            {"role": "assistant", "content": f" {sentences(60, seed=n + 30)}".rstrip()},
+            {"role": "user", "content": "And <|eos|>?"},
+            {"role": "assistant", "content": sentences(50, seed=n + 60).strip()},
+        ]
+        for n in range(12)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    corpus_keys = {
+        "files": [f"{tmp_path}/chats.jsonl"], "format": "conversations", "window_bytes": 512, "shared_run_bytes": None,
+    }  # fmt: skip
+    with plain_fusion(tmp_path, windows=corpus_keys, chat_templates=[BRACKETS, STRICT]) as fusion:
+        corpus, target = (
+            Corpus.open(fusion.recipe.corpus_folder),
+            Vocabulary.from_pretrained(fusion.recipe.target_folder),
+        )
+        client, refused = fusion.client(), 0
+        stream = list(client.stream(StreamRequest(dataset="words", split=TRAIN, seed=0)))
+        assert len(stream) == corpus.num_windows(TRAIN) > 10
+        for streamed in stream:
+            assert isinstance(streamed, FusedWindow)
+            block, window = streamed.block, corpus.window(TRAIN, streamed.index)
+            block.validate()
+            messages = read_messages(window.messages).messages
+            plain = "".join(f"{m['role'].capitalize()}:\n{m['content']}\n\n" for m in messages) + "Assistant:\n"
+            spelled = b"".join(target.token_bytes(int(token_id)) for token_id in block.context_ids_C)
+            assert spelled == plain.encode()
+            assert block.text_bytes == window.text and block.ends_document
+            assert block.token_ids_T[-1] == target.eos_id and block.mask_T[-1]
+            takes = not any("!!" in m["content"] for m in messages if m["role"] == "user")
+            assert [share.present for share in block.shares] == [True, takes]
+            refused += not takes
+            [alone] = client.fuse([window.passage])
+            np.testing.assert_allclose(alone.gold_T, block.gold_T, atol=1e-5)
+        assert 0 < refused < len(stream)
+        planned = corpus.record["splits"][TRAIN]["turns"]
+        assert planned["refused_by"] == {"sources[1]": refused}
+        settings = client.info().settings
+        assert json.loads(settings["target.chat_template"]) == "plain"
+        hashes = {json.loads(settings[f"sources.source-{n}.chat_template"]) for n in range(2)}
+        assert len(hashes) == 2 and "" not in hashes
