@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
 
-from fusion.v1 import block_pb2, source_pb2, source_pb2_grpc
+from fusion.v1 import answer_pb2, block_pb2, source_pb2, source_pb2_grpc
 from fusion_core.blocks import Block
-from services.base.errors import DeadlineExceededError, InvalidArgumentError, ServiceError, UnavailableError
+from services.base.errors import InvalidArgumentError, UnavailableError
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_aio_channel
 from services.rpc.deadline import timeout_metadata
 from services.rpc.status import error_of_call
+from services.source.ordered_stream import OrderedStream, StreamKind
+from services.wire.answer import Answer, AnswerPrompt, Sampling, decode_answer, encode_prompt, encode_sampling
 from services.wire.block import decode_block
 from services.wire.passage import Passage, contexts_of
 
@@ -29,6 +29,19 @@ def _decode(message: block_pb2.TokenBlock, source: str) -> Block:
         return decode_block(message)
     except InvalidArgumentError as error:
         raise UnavailableError(f"source {source} sent a broken block: {error}") from error
+
+
+def _decode_answers(message: answer_pb2.PromptAnswers, sampling: Sampling, number: int, source: str) -> list[Answer]:
+    """Decode the answers to a prompt; raises UnavailableError for those that are not what was asked for."""
+    try:
+        answers = [decode_answer(answer) for answer in message.answers]
+    except InvalidArgumentError as error:
+        raise UnavailableError(f"source {source} sent a broken answer: {error}") from error
+    if [(answer.prompt, answer.number) for answer in answers] != [(number, n) for n in range(sampling.num_answers)]:
+        raise UnavailableError(f"source {source} sent other answers than those to prompt {number}")
+    if sampling.logprobs and any(answer.logprobs_T is None for answer in answers):
+        raise UnavailableError(f"source {source} left out the log-probabilities")
+    return answers
 
 
 class SourceClient:
@@ -61,6 +74,23 @@ class SourceClient:
         response = await self._call(self._stub.Score, request, self._timeout_seconds)
         return [_decode(message, self.application) for message in response.blocks]
 
+    async def generate(
+        self, prompts: Sequence[AnswerPrompt], sampling: Sampling, *, expected_vocabulary: str = ""
+    ) -> list[list[Answer]]:
+        """Return the answers to a few prompts, in order; raises ServiceError."""
+        request = answer_pb2.GenerateRequest(
+            prompts=map(encode_prompt, prompts),
+            sampling=encode_sampling(sampling),
+            expected_vocabulary=expected_vocabulary,
+        )
+        response = await self._call(self._stub.Generate, request, self._timeout_seconds)
+        if len(response.answers) != len(prompts):
+            raise UnavailableError(
+                f"source {self.application} answered {len(response.answers)} of {len(prompts)} prompts"
+            )
+        numbered = enumerate(response.answers)
+        return [_decode_answers(message, sampling, number, self.application) for number, message in numbered]
+
     async def _call(self, method: Any, request: Any, timeout_seconds: float) -> Any:
         try:
             metadata = (*call_metadata(self.application), *timeout_metadata(timeout_seconds))
@@ -72,13 +102,8 @@ class SourceClient:
         await self._channel.close()
 
 
-class ScoreStream:
-    """One stream of texts to a source and of blocks back, in order, opened when the first text is sent.
-
-    Every text is sent with the credit for its answer, so no more answers are under way than texts were submitted.
-    When the stream breaks, every waiting text fails and the next one opens a new stream. A source that owes answers and
-    sends none for `timeout_seconds` breaks it too, with DeadlineExceededError, however many texts wait.
-    """
+class ScoreStream(OrderedStream[Passage, Block]):
+    """A stream of texts to a source, and of blocks back."""
 
     def __init__(
         self,
@@ -89,135 +114,81 @@ class ScoreStream:
         expected_vocabulary: str = "",
         timeout_seconds: float | None = None,
     ) -> None:
-        self._address = address
-        self._application = application
-        self._timeout_seconds = timeout_seconds
-        self._open = source_pb2.StreamScoresOpen(top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=_DTYPE)
-        self._connection: _Connection | None = None
-
-    @property
-    def broken(self) -> bool:
-        """True when the stream has ended since it was last opened."""
-        return self._connection is not None and self._connection.broken
-
-    @property
-    def replica(self) -> str:
-        """The name of the replica that serves the stream; empty until the replica has sent it."""
-        connection = self._connection
-        return connection.landed.result() if connection is not None and connection.landed.done() else ""
-
-    async def landed(self) -> str:
-        """Open the stream if needed and return the name of its replica; empty when the stream ends without one."""
-        return await asyncio.shield(self._opened().landed)
+        opening = source_pb2.StreamScoresOpen(top_k=top_k, expected_vocabulary=expected_vocabulary, dtype=_DTYPE)
+        super().__init__(address, application, _Scores(application, opening), timeout_seconds=timeout_seconds)
 
     async def score(self, passage: Passage) -> Block:
         """Return the block of a passage; raises ServiceError when the stream broke before the answer."""
-        return await self._opened().score(passage)
-
-    def _opened(self) -> _Connection:
-        if self._connection is None or self._connection.broken:
-            self._connection = _Connection(self._address, self._application, self._open, self._timeout_seconds)
-        return self._connection
-
-    async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
+        return await self.ask(passage)
 
 
-class _Connection:
-    """One connection of a `ScoreStream`, until it breaks. It answers the texts sent on it, and no others."""
+class AnswerStream(OrderedStream[AnswerPrompt, list[Answer]]):
+    """A stream of prompts to a source, and of their answers back."""
 
     def __init__(
-        self, address: str, application: str, opening: source_pb2.StreamScoresOpen, timeout_seconds: float | None
+        self,
+        address: str,
+        application: str,
+        sampling: Sampling,
+        *,
+        expected_vocabulary: str = "",
+        timeout_seconds: float | None = None,
     ) -> None:
-        self.broken = False
-        self._where = f"source {application} at {address}"
-        self._application = application
-        self._opening = opening
-        self._timeout_seconds = timeout_seconds
-        self.landed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting: deque[tuple[Passage, asyncio.Future[Block]]] = deque()
-        self._outbox: asyncio.Queue[Passage] = asyncio.Queue()
-        self._silence: asyncio.TimerHandle | None = None
-        self._running = asyncio.create_task(self._run(address))
+        kind = _Answers(application, sampling, expected_vocabulary)
+        super().__init__(address, application, kind, timeout_seconds=timeout_seconds)
 
-    async def score(self, passage: Passage) -> Block:
-        answer: asyncio.Future[Block] = asyncio.get_running_loop().create_future()
-        self._waiting.append((passage, answer))
-        if len(self._waiting) == 1:
-            self._listen()
-        self._outbox.put_nowait(passage)
-        return await answer
+    async def answers(self, prompt: AnswerPrompt) -> list[Answer]:
+        """Return all answers to a prompt; raises ServiceError when the stream broke before them."""
+        return await self.ask(prompt)
 
-    async def _run(self, address: str) -> None:
-        problem: ServiceError = UnavailableError(f"{self._where} ended the stream")
-        try:
-            async with open_aio_channel(address) as channel:
-                stub = source_pb2_grpc.SourceServiceStub(channel)
-                try:
-                    async for frame in stub.StreamScores(self._requests(), metadata=call_metadata(self._application)):
-                        if not self.landed.done():
-                            self.landed.set_result(frame.replica)
-                        for message in frame.blocks:
-                            self._take(message)
-                        self._listen()
-                finally:
-                    self.broken = True  # the channel takes a moment to close, and the next text goes elsewhere
-        except grpc.aio.AioRpcError as error:
-            # A text sent while the source ends the stream fails locally with INTERNAL, and hides the real status.
-            problem = error_of_call(error, self._where)
-        except ServiceError as error:
-            problem = error
-        finally:
-            self._end(problem)
 
-    def _take(self, message: block_pb2.TokenBlock) -> None:
-        """Hand a block to the text that has waited longest; one that belongs to another text breaks the stream."""
-        if not self._waiting:
-            raise UnavailableError(f"source {self._application} sent a block for no text")
-        passage, answer = self._waiting[0]
-        if message.text != passage.text:
-            raise UnavailableError(f"source {self._application} answered for another text")
-        self._waiting.popleft()
-        if answer.done():
-            return  # its caller has given up waiting
-        try:
-            answer.set_result(_decode(message, self._application))
-        except ServiceError as error:
-            answer.set_exception(error)
+class _Scores(StreamKind[Passage, Block]):
+    method = "StreamScores"
 
-    def _listen(self) -> None:
-        """Restart the timer of silence: the source has just sent something, or begins to owe an answer."""
-        if self._silence is not None:
-            self._silence.cancel()
-        if self._timeout_seconds is not None and self._waiting and not self.broken:
-            self._silence = asyncio.get_running_loop().call_later(self._timeout_seconds, self._fall_silent)
+    def __init__(self, application: str, opening: source_pb2.StreamScoresOpen) -> None:
+        self._application, self._opening = application, opening
 
-    def _fall_silent(self) -> None:
-        self._end(DeadlineExceededError(f"{self._where} sent nothing for {self._timeout_seconds:g} s"))
-        self._running.cancel()
+    def opening(self) -> source_pb2.StreamScoresRequest:
+        return source_pb2.StreamScoresRequest(open=self._opening)
 
-    def _end(self, problem: ServiceError) -> None:
-        self.broken = True
-        if not self.landed.done():
-            self.landed.set_result("")
-        self._listen()
-        while self._waiting:
-            _, answer = self._waiting.popleft()
-            if not answer.done():
-                answer.set_exception(problem)
+    def requests(self, items: Sequence[Passage]) -> Iterator[source_pb2.StreamScoresRequest]:
+        texts = source_pb2.ScoreTexts(texts=[p.text for p in items], contexts=contexts_of(items))
+        yield source_pb2.StreamScoresRequest(texts=texts)
+        yield source_pb2.StreamScoresRequest(credit=block_pb2.Credit(blocks=len(items)))
 
-    async def _requests(self) -> AsyncIterator[source_pb2.StreamScoresRequest]:
-        yield source_pb2.StreamScoresRequest(open=self._opening)
-        while True:
-            passages = [await self._outbox.get()]
-            while not self._outbox.empty() and len(passages) < 64:
-                passages.append(self._outbox.get_nowait())
-            texts = source_pb2.ScoreTexts(texts=[p.text for p in passages], contexts=contexts_of(passages))
-            yield source_pb2.StreamScoresRequest(texts=texts)
-            yield source_pb2.StreamScoresRequest(credit=block_pb2.Credit(blocks=len(passages)))
+    def messages(self, frame: source_pb2.StreamScoresResponse) -> Sequence[block_pb2.TokenBlock]:
+        return frame.blocks
 
-    async def close(self) -> None:
-        self._running.cancel()
-        self._end(UnavailableError(f"{self._where}: the stream was closed"))
-        await asyncio.gather(self._running, return_exceptions=True)
+    def fits(self, message: block_pb2.TokenBlock, item: Passage, number: int) -> bool:
+        return message.text == item.text
+
+    def decode(self, message: block_pb2.TokenBlock, number: int) -> Block:
+        return _decode(message, self._application)
+
+
+class _Answers(StreamKind[AnswerPrompt, list[Answer]]):
+    method = "StreamAnswers"
+
+    def __init__(self, application: str, sampling: Sampling, expected_vocabulary: str) -> None:
+        self._application, self._sampling = application, sampling
+        self._expected_vocabulary = expected_vocabulary
+
+    def opening(self) -> answer_pb2.StreamAnswersRequest:
+        opening = answer_pb2.StreamAnswersOpen(
+            sampling=encode_sampling(self._sampling), expected_vocabulary=self._expected_vocabulary
+        )
+        return answer_pb2.StreamAnswersRequest(open=opening)
+
+    def requests(self, items: Sequence[AnswerPrompt]) -> Iterator[answer_pb2.StreamAnswersRequest]:
+        prompts = answer_pb2.AnswerPrompts(prompts=map(encode_prompt, items))
+        yield answer_pb2.StreamAnswersRequest(prompts=prompts)
+        yield answer_pb2.StreamAnswersRequest(credit=block_pb2.Credit(blocks=len(items)))
+
+    def messages(self, frame: answer_pb2.StreamAnswersResponse) -> Sequence[answer_pb2.PromptAnswers]:
+        return frame.answers
+
+    def fits(self, message: answer_pb2.PromptAnswers, item: AnswerPrompt, number: int) -> bool:
+        return bool(message.answers) and message.answers[0].prompt == number
+
+    def decode(self, message: answer_pb2.PromptAnswers, number: int) -> list[Answer]:
+        return _decode_answers(message, self._sampling, number, self._application)

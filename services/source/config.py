@@ -34,6 +34,13 @@ class CanaryConfig(Settings):
     )
 
 
+class GenerationConfig(Settings):
+    """Limits of the answers that a request may ask for."""
+
+    max_new_tokens: int = Field(1024, ge=1, description="Most new tokens of an answer; no more than max_tokens anyway.")
+    max_answers: int = Field(16, ge=1, le=1024, description="Most answers to one prompt.")
+
+
 class AutoscalingConfig(Settings):
     """Bounds within which Serve adds and removes replicas, so that each holds about `target_ongoing_requests`."""
 
@@ -98,6 +105,7 @@ class SourceConfig(_Source):
         description="Tokens handed to the engine at once; default two batches of what logits_memory_bytes holds.",
     )
     canary: CanaryConfig = Field(CanaryConfig(), description="Checks on the model while it serves.")
+    generation: GenerationConfig = Field(GenerationConfig(), description="Limits of answers.")
     env: dict[str, str] = Field(default_factory=dict, description="Environment of the replicas.")
 
     num_replicas: int = Field(1, ge=1)

@@ -16,6 +16,8 @@ class SourceMetrics:
         )
         self.queue_seconds = meter.counter("queue_seconds_total", "Time that texts waited for their turn.")
         self.texts_scored = meter.counter("texts_scored_total", "Texts that went through the engine.")
+        self.answers_generated = meter.counter("answers_generated_total", "Answers that the engine sampled.")
+        self.tokens_generated = meter.counter("tokens_generated_total", "Tokens of these answers.")
         self.texts_refused = meter.counter("texts_refused_total", "Texts to which the model had no plausible answer.")
         self.wire_bytes = meter.counter("wire_bytes_total", "Bytes of encoded blocks.")
         self.errors = meter.counter("errors_total", "Calls that failed, by status code.", labels=("code",))

@@ -114,7 +114,7 @@ class Scorer:
         ids = [first_id, *prompt.context_ids.tolist(), *prompt.encoding.token_ids_T.tolist()]
         scores = await self._ask_engine(ids, top_k)
         if (found := self._implausible(scores)) is not None:
-            await self._judge(ids, found)
+            await self.judge(ids, found)
         if self.problem is not None:
             raise UnavailableError(self.problem)
         self._refused.clear()
@@ -168,7 +168,7 @@ class Scorer:
             return "all candidates of a row are beyond the tokenizer's ids"
         return None
 
-    async def _judge(self, prompt: list[int], found: str) -> NoReturn:
+    async def judge(self, prompt: list[int], found: str) -> NoReturn:
         """Raise InvalidArgumentError for a text that the model cannot answer, UnavailableError for a broken model."""
         await self._canary_now.get()
         if self.problem is None:

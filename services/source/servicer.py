@@ -28,6 +28,8 @@ from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
 from services.rpc.pipeline import Pipeline
+from services.source.answers.generator import Generator
+from services.source.answers.servicer import AnswersServicer
 from services.source.canary import CanaryRecord
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
@@ -42,7 +44,7 @@ MAX_TEXTS = 256
 """Most texts in one Score call, and most texts that wait for credits on one stream."""
 
 
-class SourceServicer:
+class SourceServicer(AnswersServicer):
     """Methods of fusion.v1.SourceService and grpc.health.v1.Health."""
 
     async def __init__(self, config: SourceConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
@@ -52,6 +54,7 @@ class SourceServicer:
         folder = resolve_model(config.model)
         revision = asyncio.get_running_loop().run_in_executor(None, weights_revision, folder)
         self._scorer = await Scorer.load(config, folder)
+        self._generator = await Generator.load(self._scorer, folder)
         self._revision = await revision
         engine = self._scorer.engine
         logger.info("source %s serves %s on %s", config.name, config.model, engine.name_and_version)
@@ -89,6 +92,9 @@ class SourceServicer:
             determinism=self._scorer.engine.determinism,
             max_tokens_in_flight=self._scorer.admission.max_tokens,
             problem=self._scorer.problem or "",
+            chat_template=self._generator.chat.template_hash,
+            max_new_tokens=self._generator.max_new_tokens,
+            max_answers=config.generation.max_answers,
         )
 
     @unary

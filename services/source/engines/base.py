@@ -1,4 +1,4 @@
-"""Interface of engines: exact next-token log-probabilities along a prompt.
+"""Interface of engines: exact next-token log-probabilities along a prompt, and tokens sampled behind one.
 
 Shape legend: T rows (prompt tokens after the first), K candidates.
 """
@@ -6,8 +6,9 @@ Shape legend: T rows (prompt tokens after the first), K candidates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fusion_core.arrays import Float32, Int32
 from services.base.errors import UnavailableError
@@ -32,6 +33,37 @@ class PromptScores:
     topk_logprobs_TK: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class TokenSampling:
+    """How an engine samples the tokens of one answer.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: only the likeliest tokens with this much probability together are sampled.
+        max_new_tokens: most tokens of the answer.
+        seed: decides all that is random.
+        stop_ids: the answer ends behind one of these.
+        piecewise: whether tokens are wanted as they come; otherwise they may all come at the end.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int
+    stop_ids: tuple[int, ...]
+    piecewise: bool = False
+
+
+class SampledTokens(NamedTuple):
+    """Tokens that an engine has sampled, one behind the other, each with the model's own log-probability.
+
+    The log-probabilities are those of temperature 1 without top_p.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
 class Engine(ABC):
     """A loaded model. Created on the event loop that it serves.
 
@@ -52,6 +84,13 @@ class Engine(ABC):
         """Return T rows for a prompt of T + 1 tokens: the first is context. Cancelling the call frees the engine.
 
         Raises EngineDiedError when the engine's process is gone.
+        """
+
+    @abstractmethod
+    def generate(self, prompt_ids: Sequence[int], how: TokenSampling) -> AsyncGenerator[SampledTokens, None]:
+        """Yield the tokens of an answer to a prompt, up to a stop id or `max_new_tokens`.
+
+        Closing the generator frees the engine. Raises EngineDiedError when the engine's process is gone.
         """
 
     @abstractmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from services.models.pretrained import load_causal_lm
 from services.source.config import SourceConfig
-from services.source.engines.base import Engine, PromptScores
+from services.source.engines.base import Engine, PromptScores, SampledTokens, TokenSampling
 from services.source.engines.config import TransformersConfig
 from services.source.engines.identity import engine_name
 
@@ -24,7 +25,9 @@ class TransformersEngine(Engine):
     """A model on one device, one prompt at a time on a thread of its own."""
 
     path = "arrays"
-    determinism = "the same text scores the same on the same machine: every text runs alone"
+    determinism = (
+        "the same text scores the same, and the same seed gives the same answer, on the same machine: each runs alone"
+    )
 
     def __init__(self, model: Any, name_and_version: str, dtype: str) -> None:
         self._model = model
@@ -50,6 +53,8 @@ class TransformersEngine(Engine):
             key=f"sources.{config.name}.trust_remote_code",
         )
         model = model.to(device).eval()
+        # The folder's own settings (penalties, top_k) would be added to those that a request names.
+        model.generation_config = transformers.GenerationConfig()
         name = engine_name("transformers", config.counted, transformers.__version__)
         return cls(model, name, str(model.dtype).removeprefix("torch."))
 
@@ -72,6 +77,57 @@ class TransformersEngine(Engine):
                 columns.append((gold_T1[:, 0], top.indices, top.values))
             gold_T, ids_TK, logprobs_TK = (torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True))
         return PromptScores(gold_T=gold_T, topk_ids_TK=ids_TK.astype(np.int32), topk_logprobs_TK=logprobs_TK)
+
+    async def generate(self, prompt_ids: Sequence[int], how: TokenSampling) -> AsyncGenerator[SampledTokens, None]:
+        loop = asyncio.get_running_loop()
+        sampled: asyncio.Queue[SampledTokens | None] = asyncio.Queue()
+        given_up = threading.Event()
+
+        def put(tokens: SampledTokens) -> None:
+            loop.call_soon_threadsafe(sampled.put_nowait, tokens)
+
+        running = loop.run_in_executor(self._thread, self._generate, list(prompt_ids), how, put, given_up)
+        running.add_done_callback(lambda _: sampled.put_nowait(None))
+        try:
+            while (tokens := await sampled.get()) is not None:
+                yield tokens
+            await running
+        finally:
+            given_up.set()
+            running.cancel()
+
+    def _generate(
+        self,
+        prompt_ids: list[int],
+        how: TokenSampling,
+        put: Callable[[SampledTokens], None],
+        given_up: threading.Event,
+    ) -> None:
+        import torch
+        from transformers import GenerationConfig
+
+        from services.source.engines.sampled_rows import SampledRows
+
+        random = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
+        settings = GenerationConfig(
+            do_sample=how.temperature > 0,
+            max_new_tokens=how.max_new_tokens,
+            eos_token_id=list(how.stop_ids) or None,
+            pad_token_id=0,  # one prompt is never padded
+            **random,
+        )
+        ids_1T = torch.tensor([prompt_ids], device=self._model.device)
+        rows = SampledRows(put, given_up, piecewise=how.piecewise)
+        with torch.inference_mode(), torch.random.fork_rng([ids_1T.device] if ids_1T.is_cuda else []):
+            torch.manual_seed(how.seed)
+            self._model.generate(
+                ids_1T,
+                attention_mask=torch.ones_like(ids_1T),
+                generation_config=settings,
+                logits_processor=[rows],
+                stopping_criteria=[rows.stop],
+            )
+        rows.finish()
 
     async def check_health(self) -> None:
         return None

@@ -1,18 +1,19 @@
-"""Engine `vllm`: prompt log-probabilities from a vLLM engine that runs in processes of its own."""
+"""Engine `vllm`: prompt log-probabilities and answers from a vLLM engine that runs in processes of its own."""
 
 from __future__ import annotations
 
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from services.source.config import SourceConfig
-from services.source.engines.base import Engine, EngineDiedError, PromptScores
+from services.source.engines.base import Engine, EngineDiedError, PromptScores, SampledTokens, TokenSampling
 from services.source.engines.config import OWN_VALUES, VllmConfig
 from services.source.engines.identity import counted_variables, engine_name
 from services.source.engines.memory import rows_at_once
@@ -42,9 +43,11 @@ class VllmEngine(Engine):
         self.path = "flat"
         batch_invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"
         self.determinism = (
-            "the same text scores the same on the same machine, whatever it shares a batch with"
+            "the same text scores the same, and the same seed gives the same answer, on the same machine, whatever "
+            "shares the batch"
             if batch_invariant
-            else "the same text scores the same but for rounding, which depends on the batch that it shares"
+            else "the same text scores the same but for rounding, which depends on the batch that it shares; the same "
+            "seed gives the same answer unless rounding turns a choice between tokens that are almost equally likely"
         )
 
     @classmethod
@@ -118,6 +121,32 @@ class VllmEngine(Engine):
         if tapped and not isinstance(output.prompt_logprobs, RawPromptLogprobs):
             raise TypeError("a marked request came back without its arrays")
         return prompt_scores(output.prompt_logprobs, len(prompt_ids) - 1, top_k)
+
+    async def generate(self, prompt_ids: Sequence[int], how: TokenSampling) -> AsyncGenerator[SampledTokens, None]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        parameters = SamplingParams(
+            max_tokens=how.max_new_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            seed=how.seed,
+            ignore_eos=True,  # all that ends an answer is in stop_ids
+            stop_token_ids=list(how.stop_ids),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if how.piecewise else RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": list(prompt_ids)}
+        try:
+            async with aclosing(self._engine.generate(prompt, parameters, uuid.uuid4().hex)) as outputs:
+                async for output in outputs:
+                    [completion] = output.outputs
+                    yield SampledTokens(list(completion.token_ids), list(completion.logprobs.logprobs))
+        except EngineDeadError as error:
+            raise EngineDiedError("the engine's process died; the replica is being replaced") from error
 
     async def _probe(self, config: SourceConfig) -> str | None:
         """Score one prompt through the tap and through the public interface; return how the two differ, None if not."""

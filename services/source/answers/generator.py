@@ -1,0 +1,191 @@
+"""Prompts in, answers out: tokenise, let the engine sample within its limits, cut at stop strings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from services.base.concurrency import gather_or_cancel
+from services.base.errors import InvalidArgumentError, UnavailableError
+from services.source.answers.chat_prompt import ChatPrompts
+from services.source.engines.base import TokenSampling
+from services.source.scorer import Scorer
+from services.wire.answer import Answer, AnswerPrompt, FinishReason, Sampling, answer_seed
+from services.wire.protocol import MAX_BLOCK_BYTES
+
+_TOKEN_COLUMNS_BYTES = 8
+_ANSWER_BYTES = 64
+"""Bytes of an answer's message beside its text and columns, at most."""
+_LEAST_LOGPROB = -1e4
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt, its number among those that were asked, and its ids, special tokens included."""
+
+    number: int
+    prompt: AnswerPrompt
+    token_ids: tuple[int, ...]
+
+
+class Generator:
+    """Answers prompts with the model of a `Scorer`, under the same limits: what it scores and samples share the engine.
+
+    Attributes:
+        chat: renders messages for this model.
+        max_new_tokens: most new tokens of an answer.
+    """
+
+    def __init__(self, scorer: Scorer, chat: ChatPrompts) -> None:
+        self.chat = chat
+        self.max_new_tokens = min(scorer.config.generation.max_new_tokens, scorer.config.max_tokens)
+        self._scorer = scorer
+        offsets_V1 = scorer.vocabulary.byte_table.offsets_V1
+        self._longest_token_bytes = int(np.diff(offsets_V1).max())
+
+    @classmethod
+    async def load(cls, scorer: Scorer, folder: Path) -> Generator:
+        """Read the chat template of the scorer's model."""
+        return cls(scorer, await asyncio.to_thread(ChatPrompts, folder, scorer.vocabulary))
+
+    def check(self, sampling: Sampling) -> None:
+        """Raise InvalidArgumentError naming the field of the settings that this source does not allow."""
+        most = self._scorer.config.generation.max_answers
+        if sampling.num_answers > most:
+            raise InvalidArgumentError(f"sampling.num_answers: must be 1 to {most}, got {sampling.num_answers}")
+        if sampling.num_answers > 1 and sampling.temperature == 0:
+            raise InvalidArgumentError("sampling.num_answers: all greedy answers are the same; ask for 1")
+        if sampling.max_new_tokens > self.max_new_tokens:
+            raise InvalidArgumentError(
+                f"sampling.max_new_tokens: must be 1 to {self.max_new_tokens}, got {sampling.max_new_tokens}"
+            )
+
+    def check_size(self, num_prompts: int, sampling: Sampling) -> None:
+        """Raise InvalidArgumentError when the answers might not fit a message, before any work."""
+        per_token = self._longest_token_bytes + _TOKEN_COLUMNS_BYTES
+        per_answer = sampling.max_new_tokens * per_token + _ANSWER_BYTES
+        if (num_bytes := num_prompts * sampling.num_answers * per_answer) > MAX_BLOCK_BYTES:
+            raise InvalidArgumentError(
+                f"prompts: {num_prompts} with {sampling.num_answers} answers of {sampling.max_new_tokens} tokens can "
+                f"take {num_bytes} bytes, and {MAX_BLOCK_BYTES} fit a message; ask for less at once"
+            )
+
+    def encode(self, prompts: Sequence[AnswerPrompt], sampling: Sampling, first: int = 0) -> list[EncodedPrompt]:
+        """Return the prompts in tokens; raises InvalidArgumentError naming the one that is wrong or too long.
+
+        BOS stands in front of a text, as when it is scored; what stands before messages is the template's business.
+        """
+        most = self._scorer.config.max_tokens + 1  # BOS or whatever the template begins with included
+        encoded = []
+        for number, prompt in enumerate(prompts, first):
+            ids = self._ids(prompt, f"prompts[{number}]")
+            if len(ids) + sampling.max_new_tokens > most:
+                raise InvalidArgumentError(
+                    f"prompts[{number}]: {len(ids)} tokens and max_new_tokens = {sampling.max_new_tokens} are more "
+                    f"than the {most} that source {self._scorer.config.name} holds"
+                )
+            encoded.append(EncodedPrompt(number, prompt, tuple(ids)))
+        return encoded
+
+    def _ids(self, prompt: AnswerPrompt, field: str) -> list[int]:
+        if prompt.is_messages:
+            return self.chat.token_ids(prompt.content, f"{field}.messages")
+        return [self._scorer.bos_id, *self._scorer.vocabulary.encode(prompt.content).token_ids_T.tolist()]
+
+    async def answers(self, prompt: EncodedPrompt, sampling: Sampling) -> list[Answer]:
+        """Return all answers to a prompt, sampled side by side as far as the engine has room.
+
+        Raises InvalidArgumentError when the model has no plausible answer to this prompt, UnavailableError once it is
+        known to be broken.
+        """
+        return await gather_or_cancel(*(self._answer(prompt, sampling, n) for n in range(sampling.num_answers)))
+
+    async def _answer(self, prompt: EncodedPrompt, sampling: Sampling, number: int) -> Answer:
+        seed = answer_seed(sampling.seed, prompt.prompt, number)
+        how = TokenSampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_new_tokens,
+            seed=seed,
+            stop_ids=self.chat.stop_ids,
+            piecewise=bool(sampling.stop),
+        )
+        text = _AnswerText(self._scorer.vocabulary.token_bytes, sampling.stop)
+        ids, logprobs = await self._ask_engine(prompt, how, text)
+        logprobs_T = np.asarray(logprobs, dtype=np.float32)
+        token_ids_T = np.asarray(ids, dtype=np.int32)
+        if not ((logprobs_T <= 1e-3) & (logprobs_T > _LEAST_LOGPROB)).all():
+            await self._scorer.judge(list(prompt.token_ids), "a sampled token's log-probability is none")
+        if self._scorer.problem is not None:
+            raise UnavailableError(self._scorer.problem)
+        finish: FinishReason = "length"
+        if text.stopped:
+            finish = "stop_string"
+        elif ids[-1] in self.chat.stop_ids:
+            finish = "stop_token"
+        return Answer(
+            prompt=prompt.number,
+            number=number,
+            text=bytes(text.text),
+            token_ids_T=token_ids_T,
+            logprobs_T=logprobs_T if sampling.logprobs else None,
+            finish_reason=finish,
+            seed=seed,
+            num_prompt_tokens=len(prompt.token_ids),
+        )
+
+    async def _ask_engine(
+        self, prompt: EncodedPrompt, how: TokenSampling, text: _AnswerText
+    ) -> tuple[list[int], list[float]]:
+        """Return ids and log-probabilities of an answer, after waiting for room for the prompt and all new tokens."""
+        scorer, metrics = self._scorer, self._scorer.metrics
+        ids: list[int] = []
+        logprobs: list[float] = []
+        arrived = time.perf_counter()
+        async with scorer.admission.hold(len(prompt.token_ids) + how.max_new_tokens):
+            if scorer.problem is not None:
+                raise UnavailableError(scorer.problem)
+            entered = time.perf_counter()
+            scorer.report_state()
+            async with aclosing(scorer.engine.generate(prompt.token_ids, how)) as sampled:
+                async for tokens in sampled:
+                    for token_id, logprob in zip(tokens.token_ids, tokens.logprobs, strict=True):
+                        ids.append(token_id)
+                        logprobs.append(logprob)
+                        if text.add(token_id):
+                            break
+                    if text.stopped:
+                        break
+        metrics.queue_seconds.inc(entered - arrived)
+        metrics.engine_seconds.inc(time.perf_counter() - entered)
+        metrics.answers_generated.inc()
+        metrics.tokens_generated.inc(len(ids))
+        scorer.report_state()
+        return ids, logprobs
+
+
+class _AnswerText:
+    """The bytes of an answer as it grows, cut in front of the first stop string that it contains."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], stops: Sequence[str]) -> None:
+        self.text = bytearray()
+        self.stopped = False
+        self._token_bytes = token_bytes
+        self._stops = [stop.encode() for stop in stops]
+        self._longest = max(map(len, self._stops), default=0)
+
+    def add(self, token_id: int) -> bool:
+        """Add a token; return whether a stop string is now complete."""
+        start = max(0, len(self.text) - self._longest + 1)
+        self.text += self._token_bytes(token_id)
+        places = [place for stop in self._stops if (place := self.text.find(stop, start)) >= 0]
+        if places:
+            self.stopped = True
+            del self.text[min(places) :]
+        return self.stopped
