@@ -72,7 +72,7 @@ def deployment_progress(console: Console) -> Iterator[Callable[[Mapping[str, str
 
 
 @contextmanager
-def window_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def window_progress(console: Console, unit: str = "windows") -> Iterator[Callable[[str, int, int], None]]:
     """Report the number of windows that are done, and of all windows, by name."""
     if not console.is_terminal:
         last: dict[str, float] = {}
@@ -80,7 +80,7 @@ def window_progress(console: Console) -> Iterator[Callable[[str, int, int], None
         def line(name: str, done: int, total: int) -> None:
             now = time.monotonic()
             if done == total or now - last.get(name, float("-inf")) > _LINE_SECONDS:
-                console.print(f"{name}: {done:,} of {total:,} windows")
+                console.print(f"{name}: {done:,} of {total:,} {unit}")
                 last[name] = now
 
         yield line

@@ -19,6 +19,7 @@ from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.models.chat_template import MODEL, PLAIN
 from services.recipes.strict_yaml import write_yaml
+from services.sample.config import SampleConfig
 from services.source.config import AnySource, SourceConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
@@ -55,6 +56,7 @@ class Recipe(Settings):
     fusion: FusionConfig = FusionConfig()
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
+    sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
 
     @model_validator(mode="before")
     @classmethod
@@ -130,7 +132,9 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _no_credentials(self) -> Recipe:
-        for key, location in (("service.store", self.service.store), ("distill.storage", self.distill.storage)):
+        stores = [("service.store", self.service.store), ("distill.storage", self.distill.storage)]
+        stores += [("sample.store", self.sample.store)] if self.sample is not None else []
+        for key, location in stores:
             if location is not None:
                 refuse_credentials(location, key)
         return self
@@ -140,6 +144,9 @@ class Recipe(Settings):
         names, asked = [source.name for source in self.sources], self.distill.sources or ()
         if unknown := sorted(set(asked) - set(names)):
             raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        sampled = (self.sample.sources if self.sample is not None else None) or ()
+        if unknown := sorted(set(sampled) - set(names)):
+            raise ValueError(f"sample.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
         if asked and self.fusion.weights and not any(map(self.fusion.weights.get, asked)):
             raise ValueError("distill.sources: fusion.weights gives all of them 0")
         return self

@@ -37,7 +37,7 @@ def _decode_answers(message: answer_pb2.PromptAnswers, sampling: Sampling, numbe
         answers = [decode_answer(answer) for answer in message.answers]
     except InvalidArgumentError as error:
         raise UnavailableError(f"source {source} sent a broken answer: {error}") from error
-    if [(answer.prompt, answer.number) for answer in answers] != [(number, n) for n in range(sampling.num_answers)]:
+    if [(answer.prompt, answer.number) for answer in answers] != [(number, n) for n in sampling.numbers]:
         raise UnavailableError(f"source {source} sent other answers than those to prompt {number}")
     if sampling.logprobs and any(answer.logprobs_T is None for answer in answers):
         raise UnavailableError(f"source {source} left out the log-probabilities")

@@ -46,6 +46,12 @@ class Sampling(Settings):
     stop: tuple[str, ...] = Field((), max_length=MOST_STOPS, description="An answer ends where it contains one.")
     seed: int = Field(0, ge=0, le=MOST_SEED, description="Every answer's own seed is a hash of it; see answer_seed.")
     logprobs: bool = Field(False, description="Whether to get the log-probabilities of the sampled tokens.")
+    first_answer: int = Field(0, ge=0, lt=2**31, description="Number of the first answer; others may be there already.")
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the answers."""
+        return range(self.first_answer, self.first_answer + self.num_answers)
 
     @field_validator("temperature")
     @classmethod

@@ -104,7 +104,7 @@ class Generator:
         Raises InvalidArgumentError when the model has no plausible answer to this prompt, UnavailableError once it is
         known to be broken.
         """
-        return await gather_or_cancel(*(self._answer(prompt, sampling, n) for n in range(sampling.num_answers)))
+        return await gather_or_cancel(*(self._answer(prompt, sampling, n) for n in sampling.numbers))
 
     async def _answer(self, prompt: EncodedPrompt, sampling: Sampling, number: int) -> Answer:
         seed = answer_seed(sampling.seed, prompt.prompt, number)

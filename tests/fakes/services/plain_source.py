@@ -33,6 +33,8 @@ class PlainSource:
         self.scored = self.asked_who = 0
         self.at_once = self.most_at_once = 0
         self.hold_after: int | None = None
+        self.answered = 0
+        self.hold_answers_after: int | None = None
         self._holding = 0
         self._changed = threading.Condition()
 
@@ -85,6 +87,25 @@ class PlainSource:
 
         return counted
 
+    def wrap_answer(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        """Count the answers to prompts, and hold them back after `hold_answers_after`."""
+
+        async def counted(*args: Any) -> Any:
+            if self._answers_full():
+                self._hold(1)
+                try:
+                    while self._answers_full():
+                        await asyncio.sleep(0.01)
+                finally:
+                    self._hold(-1)
+            self.answered += 1
+            return await answer(*args)
+
+        return counted
+
+    def _answers_full(self) -> bool:
+        return self.hold_answers_after is not None and self.answered >= self.hold_answers_after
+
     def _full(self) -> bool:
         return self.hold_after is not None and self.scored >= self.hold_after
 
@@ -104,6 +125,7 @@ def plain_source(config: SourceConfig, *, raises_on: bytes | None = None, port: 
         await servicer.__init__(config)  # type: ignore[misc]
         servicer._scorer.score = source.wrap(servicer._scorer.score)  # type: ignore[method-assign]
         servicer._answer = source.wrap_answers(servicer._answer)  # type: ignore[method-assign]
+        servicer._generator._answer = source.wrap_answer(servicer._generator._answer)  # type: ignore[method-assign]
         servicer.GetSourceInfo = source.count_infos(servicer.GetSourceInfo)  # type: ignore[method-assign]
         server = grpc.aio.server()
         source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)

@@ -155,6 +155,8 @@ def test_an_answer_depends_on_seed_prompt_and_number_alone(folder: Path, engine:
         backwards = await source.generate(PROMPTS[::-1], num_answers=3, max_new_tokens=8, seed=5)
         alone = [(await source.generate([prompt], num_answers=3, max_new_tokens=8, seed=5))[0] for prompt in PROMPTS]
         assert ids_of(together) == ids_of(backwards)[::-1] == ids_of(alone)
+        [rest] = await source.generate(PROMPTS[:1], num_answers=2, first_answer=1, max_new_tokens=8, seed=5)
+        assert [(a.number, a.token_ids_T.tolist()) for a in rest] == [(n, ids_of(together)[0][n]) for n in (1, 2)]
         [first] = (await source.generate(PROMPTS[:1], max_new_tokens=8, seed=5))[0]
         assert first.token_ids_T.tolist() == together[0][0].token_ids_T.tolist()
         assert len({tuple(ids) for group in ids_of(together) for ids in group}) == 12
