@@ -50,7 +50,7 @@ class Chat:
         except BaseException:
             await self._client.close()
             raise
-        self._has_template = bool(info.chat_template)
+        self._has_template = bool(info.answer_template)
         how = "" if self._has_template else ", which has no chat template and continues your text"
         self.description = f"{info.name}: {info.model} on {info.engine}{how}"
         fewer = min(self._sampling.max_new_tokens, info.max_new_tokens)

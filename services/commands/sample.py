@@ -15,7 +15,7 @@ from services.base.errors import NotFoundError, RunFailedError, ServiceError, Un
 from services.base.files import Files
 from services.base.progress_bars import window_progress
 from services.deploy.up import sources_up
-from services.fusion.sources.remote import vocabulary_of
+from services.fusion.sources.remote import tokenizer_of
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
 from services.sample.answers import AnswerIdentity, AnswerStore, conversation
@@ -119,7 +119,7 @@ class Sample:
             AnswerStore, self.files, AnswerIdentity.of(info), answers_per_shard=self.config.answers_per_shard
         )
         self._stores[source.name] = store
-        vocabulary = await asyncio.to_thread(vocabulary_of, endpoint)
+        vocabulary, _ = await asyncio.to_thread(tokenizer_of, endpoint)
         sampler = Sampler(
             endpoint.address,
             endpoint.application,

@@ -69,7 +69,7 @@ class AnswerIdentity(Settings):
             eos_token=info.eos_token,
             engine=re.sub(r" \d\S*", "", info.engine, count=1),
             dtype=info.dtype,
-            chat_template=info.chat_template,
+            chat_template=info.answer_template,
         )
 
     @property

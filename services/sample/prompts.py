@@ -10,6 +10,7 @@ from typing import Any
 from services.base.errors import SettingError
 from services.corpus.readers import local_files
 from services.wire.answer import AnswerPrompt, messages_prompt, text_prompt
+from services.wire.messages import check_messages, check_tools
 
 _KEYS = ("prompt", "messages")
 
@@ -44,7 +45,7 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
 
     try:
         file = pq.ParquetFile(path)
-        columns = [name for name in _KEYS if name in file.schema_arrow.names]
+        columns = [name for name in (*_KEYS, "tools") if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():
                 yield {key: value for key, value in row.items() if value is not None}
@@ -62,8 +63,16 @@ def _prompt(row: Any, where: str) -> AnswerPrompt:
             raise SettingError("prompts", f"{where}: prompt must be a string")
         return text_prompt(value)
     if not isinstance(value, list) or not value or not all(isinstance(message, Mapping) for message in value):
-        raise SettingError("prompts", f"{where}: messages must be a list of objects with role and content")
-    messages = [{key: part for key, part in message.items() if part is not None} for message in value]
+        raise SettingError("prompts", f"{where}: messages must be a list of at least one object")
+    messages = [
+        {key: part for key, part in message.items() if part is not None or key == "content"} for message in value
+    ]
+    try:
+        check_messages(messages)
+        if (tools := row.get("tools")) is not None:
+            check_tools(tools)
+    except ValueError as error:
+        raise SettingError("prompts", f"{where}: {error}") from error
     if messages[-1].get("role") == "assistant":
         raise SettingError("prompts", f"{where}: messages end with the assistant's; leave out what is to be answered")
-    return messages_prompt(messages)
+    return messages_prompt(messages, tools)

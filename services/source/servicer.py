@@ -92,7 +92,7 @@ class SourceServicer(AnswersServicer):
             determinism=self._scorer.engine.determinism,
             max_tokens_in_flight=self._scorer.admission.max_tokens,
             problem=self._scorer.problem or "",
-            chat_template=self._generator.chat.template_hash,
+            answer_template=self._generator.chat.template_hash,
             max_new_tokens=self._generator.max_new_tokens,
             max_answers=config.generation.max_answers,
         )

@@ -6,8 +6,7 @@ Shape legend: T sampled tokens of one answer.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +17,7 @@ from fusion.v1 import answer_pb2
 from fusion_core.arrays import Float32, Int32
 from services.base.errors import InvalidArgumentError
 from services.base.settings import Settings, explain
+from services.wire.messages import Message, Messages
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
 """Bounds of a temperature that is not 0: vLLM's, which the other engines share."""
@@ -91,10 +91,10 @@ def text_prompt(text: str | bytes) -> AnswerPrompt:
     return AnswerPrompt(text.encode() if isinstance(text, str) else text)
 
 
-def messages_prompt(messages: Sequence[Mapping[str, Any]]) -> AnswerPrompt:
-    """Return the prompt that asks for the next message of a conversation: one JSON form for the same messages."""
-    content = json.dumps(list(messages), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return AnswerPrompt(content.encode(), is_messages=True)
+def messages_prompt(messages: Sequence[Message], tools: Sequence[Any] | None = None) -> AnswerPrompt:
+    """Return the prompt that asks for the next message of a conversation, and names the tools that may be called."""
+    given = Messages(list(messages), None if tools is None else list(tools))
+    return AnswerPrompt(given.to_bytes(), is_messages=True)
 
 
 def answer_seed(seed: int, prompt: AnswerPrompt, number: int) -> int:

@@ -29,7 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def source(model: Path) -> Iterator[PlainSource]:
     engine = {"kind": "synthetic", "delay_seconds": 0.01}
-    config = SourceConfig.model_validate({"name": "tiny", "model": str(model), "engine": engine, "top_k": 16})
+    config = SourceConfig.model_validate(
+        {"name": "tiny", "model": str(model), "engine": engine, "top_k": 16, "max_tokens": 1000}
+    )
     with plain_source(config) as running:
         yield running
 
@@ -115,11 +117,12 @@ def test_the_file_has_conversations_for_training(written: Callable[..., str], tm
 
 
 def test_prompts_that_the_source_refuses_are_counted_and_named(written: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "odd.jsonl").write_text('{"prompt": "good"}\n{"messages": [{"role": "nobody", "content": "a"}]}\n')
+    lines = [{"prompt": "good"}, {"prompt": "9" * 2000}, {"prompt": "8" * 2000}]  # more tokens than it takes
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = fusion("sample", written("c", prompts=[f"{tmp_path}/odd.jsonl"]))
     assert done.exit_code == 0, done.output
-    assert "tiny: 2 answers sampled, 0 there before, 1 prompts refused: " in done.output
-    assert "messages[0]: expected an object whose role is one of" in done.output
+    assert "tiny: 2 answers sampled, 0 there before, 2 prompts refused: " in done.output
+    assert "tokens and max_new_tokens = 8 are more than the 1001" in done.output
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 
 
 def test_prompts_of_both_formats_are_the_same(tmp_path: Path) -> None:
-    lines = [{"prompt": "Once"}, {"messages": TURNS}, {"prompt": "", "about": "kept by nobody"}]
+    lines: list[dict[str, Any]] = [{"prompt": "Once"}, {"messages": TURNS}, {"prompt": "", "about": "kept by nobody"}]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
     rows = [{"prompt": line.get("prompt"), "messages": line.get("messages")} for line in lines]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
@@ -35,6 +35,8 @@ def test_prompts_of_both_formats_are_the_same(tmp_path: Path) -> None:
         ({"prompt": "a", "messages": TURNS}, "row 1: needs one of the keys"),
         ({"prompt": 1}, "row 1: prompt must be a string"),
         ({"messages": []}, "row 1: messages must be a list"),
+        ({"messages": [{"role": "nobody", "content": "a"}]}, "row 1: messages.0..role: 'nobody' is none of system"),
+        ({"messages": TURNS, "tools": [1]}, "row 1: tools: expected a list of objects"),
         ({"messages": ["a"]}, "row 1: messages must be a list"),
         ({"messages": [*TURNS, {"role": "assistant", "content": "Yes."}]}, "row 1: messages end with the assistant's"),
     ],

@@ -46,13 +46,13 @@ class Generator:
         self.chat = chat
         self.max_new_tokens = min(scorer.config.generation.max_new_tokens, scorer.config.max_tokens)
         self._scorer = scorer
-        offsets_V1 = scorer.vocabulary.byte_table.offsets_V1
+        offsets_V1 = chat.vocabulary.byte_table.offsets_V1
         self._longest_token_bytes = int(np.diff(offsets_V1).max())
 
     @classmethod
     async def load(cls, scorer: Scorer, folder: Path) -> Generator:
         """Read the chat template of the scorer's model."""
-        return cls(scorer, await asyncio.to_thread(ChatPrompts, folder, scorer.vocabulary))
+        return cls(scorer, await asyncio.to_thread(ChatPrompts, folder, scorer.vocabulary, scorer.chat))
 
     def check(self, sampling: Sampling) -> None:
         """Raise InvalidArgumentError naming the field of the settings that this source does not allow."""
@@ -116,7 +116,7 @@ class Generator:
             stop_ids=self.chat.stop_ids,
             piecewise=bool(sampling.stop),
         )
-        text = _AnswerText(self._scorer.vocabulary.token_bytes, sampling.stop)
+        text = _AnswerText(self.chat.vocabulary.token_bytes, sampling.stop)
         ids, logprobs = await self._ask_engine(prompt, how, text)
         logprobs_T = np.asarray(logprobs, dtype=np.float32)
         token_ids_T = np.asarray(ids, dtype=np.int32)

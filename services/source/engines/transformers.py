@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
         )
         model = model.to(device).eval()
         # The folder's own settings (penalties, top_k) would be added to those that a request names.
-        model.generation_config = transformers.GenerationConfig()
+        model.generation_config = transformers.GenerationConfig()  # type: ignore[no-untyped-call]
         name = engine_name("transformers", config.counted, transformers.__version__)
         return cls(model, name, str(model.dtype).removeprefix("torch."))
 
@@ -109,7 +109,7 @@ class TransformersEngine(Engine):
         from services.source.engines.sampled_rows import SampledRows
 
         random = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0} if how.temperature else {}
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=how.temperature > 0,
             max_new_tokens=how.max_new_tokens,
             eos_token_id=list(how.stop_ids) or None,

@@ -68,7 +68,7 @@ def test_names_of_control_tokens_in_messages_stay_words(
     assert tokenizer.decode(ids) == rendered
 
 
-def test_real_template_with_look_alikes_and_tool_calls(home: Path) -> None:
+def test_a_real_template_with_look_alikes(home: Path) -> None:
     folder = resolve_model("smollm2-135m-instruct")
     chat = ChatPrompts(folder, Vocabulary.from_pretrained(folder))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -82,19 +82,15 @@ def test_real_template_with_look_alikes_and_tool_calls(home: Path) -> None:
     harmless = [{"role": "system", "content": ""}, {"role": "user", "content": " ça\n\nva? 👍 "}]
     expected = tokenizer.apply_chat_template(harmless, add_generation_prompt=True, return_dict=False)
     assert token_ids(chat, harmless) == expected
-    # The other way of tokenising, which look-alikes take, gives the same ids where both are right.
-    rendered = tokenizer.apply_chat_template(harmless, add_generation_prompt=True, tokenize=False)
-    assert chat._split_ids(rendered, {"never there": ""}) == expected
 
 
 def test_a_template_that_refuses_is_reported_with_its_own_words(tmp_path: Path) -> None:
     folder = make_chat_model(tmp_path / "strict")
-    (folder / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    strict = "{% if messages | length > 2 %}{{ raise_exception('too many') }}{% endif %}{{ messages[-1].content }}"
+    (folder / "chat_template.jinja").write_text(strict)
     chat = ChatPrompts(folder, Vocabulary.from_pretrained(folder))
-    with pytest.raises(
-        InvalidArgumentError, match=r"^messages: the model's chat template refuses .*roles must alternate"
-    ):
-        token_ids(chat, [{"role": "user", "content": "a"}])
+    with pytest.raises(InvalidArgumentError, match=r"^messages: the chat template refuses .*too many"):
+        token_ids(chat, [{"role": "user", "content": "a"}] * 3)
 
 
 def test_every_account_of_eos_and_end_of_turn_ends_an_answer(folder: Path, tmp_path: Path) -> None:

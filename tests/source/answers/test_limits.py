@@ -67,12 +67,12 @@ def test_prompts_outside_their_bounds_are_named_before_any_work(folder: Path) ->
             r"^prompts\[1\]: \d+ tokens and max_new_tokens = 30 are more than the 101", good, {"text": b"9" * 90}
         )
         await refused("^expected_vocabulary: other was asked for", good, expected_vocabulary="other")
-        await refused(r"^prompts\[0\]\.messages: no JSON", {"messages": b"[{]"})
-        await refused(r"^prompts\[0\]\.messages: expected a list", {"messages": b"{}"})
-        await refused(r"^prompts\[0\]\.messages: expected a list of at least one", {"messages": b"[]"})
-        await refused(r"^prompts\[0\]\.messages\[0\]: expected an object whose role", {"messages": b'[{"role":"x"}]'})
+        await refused(r"^prompts\[0\]\.messages: not JSON", {"messages": b"[{]"})
+        await refused(r"^prompts\[0\]\.messages: messages: expected a list, got null", {"messages": b"{}"})
+        await refused(r"^prompts\[0\]\.messages: messages: expected at least one", {"messages": b"[]"})
+        await refused(r"^prompts\[0\]\.messages: messages\[0\]\.role: 'x' is none of", {"messages": b'[{"role":"x"}]'})
         message = b'[{"role":"user","content":1}]'
-        await refused(r"^prompts\[0\]\.messages\[0\]\.content: expected a string", {"messages": message})
+        await refused(r"^prompts\[0\]\.messages: messages\[0\]\.content: expected a string", {"messages": message})
         assert asked == 0
 
     asked = 0
@@ -100,7 +100,7 @@ def test_messages_to_a_model_without_a_template_are_refused(tmp_path: Path) -> N
         with pytest.raises(InvalidArgumentError, match=r"^prompts\[0\]\.messages: the model has no chat template"):
             await source.generate([messages_prompt([{"role": "user", "content": "Hello"}])], max_new_tokens=7)
         info = await source.servicer.GetSourceInfo(source_pb2.GetSourceInfoRequest(), grpc_context=Context())  # type: ignore[call-arg]
-        assert (info.chat_template, info.max_new_tokens, info.max_answers) == ("", 7, 3)
+        assert (info.answer_template, info.max_new_tokens, info.max_answers) == ("", 7, 3)
         assert len((await source.generate(PROMPTS[:1], max_new_tokens=7))[0]) == 1
 
     with_source(plain, run, engine="synthetic", generation={"max_new_tokens": 7, "max_answers": 3})

@@ -131,7 +131,7 @@ def test_client_call_and_client_stream_give_the_same_answers(served: PlainSource
                 assert [a.seed for a in one] == [a.seed for a in other]
                 assert all(a.logprobs_T is not None and len(a.logprobs_T) == len(a.token_ids_T) for a in other)
             info = await client.info()
-            assert (len(info.chat_template), info.max_new_tokens, info.max_answers) == (16, 1024, 16)
+            assert (len(info.answer_template), info.max_new_tokens, info.max_answers) == (16, 1024, 16)
             with pytest.raises(InvalidArgumentError, match=r"sampling\.num_answers: must be 1 to 16"):
                 await client.generate(prompts[:1], Sampling(num_answers=17))
         finally:
