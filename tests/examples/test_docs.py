@@ -14,11 +14,12 @@ from typer.core import TyperGroup
 
 from services.cli.app import app
 from services.recipes.recipe import Recipe
+from services.sample.config import SampleConfig
 from services.source.config import parse_source
 from tests.examples.pages import PAGES, REPOSITORY, anchors, code_blocks, code_spans, commands, links, tables, text_of
 
 _FOLDERS = ("services", "fusion_core", "tests", "protos", "k8s", "docs", "examples", "requirements")
-SECTIONS = ("corpus", "sources", "target", "fusion", "service", "distill")
+SECTIONS = ("corpus", "sources", "target", "fusion", "service", "distill", "sample")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -100,6 +101,7 @@ def recipe_schema() -> tuple[dict[str, set[str]], set[str]]:
         ("docs/training.md", "Section `distill`", "distill", 1),
         ("docs/training.md", "Section `service`", "service", 1),
         ("docs/sources.md", "Keys", "sources", 1),
+        ("docs/sources.md", "Answers", "sample", 0),
         ("docs/failures.md", "When sources fail", "service", 1),
     ],
 )
@@ -125,5 +127,6 @@ def test_every_key_of_a_recipe_is_on_a_page() -> None:
 def test_recipes_on_the_pages_are_valid() -> None:
     [recipe] = code_blocks("README.md", "yaml")
     assert len(Recipe.model_validate(yaml.safe_load(recipe)).sources) == 2
-    [sources] = code_blocks("docs/sources.md", "yaml")
+    sources, sample = code_blocks("docs/sources.md", "yaml")
+    assert SampleConfig.model_validate(yaml.safe_load(sample)["sample"]).sources == ("smollm2",)
     assert [parse_source(source).name for source in yaml.safe_load(sources)["sources"]] == ["gemma3", "elsewhere"]
