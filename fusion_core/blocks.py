@@ -50,8 +50,9 @@ class Block:
         shares: per source, for fused blocks; empty for a source's own block.
         covered_mass: mean mass that reached the candidates before the cut to K, for fused blocks; 1 - mean tail else.
         ends_document: whether the last row is the end row.
-        context_ids_C: int32, tokens before the rows that the target reads behind its BOS and learns nothing about; none
-            in a source's own block.
+        context_ids_C: int32, tokens before the rows that the target reads behind its first token and learns nothing
+            about; none in a source's own block.
+        first_id: the token that the target reads in front of all others; None for its BOS.
     """
 
     text_bytes: bytes
@@ -67,6 +68,7 @@ class Block:
     covered_mass: float = float("nan")
     ends_document: bool = False
     context_ids_C: Int32 = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    first_id: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +82,7 @@ class Block:
 
     @property
     def num_inputs(self) -> int:
-        """The number of tokens that predicting all rows takes, C + T: BOS, the context, all tokens but the last."""
+        """The number of tokens read to predict all rows, C + T: a first one, the context, all but the last row's."""
         return int(self.context_ids_C.size) + self.num_tokens
 
     @property

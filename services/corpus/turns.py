@@ -107,7 +107,6 @@ class TurnPlanner:
                     _log.warning("%s: a turn is refused: %s", reader.name, error)
                 return None
             num_tokens = int(tokens.context_ids.size) + tokens.words.num_tokens
-            num_tokens += reader.is_target and tokens.first_id is not None  # it is read behind the target's BOS
         return reader.max_tokens is None or num_tokens <= reader.max_tokens
 
     def _count(self, reason: str, name: str, turn: int) -> None:

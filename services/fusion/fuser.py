@@ -159,8 +159,6 @@ class Fuser:
             [prompt] = encode_passages(self.target, [passage], self._chat)
         except InvalidArgumentError as error:
             raise UnfusableTextError(f"target: {error}") from error
-        if prompt.first_id not in {None, self.target.bos_id}:  # the trainer puts BOS in front
-            prompt = replace(prompt, context_ids=np.append(np.int32(prompt.first_id), prompt.context_ids))
         if prompt.encoding.without_end().num_tokens == 0:
             raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
         return prompt
@@ -247,6 +245,7 @@ class Fuser:
             covered_mass=0.0,
             ends_document=encoding.ends_document,
             context_ids_C=prompt.context_ids,
+            first_id=prompt.first_id,
         )
 
     async def _ask_all(self) -> list[fusion_pb2.SourceStatus]:
@@ -292,7 +291,7 @@ class Fuser:
             k_out=k,
             min_sources=self._quorum(len(blocks)),
         )
-        return replace(block, context_ids_C=prompt.context_ids)
+        return replace(block, context_ids_C=prompt.context_ids, first_id=prompt.first_id)
 
 
 def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:

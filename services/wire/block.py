@@ -77,6 +77,7 @@ def encode_block(
         window=window,
         ends_document=block.ends_document,
         context_ids=_pack_ids(block.context_ids_C, id_dtype),
+        first_id=block.first_id,
     )
 
 
@@ -121,6 +122,7 @@ def decode_block(message: block_pb2.TokenBlock) -> Block:
         covered_mass=message.covered_mass,
         ends_document=message.ends_document,
         context_ids_C=_context(message),
+        first_id=message.first_id if message.HasField("first_id") else None,
     )
     try:
         block.validate()

@@ -39,7 +39,7 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
     """
     if block.k != k:
         return f"the rows have {block.k} candidates instead of {k}"
-    if block.context_ids_C.size:
+    if block.context_ids_C.size or block.first_id is not None:
         return "there are tokens before the rows, which only the target's blocks have"
     if block.num_tokens == 0:
         return None

@@ -28,6 +28,7 @@ def random_block(
             shares=(SourceShare("a", True, 0.25, 1.5), SourceShare("b", False, 0.0, float("nan"))),
             covered_mass=0.9,
             context_ids_C=rng.integers(0, 1000, num_context, dtype=np.int32),
+            first_id=7 if num_context else None,
         )
 
 

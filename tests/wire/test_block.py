@@ -54,6 +54,7 @@ def test_round_trip(
     assert (back.text_bytes, back.vocabulary) == (block.text_bytes, block.vocabulary)
     assert back.shares[0] == block.shares[0]
     assert back.shares[1].name == "b"
+    assert back.first_id == block.first_id == (7 if num_context else None)
     assert math.isnan(back.shares[1].nats_per_byte)
 
 

@@ -25,7 +25,8 @@ class Batch:
     attend across (`DistillModule.check_packing` makes sure of it).
 
     Attributes:
-        inputs_BL: int64, per reading BOS and then context and tokens but the last; rows are right-padded.
+        inputs_BL: int64, per reading BOS (or its own first token), then context and tokens but the last; rows are
+            right-padded.
         positions_BL: int64, counted from 0 in every reading.
         valid_BL: bool, True where position l predicts a token of a window, not of a context; row by row these are
             the N rows.
@@ -109,6 +110,7 @@ def collate(rows: Sequence[Sequence[Reading]], bos: int, *, vocabulary_size: int
         start = 0
         for reading in row:
             stop = start + reading.num_inputs
+            inputs_BL[number, start] = bos if reading.first_id is None else reading.first_id
             inputs_BL[number, start + 1 : stop] = reading.token_ids[:-1]
             for block in reading.blocks:
                 first = start + block.context_ids_C.size

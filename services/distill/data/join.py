@@ -29,12 +29,17 @@ class Reading:
 
     @property
     def num_inputs(self) -> int:
-        """The number of tokens read: BOS, and then all tokens but the last."""
+        """The number of tokens read: the first one (BOS), and then all tokens but the last."""
         return self.blocks[-1].num_inputs
 
     @property
+    def first_id(self) -> int | None:
+        """The token in front of all others; None for BOS."""
+        return self.blocks[-1].first_id
+
+    @property
     def token_ids(self) -> Int32:
-        """The tokens behind BOS, the last one included, int32 [num_inputs]."""
+        """The tokens behind the first one, the last one included, int32 [num_inputs]."""
         return _token_ids(self.blocks[-1])
 
 
@@ -44,15 +49,21 @@ def join(blocks: Sequence[Block]) -> list[Reading]:
     Of several blocks that continue the same one, such as answers to one question, one is joined to it. Readings come in
     the order of the first of their blocks.
     """
-    spelled = [_token_ids(block).astype(">u4").tobytes() for block in blocks]  # in byte order a prefix comes first
+    spelled = [_spelled(block) for block in blocks]  # in byte order a prefix comes first
     readings: list[list[int]] = []
     for index in sorted(range(len(blocks)), key=spelled.__getitem__):
-        context = spelled[index][: 4 * blocks[index].context_ids_C.size]
+        context = spelled[index][: 4 + 4 * blocks[index].context_ids_C.size]
         if readings and context.startswith(spelled[readings[-1][-1]]):
             readings[-1].append(index)
         else:
             readings.append([index])
     return [Reading(tuple(blocks[index] for index in reading)) for reading in sorted(readings, key=min)]
+
+
+def _spelled(block: Block) -> bytes:
+    """Return the first token and those behind it, the last one included, in four bytes each."""
+    first_id = np.int32(-1 if block.first_id is None else block.first_id)
+    return np.append(first_id, _token_ids(block)).astype(">i4").tobytes()
 
 
 def _token_ids(block: Block) -> Int32:

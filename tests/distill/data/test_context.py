@@ -31,7 +31,10 @@ windows = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1
 def blocks_for(lengths, seed=0):
     generator = np.random.default_rng(seed)
     return [
-        block_of(num_tokens, generator.integers(1, SIZE, num_context), seed=number)
+        replace(
+            block_of(num_tokens, generator.integers(1, SIZE, num_context), seed=number),
+            first_id=None if number % 2 else 1 + number,
+        )
         for number, (num_context, num_tokens) in enumerate(lengths)
     ]
 
@@ -49,7 +52,8 @@ def losses(module, rows):
 
 def plain_losses(module, block):
     """-log probability of every token of the window, by transformers alone."""
-    ids = torch.tensor([[0, *block.context_ids_C.tolist(), *block.token_ids_T.tolist()]])
+    first_id = 0 if block.first_id is None else block.first_id
+    ids = torch.tensor([[first_id, *block.context_ids_C.tolist(), *block.token_ids_T.tolist()]])
     logprobs = torch.log_softmax(module.model(input_ids=ids).logits[0, :-1], dim=-1)
     return -logprobs.gather(1, ids[0, 1:, None])[block.context_ids_C.size :, 0]
 

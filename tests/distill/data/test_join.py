@@ -57,6 +57,8 @@ def test_a_turn_whose_context_does_not_hold_the_one_before_has_a_reading_of_its_
     blocks = [first, second, replace(third, context_ids_C=rewritten)]
     assert numbers(join(blocks), blocks) == [[0, 1], [2]]
     assert numbers(join([third, first]), [third, first]) == [[1, 0]], "a turn in between may be missing"
+    other_start = replace(second, first_id=9)
+    assert numbers(join([first, other_start]), [first, other_start]) == [[0], [1]]
 
 
 def test_of_several_answers_to_one_question_one_is_joined():
