@@ -9,6 +9,7 @@ import numpy as np
 
 from fusion_core.vocabulary import Vocabulary
 from services.corpus.ledger import TRAIN, Corpus
+from services.distill.data.join import join
 from services.fusion.client import FusedWindow, StreamRequest
 from services.wire.messages import read_messages
 from tests.fakes.services.plain_fusion import plain_fusion
@@ -19,6 +20,35 @@ STRICT = (
     "{% for m in messages %}{% if '!!' in m.content and m.role == 'user' %}{{ raise_exception('no shouting') }}"
     + ("{% endif %}{{ m.role + '\n' + m.content + '\n\n' }}{% endfor %}")
 )
+
+
+FROM_EOS = "{% for m in messages %}{{ eos_token + m.role + '\n' + m.content + eos_token }}{% endfor %}"
+
+
+def test_a_rendering_that_begins_with_another_token_than_bos_has_no_bos(tmp_path: Path) -> None:
+    """And a turn goes on where the one before ends, so that a conversation is read once."""
+    chats = [
+        [
+            message
+            for turn in range(2)
+            for message in (
+                {"role": "user", "content": sentences(30, seed=10 * n + turn)},
+                {"role": "assistant", "content": sentences(30, seed=500 + 10 * n + turn).strip()},
+            )
+        ]
+        for n in range(8)
+    ]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    corpus_keys = {"files": [f"{tmp_path}/chats.jsonl"], "format": "conversations", "shared_run_bytes": None}
+    with plain_fusion(tmp_path, windows=corpus_keys, chat_templates=["plain", "plain", FROM_EOS]) as fusion:
+        target = Vocabulary.from_pretrained(fusion.recipe.target_folder)
+        request = StreamRequest(dataset="words", split=TRAIN, seed=0, tokens_only=True)
+        blocks = [window.block for window in fusion.client().stream(request) if isinstance(window, FusedWindow)]
+    assert {block.first_id for block in blocks} == {target.eos_id}
+    assert not any(np.isin(block.context_ids_C, [target.bos_id]).any() for block in blocks)
+    spelled = b"".join(target.token_bytes(int(token_id)) for token_id in blocks[0].context_ids_C)
+    assert spelled.startswith(b"user\n") and spelled.endswith(b"assistant\n")
+    assert sorted(len(reading.blocks) for reading in join(blocks)) == [2] * (len(blocks) // 2)
 
 
 def test_turns_are_fused_behind_the_targets_own_rendering(tmp_path: Path) -> None:

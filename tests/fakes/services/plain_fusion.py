@@ -61,7 +61,7 @@ def plain_fusion(
 
     With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
     `documents` are the corpus, generated ones by default; `windows` are keys of its section. `chat_templates` are the
-    sources', where the corpus holds conversations.
+    sources', where the corpus holds conversations, and one more may be the target's.
     """
     texts = documents or [sentences(600, seed=number) for number in range(12)]
     corpus = folder / "documents"
@@ -83,13 +83,16 @@ def plain_fusion(
         small = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
         small["max_positions"] = max_positions
         of_target = str(folder / "model-0") if native else tokenizer or {"train": {"vocabulary_size": 300}}
+        target: dict[str, Any] = {"config": small, "tokenizer": of_target}
+        if len(chat_templates) > num_sources:
+            target["chat_template"] = chat_templates[num_sources]
         recipe = Recipe.model_validate(
             {
                 "name": "plain",
                 "output_dir": str(folder / "runs"),
                 "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128, **(windows or {})},
                 "sources": entries,
-                "target": {"config": small, "tokenizer": of_target},
+                "target": target,
                 "fusion": {"k_out": k_out, "min_sources": min_sources, "alignment": alignment},
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
