@@ -25,7 +25,7 @@ class CorpusConfig(Settings):
     window_bytes: longest window. Windows are cut where all tokenizers involved have a token boundary, and fit them all.
         Of conversations, the longest turn; longer ones are left out. By default 1,024, and 8,192 there.
     max_history_bytes: most bytes of the messages before a turn, as JSON; the oldest go first, system messages stay.
-    context_bytes: bytes of its document before a window that are read with it, without rows for them.
+    context_bytes: most bytes of its document before a window that are read with it, without rows for them.
     target_context: whether the target reads them as the sources do, without loss; else it reads a window alone.
     held_out_share: share of the bytes whose documents are held out; `seed` draws them.
     train_bytes, held_out_bytes: use at most so many bytes of a split.
@@ -41,7 +41,7 @@ class CorpusConfig(Settings):
     text_field: str = "text"
     window_bytes: Annotated[int, Field(ge=16, le=2**20)] = 1024
     max_history_bytes: Annotated[int, Field(ge=64, le=2**20)] = 16_384
-    context_bytes: Annotated[int, Field(ge=0, le=2**20)] = 0
+    context_bytes: Annotated[int, Field(ge=0, le=2**20)] = 1024
     target_context: bool = True
     train_bytes: Annotated[int, Field(ge=1)] | None = None
     held_out_bytes: Annotated[int, Field(ge=1)] | None = None

@@ -103,7 +103,7 @@ class Recipe(Settings):
                     f"corpus.max_history_bytes: {corpus.max_history_bytes} and window_bytes = {corpus.window_bytes} "
                     f"together are more than {key} = {limit}"
                 )
-            if corpus.window_bytes + corpus.context_bytes > limit:
+            if not corpus.is_conversations and corpus.window_bytes + corpus.context_bytes > limit:
                 raise ValueError(
                     f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
                     f"are more than {key} = {limit}"

@@ -205,6 +205,7 @@ class Scene:
                 "name": "sentences",
                 "files": [f"{self._documents}/*.txt"],
                 "window_bytes": 192,
+                "context_bytes": 0,
                 "held_out_share": 0.05,
                 "shared_run_bytes": None,
             },

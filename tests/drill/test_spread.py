@@ -37,7 +37,7 @@ def recipe(tmp_path: Path) -> Recipe:
         {
             "name": "spread",
             "output_dir": str(tmp_path / "runs"),
-            "corpus": {"name": "words", "files": [f"{documents}/*.txt"], "window_bytes": 128},
+            "corpus": {"name": "words", "files": [f"{documents}/*.txt"], "window_bytes": 128, "context_bytes": 0},
             "sources": [source | {"synthetic": {"tokens_per_second": TOKENS_PER_SECOND}}],
             "target": {
                 "config": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},

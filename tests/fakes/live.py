@@ -45,6 +45,7 @@ def write_live_recipe(folder: Path) -> Path:
             "name": "sentences",
             "files": [f"{documents}/*.txt"],
             "window_bytes": 256,
+            "context_bytes": 0,
             "held_out_share": 0.2,
             "shared_run_bytes": None,
         },

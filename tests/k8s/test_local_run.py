@@ -60,6 +60,7 @@ RECIPE = {
         "name": "sentences",
         "files": ["/data/runs/text/*.txt"],
         "window_bytes": 256,
+        "context_bytes": 0,
         "held_out_share": 0.2,
         "shared_run_bytes": None,
     },

@@ -112,6 +112,7 @@ def _recipe(folder: Path, tiny: Path, foreign: str) -> Recipe:
             "name": "sentences",
             "files": [f"{documents}/*.txt"],
             "window_bytes": 256,
+            "context_bytes": 0,
             "held_out_share": 0.2,
             "shared_run_bytes": None,
         },

@@ -91,6 +91,7 @@ class Bench:
                 "name": "python-docs",
                 "files": [f"{self.folder}/documents/*.txt"],
                 "window_bytes": window_bytes,
+                "context_bytes": 0,
                 "held_out_share": 0.02,
                 "shared_run_bytes": None,
             },
