@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from services.base.atomic import whole_file
-from services.base.errors import NotFoundError, RunFailedError, ServiceError, UnavailableError
+from services.base.errors import NotFoundError, RunFailedError, ServiceError, SettingError, UnavailableError
 from services.base.files import Files
 from services.base.progress_bars import window_progress
 from services.deploy.up import sources_up
@@ -42,7 +42,10 @@ class Sample:
         wanted = set(sources or self.config.sources or names)
         self.sources = [source for source in recipe.sources if source.name in wanted]
         self.files = Files(_location(recipe, self.config), "sample.store")
-        self.num_prompts = sum(1 for _ in self._prompts())
+        try:
+            self.num_prompts = sum(1 for _ in self._prompts())
+        except SettingError as error:
+            raise RecipeError(f"sample.{error}") from error
         self._stores: dict[str, AnswerStore] = {}
 
     def run(self, console: Console) -> dict[str, Tally]:

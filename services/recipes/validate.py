@@ -12,6 +12,7 @@ from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
 from services.recipes.tokenizers import tokenizer_problems
+from services.sample.prompts import read_prompts
 from services.source.config import SourceConfig
 
 
@@ -38,6 +39,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         local_files(recipe.corpus.files or ())
     except ValueError as error:
         yield f"corpus.{error}"
+    if recipe.sample is not None:
+        try:
+            sum(1 for _ in read_prompts(recipe.sample.prompts))
+        except ValueError as error:
+            yield f"sample.{error}"
     yield from _target_problems(recipe)
     yield from tokenizer_problems(recipe)
     if recipe.distill.device == "cuda":

@@ -104,6 +104,13 @@ def test_killed_and_resumed_it_asks_for_no_answer_twice_that_was_stored(
     assert f"tiny: {NUM_PROMPTS} answers sampled, 48 there before" in more.output
 
 
+def test_validate_reads_the_prompts(written: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "good"}\n{"text": "bad"}\n')
+    done = fusion("validate", written("v", prompts=[f"{tmp_path}/odd.jsonl"]))
+    assert (done.exit_code, "odd.jsonl, row 2: needs one of the keys" in done.output) == (2, True), done.output
+    assert "sample.prompts: " in done.output
+
+
 def test_the_file_has_conversations_for_training(written: Callable[..., str], tmp_path: Path) -> None:
     done = fusion("sample", written("b"), "--to", str(tmp_path / "out.jsonl"))
     assert done.exit_code == 0, done.output
@@ -130,7 +137,7 @@ def test_prompts_that_the_source_refuses_are_counted_and_named(written: Callable
     [
         (("sample=null",), "sample: the recipe has no such section"),
         (("sample.prompts=[]",), "sample.prompts: "),
-        (("sample.prompts=[nothing/*.jsonl]",), "prompts: no file matches"),
+        (("sample.prompts=[nothing/*.jsonl]",), "sample.prompts: no file matches"),
         (("sample.sources=[who]",), "sample.sources: no source is called who; there are tiny"),
         (("sample.sampling.temperature=3",), "sample.sampling.temperature: "),
         (("service.store=null",), "sample.store: set it, or service.store"),

@@ -53,6 +53,7 @@ class SyntheticEngine(Engine):
             logprobs_V = self._next_row(np.asarray(ids[-2:], dtype=np.int32))
             ids.append(_sample(logprobs_V, how, rng))
             yield SampledTokens([ids[-1]], [float(logprobs_V[ids[-1]])])
+            await asyncio.sleep(0)  # a long answer keeps nobody else waiting
             if ids[-1] in how.stop_ids:
                 return
 
