@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from fusion.v1 import block_pb2, fusion_pb2, source_pb2
+from fusion.v1 import answer_pb2, block_pb2, fusion_pb2, source_pb2
 from services.rpc.deadline import TIMEOUT_KEY
 from tests.fuzz.mutation import EDGES_32, junk, mutated
 
@@ -35,6 +35,11 @@ class Method:
 _OPENING = fusion_pb2.StreamFusedOpen(dataset="sentences", split="train", world_size=2, seed=1, k=4)
 _CREDIT = block_pb2.Credit(blocks=2)
 _TEXTS = [b"The time of all.", "Ça va 👍".encode()]
+_PROMPTS = [
+    answer_pb2.AnswerPrompt(text=_TEXTS[0]),
+    answer_pb2.AnswerPrompt(messages=b'[{"role": "user", "content": "Hello <|eos|>"}]'),
+]
+_SAMPLING = answer_pb2.Sampling(num_answers=2, temperature=0.7, top_p=0.9, max_new_tokens=4, stop=["a"], logprobs=True)
 METHODS = (
     Method(
         "/fusion.v1.FusionService/GetFusionInfo",
@@ -80,6 +85,23 @@ METHODS = (
             source_pb2.StreamScoresRequest(open=source_pb2.StreamScoresOpen(top_k=4)),
             source_pb2.StreamScoresRequest(texts=source_pb2.ScoreTexts(texts=_TEXTS)),
             source_pb2.StreamScoresRequest(credit=_CREDIT),
+        ),
+        streams=True,
+    ),
+    Method(
+        "/fusion.v1.SourceService/Generate",
+        "one",
+        answer_pb2.GenerateRequest,
+        (answer_pb2.GenerateRequest(prompts=_PROMPTS, sampling=_SAMPLING),),
+    ),
+    Method(
+        "/fusion.v1.SourceService/StreamAnswers",
+        "one",
+        answer_pb2.StreamAnswersRequest,
+        (
+            answer_pb2.StreamAnswersRequest(open=answer_pb2.StreamAnswersOpen(sampling=_SAMPLING)),
+            answer_pb2.StreamAnswersRequest(prompts=answer_pb2.AnswerPrompts(prompts=_PROMPTS)),
+            answer_pb2.StreamAnswersRequest(credit=_CREDIT),
         ),
         streams=True,
     ),
