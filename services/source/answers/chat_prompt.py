@@ -24,11 +24,11 @@ class ChatPrompts:
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary, chat: ChatTokenizer | None = None) -> None:
-        self._missing = ""
-        if chat is None:
+        self._missing = "the model has no chat template of its own; set the source's chat_template"
+        if chat is None and _has_template(folder):
             try:
                 chat = ChatTokenizer.from_pretrained(folder)
-            except ValueError as error:  # a base model
+            except ValueError as error:
                 self._missing = str(error)
         self._chat = chat
         self.vocabulary = chat.vocabulary if chat else vocabulary
@@ -51,6 +51,12 @@ class ChatPrompts:
         except (ValueError, TurnRefusedError) as error:
             raise InvalidArgumentError(f"{field}: {error}") from error
         return ids
+
+
+def _has_template(folder: Path) -> bool:
+    """Return whether a model's folder has a chat template: a base model's tokenizer need not be loaded once more."""
+    own_file = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
+    return own_file or bool(_values(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def _declared_ends(folder: Path, vocabulary: Vocabulary) -> list[int]:

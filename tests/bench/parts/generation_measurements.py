@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from services.source.config import SourceConfig
 from services.source.scorer import Scorer
 from services.wire.answer import Answer, AnswerPrompt, Sampling, messages_prompt
 from tests.bench.parts.report import Report
+from tests.source.answers.chi_square import chi_square, standard_deviations
 
 MODEL = "smollm2-135m-instruct"
 QUESTIONS = (
@@ -100,17 +100,6 @@ async def requests_left(vllm: Source, prompts: Sequence[AnswerPrompt]) -> int:
     return int(engine._engine.output_processor.get_num_unfinished_requests()) + vllm.scorer.admission.tokens_in_flight
 
 
-def chi_square(counts: Counter[int], probabilities: Any, total: int) -> tuple[float, int]:
-    """Return the statistic and its degrees of freedom; ids share a cell until at least ten are expected in it."""
-    statistic, num_cells, observed, expected = 0.0, 0, 0, 0.0
-    for i in np.argsort(-probabilities):
-        observed, expected = observed + counts[int(i)], expected + probabilities[i] * total
-        if expected >= 10:
-            statistic, num_cells = statistic + (observed - expected) ** 2 / expected, num_cells + 1
-            observed, expected = 0, 0.0
-    return statistic, num_cells - 1
-
-
 def exact_probabilities(prompt_ids: Sequence[int], temperature: float) -> Any:
     """Return the probabilities of the next token from a forward pass of its own."""
     import torch
@@ -148,8 +137,7 @@ async def measure(report: Report, *, quick: bool) -> None:
 
     counts = Counter(int(answer.token_ids_T[0]) for answer in answers)
     statistic, degrees = chi_square(counts, exact_probabilities(prompt_ids, 1.3), draws)
-    part = 2 / (9 * degrees)  # Wilson and Hilferty's approximation
-    deviations = ((statistic / degrees) ** (1 / 3) - (1 - part)) / math.sqrt(part)
+    deviations = standard_deviations(statistic, degrees)
     num = len(prompts)
     for engine, agree, diff, rate in (
         ("vllm", same(company, alone), difference, speed),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from fusion_core.vocabulary import Vocabulary
 from services.wire.answer import Answer, Sampling, text_prompt
 from services.wire.block import decode_block
 from tests.fakes.answering import AnsweringSource, with_source
+from tests.source.answers.chi_square import chi_square, standard_deviations
 from tests.source.test_canary import Context
 
 PROMPTS = [text_prompt(text) for text in ("The man said that", "It was ", "ça va 👍", "")]
@@ -64,23 +64,6 @@ def test_greedy_answers_are_the_likeliest_tokens_and_come_with_their_log_probabi
     with_source(folder, run)
 
 
-def chi_square(counts: Counter[int], probabilities: Float64, total: int) -> tuple[float, int]:
-    """Return the statistic and its degrees of freedom; ids share a cell until at least ten are expected in it."""
-    statistic, num_cells, observed, expected = 0.0, 0, 0, 0.0
-    for i in np.argsort(-probabilities):
-        observed, expected = observed + counts[int(i)], expected + probabilities[i] * total
-        if expected >= 10:
-            statistic, num_cells = statistic + (observed - expected) ** 2 / expected, num_cells + 1
-            observed, expected = 0, 0.0
-    return statistic, num_cells - 1
-
-
-def critical(degrees: int, deviations: float = 3.09) -> float:
-    """Return the value that chi-square exceeds with probability 0.001 (Wilson and Hilferty's approximation)."""
-    part = 2 / (9 * degrees)
-    return float(degrees * (1 - part + deviations * math.sqrt(part)) ** 3)
-
-
 def tempered(logprobs_V: Float64, temperature: float, top_p: float) -> Float64:
     """Return probabilities at a temperature, cut to the fewest likeliest tokens that have `top_p` together."""
     weights_V = np.exp(logprobs_V / temperature)
@@ -103,11 +86,9 @@ def test_tokens_are_sampled_with_their_exact_probabilities(folder: Path, tempera
         counts = Counter(int(answer.token_ids_T[0]) for answer in answers)
         probabilities = tempered(row, temperature, top_p)
         assert not [i for i in counts if probabilities[i] == 0]
-        statistic, degrees = chi_square(counts, probabilities, total)
-        assert statistic < critical(degrees)
+        assert standard_deviations(*chi_square(counts, probabilities, total)) < 3.09
         # The test can tell: another temperature does not pass.
-        statistic, degrees = chi_square(counts, tempered(row, temperature * 0.6, 1.0), total)
-        assert statistic > critical(degrees)
+        assert standard_deviations(*chi_square(counts, tempered(row, temperature * 0.6, 1.0), total)) > 3.09
 
     with_source(folder, run, generation={"max_answers": total})
 
