@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from transformers import PreTrainedTokenizerFast
 
 from fusion_core.vocabulary import Vocabulary
@@ -53,16 +52,17 @@ def test_blocks_hold_the_targets_tokens_of_the_context(tmp_path: Path) -> None:
         assert json.loads(fusion.client().info().settings["corpus.target_context"]) is True
 
 
-def test_a_target_that_reads_windows_alone_has_the_same_rows_and_no_context(tmp_path: Path) -> None:
-    with plain_fusion(tmp_path, windows={"context_bytes": 96}) as fusion:
-        streamed = fused(fusion)
+def test_a_target_that_reads_windows_alone_has_no_context(tmp_path: Path) -> None:
     with plain_fusion(tmp_path, windows={"context_bytes": 96, "target_context": False}) as fusion:
         assert json.loads(fusion.client().info().settings["corpus.target_context"]) is False
-        for index, window in fused(fusion).items():
-            assert window.block.context_ids_C.size == 0
-            np.testing.assert_array_equal(window.block.token_ids_T, streamed[index].block.token_ids_T)
-            np.testing.assert_allclose(window.block.gold_T, streamed[index].block.gold_T, atol=1e-5)
-        passages = [window.passage for window in itertools.islice(windows_of(fusion).values(), 3)]
+        windows, target = windows_of(fusion), Vocabulary.from_pretrained(fusion.recipe.target_folder)
+        assert any(window.context for window in windows.values()), "the sources read it"
+        for index, streamed in fused(fusion).items():
+            assert streamed.block.context_ids_C.size == 0
+            assert streamed.block.token_ids_T[: streamed.block.num_text_tokens].tolist() == (
+                target.encode(windows[index].text).token_ids_T.tolist()
+            )
+        passages = [window.passage for window in itertools.islice(windows.values(), 3)]
         assert not any(block.context_ids_C.size for block in fusion.client().fuse(passages))
 
 
@@ -90,16 +90,14 @@ def test_a_window_behind_its_context_has_no_dummy_prefix(tmp_path: Path) -> None
         assert later > 5
 
 
-@pytest.mark.parametrize(("reads", "longest"), [(True, 128), (False, 400)])
-def test_context_and_window_fit_the_target(tmp_path: Path, reads: bool, longest: int) -> None:
-    """With the context in its input, the target's positions bound both; else only the window."""
-    windows = {"context_bytes": 400, "target_context": reads, "name": "words"}
+def test_context_and_window_fit_the_target(tmp_path: Path) -> None:
+    """The target's positions bound both together, also where every source could take more."""
+    windows = {"context_bytes": 400, "name": "words"}
     with plain_fusion(tmp_path, windows=windows, max_positions=128) as fusion:
         corpus = corpus_and_target(fusion.recipe)
         target = Vocabulary.from_pretrained(fusion.recipe.target_folder)
         passages = [window.passage for window in windows_of(fusion).values()]
         sizes = [prompt.num_tokens for prompt in encode_passages(target, passages)]
-        assert (max(sizes) <= 128) == reads and max(sizes) <= longest
-        shortened = corpus.record["splits"][TRAIN]["num_shortened_contexts"]
-        assert (shortened > 0) == reads
-        assert max(window.block.num_inputs for window in fused(fusion).values()) <= 128
+        assert 100 < max(sizes) <= 128
+        assert corpus.record["splits"][TRAIN]["num_shortened_contexts"] > 0
+        assert max(window.block.num_inputs for window in fused(fusion).values()) == max(sizes)

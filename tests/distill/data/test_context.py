@@ -24,6 +24,8 @@ from tests.distill.data.conversations import SIZE, block_of
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 windows = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=6)
 """Lengths of context and text."""
 
@@ -59,7 +61,7 @@ def plain_losses(module, block):
 
 
 @given(lengths=windows, room=st.none() | st.integers(16, 80))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_rows_are_those_of_a_plain_pass_over_bos_context_and_text(module, lengths, room):
     rows = pack(blocks_for(lengths), room)
     ordered = blocks_of(rows)
@@ -89,7 +91,7 @@ def test_positions_of_a_context_have_no_gradient(module):
 
 
 @given(lengths=windows, changed=st.integers(0, 5))
-@settings(max_examples=15)
+@settings(max_examples=6)
 def test_a_window_sees_its_own_context_and_no_other(module, lengths, changed):
     blocks = blocks_for(lengths)
     changed %= len(blocks)
@@ -127,7 +129,6 @@ class WithContext(FakeFusion):
         return replace(super().block(text, tokens_only=tokens_only, k=k), context_ids_C=prompt.context_ids)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_run_counts_the_tokens_with_a_loss_and_is_scored_as_it_learns(tmp_path, target):
     held_out = corpus(5, seed=9)
     job = job_in(tmp_path, target, epochs=1, eval_every_steps=5)

@@ -23,6 +23,8 @@ from services.wire.messages import Messages
 from services.wire.passage import Passage
 from tests.fakes.chat import TEMPLATES, chat_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = ["Cats", "sit", "on", "mats", "and", "think", "of", "the", "theatre", "there"]
 
 

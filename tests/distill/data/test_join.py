@@ -17,6 +17,8 @@ from services.distill.target.module import DistillModule
 from services.models.weights import load_model
 from tests.distill.data.conversations import SIZE, block_of, conversation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 turns = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 8)), min_size=1, max_size=5)
 conversations = st.lists(turns, min_size=1, max_size=4)
 
