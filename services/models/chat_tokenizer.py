@@ -103,11 +103,7 @@ class ChatTokenizer:
         (shielded, tools, guarded), mark = self._shielded([messages.messages, messages.tools, content])
         turn = self.template.write_turn(shielded, guarded, tools)
         said = guarded[turn.start : turn.end]
-        # Tokenizers that put a space in front of words have the template's own space in the words' first token.
-        spaced = self.vocabulary.has_dummy_prefix and not said.startswith(" ") and turn.before.endswith(" ")
-        ids = self._ids_before(turn.before.removesuffix(" ") if spaced else turn.before, said, mark)
-        follows_control = bool(ids.size) and bool(np.isin(ids[-1], self._control_ids))
-        continues = not spaced and not (self._prefixed_runs and follows_control)
+        ids, continues = self._before(turn.before, said, mark)
         # White space has no marks in it, so that it can be counted where they are.
         skipped, left = len(guarded[: turn.start].encode()), len(guarded[turn.end :].encode())
         kept = text[skipped : len(text) - left]
@@ -173,22 +169,26 @@ class ChatTokenizer:
             start, first = (offsets[place][1], place + 1) if place < len(ids) else (stop, place)
         return np.concatenate(pieces)
 
-    def _ids_before(self, before: str, words: str, mark: str) -> Int32:
-        """Return the ids of the text before the words, split as with the words behind it where a token ends between.
+    def _before(self, before: str, words: str, mark: str) -> tuple[Int32, bool]:
+        """Return the ids of the text before the words, and whether the words continue it without a dummy prefix.
 
-        Many tokenizers split white space before a word otherwise than white space at the end of a text.
+        The text is split as with the words behind it: many tokenizers split white space before a word otherwise than
+        white space at the end of a text, and some have the template's last space in the words' first token.
         """
         ids = self._ids(before, mark)
         some = words[:_LOOK_AHEAD] if not mark else words[:_LOOK_AHEAD].split(mark, maxsplit=1)[0]
         control = np.flatnonzero(np.isin(ids, self._control_ids))
         run = int(control[-1]) + 1 if control.size else 0
-        if self.vocabulary.has_dummy_prefix or run == ids.size or not some:
-            return ids
+        has_prefix, num_bytes = self.vocabulary.has_dummy_prefix, int(self._lengths_V[ids[run:]].sum())
+        if not num_bytes:
+            return ids, not (has_prefix and (self._prefixed_runs or run == 0))
         joint = self._ids(before + some, mark)
-        ends, num_bytes = np.cumsum(self._lengths_V[joint[run:]]), self._lengths_V[ids[run:]].sum()
-        place = int(np.searchsorted(ends, num_bytes))
-        ends_there = place < ends.size and ends[place] == num_bytes
-        return joint[: run + place + 1] if ends_there else ids
+        ends = [0, *np.cumsum(self._lengths_V[joint[run:]]).tolist()]
+        if num_bytes in ends:
+            return joint[: run + ends.index(num_bytes)], True
+        if has_prefix and before.endswith(" ") and num_bytes - 1 in ends:
+            return joint[: run + ends.index(num_bytes - 1)], False
+        return ids, True
 
     def _words(self, run: str, first: int) -> Int32:
         continues = first > 0 and not self._prefixed_runs
