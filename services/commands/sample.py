@@ -10,10 +10,19 @@ from typing import Any
 
 from rich.console import Console
 
+from fusion.v1 import source_pb2
 from services.base.atomic import whole_file
-from services.base.errors import NotFoundError, RunFailedError, ServiceError, SettingError, UnavailableError
+from services.base.errors import (
+    DeadlineExceededError,
+    NotFoundError,
+    RunFailedError,
+    ServiceError,
+    SettingError,
+    UnavailableError,
+)
 from services.base.files import Files
 from services.base.progress_bars import window_progress
+from services.base.retry import Backoff
 from services.deploy.up import sources_up
 from services.fusion.sources.remote import tokenizer_of
 from services.recipes.recipe import Recipe, RecipeError
@@ -58,8 +67,6 @@ class Sample:
         absent = [source for source in self.sources if source.name not in serving]
         if unreachable := [source.name for source in absent if source.address is not None]:
             raise UnavailableError(f"source {unreachable[0]} does not answer at its address")
-        if absent:
-            self.recipe.save(self.recipe.run_folder / "recipe.yaml")
         with sources_up(self.recipe, absent, console), window_progress(console, "prompts") as progress:
             return asyncio.run(self._sample(progress))
 
@@ -97,6 +104,19 @@ class Sample:
         endpoint = self.recipe.endpoint(source)
         return SourceClient(endpoint.address, endpoint.application)
 
+    async def _info(self, source: AnySource) -> source_pb2.GetSourceInfoResponse:
+        """Return who serves; a source that has just started may need more than one attempt."""
+        client, backoff = self._client(source), Backoff()
+        try:
+            for _ in range(self.recipe.service.source_attempts - 1):
+                try:
+                    return await client.info()
+                except (UnavailableError, DeadlineExceededError):
+                    await asyncio.sleep(backoff.next_pause())
+            return await client.info()
+        finally:
+            await client.close()
+
     async def _sample(self, progress: Any) -> dict[str, Tally]:
         """Sample from all sources side by side; one that fails does not stop the others."""
         names = [source.name for source in self.sources]
@@ -111,11 +131,7 @@ class Sample:
 
     async def _sample_source(self, source: AnySource, progress: Any) -> Tally:
         endpoint = self.recipe.endpoint(source)
-        client = self._client(source)
-        try:
-            info = await client.info()
-        finally:
-            await client.close()
+        info = await self._info(source)
         if info.problem:
             raise RunFailedError(f"source {source.name}: {info.problem}")
         store = await asyncio.to_thread(
