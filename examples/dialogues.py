@@ -30,7 +30,9 @@ def conversations(path: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
         texts = [str(text).strip() for text in dialogue]
         pairs = [pair for pair in zip(texts[::2], texts[1::2], strict=False) if all(pair)]
         messages = [
-            {"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)
+            {"role": role, "content": text}
+            for pair in pairs
+            for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         if messages:
             yield {"messages": messages}

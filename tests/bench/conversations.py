@@ -2,11 +2,12 @@
 
 Every conversation has words in many scripts, code or emoji; some have an empty system message, several turns of one
 side in a row, tool calls, or words that look like control tokens. *Wrong rows* are turns whose tokens do not spell the
-words that the template writes, byte for byte, or leave some uncovered. *Wrong prompts* are those that do not spell what
-`apply_chat_template` writes, or hold other control tokens than with harmless words. *Refused* turns are those that the
-template itself refuses. *Other first token* are harmless turns whose tokens differ from those of the whole rendering:
-white space of their own melts with the template's there. Of all others the sum of realised log-probabilities, the
-token that ends the turn included, is compared with a plain forward pass over transformers' ids. Weights are random.
+words that the template writes, byte for byte but for masked tokens of composed characters, or leave some uncovered.
+*Wrong prompts* are those that do not spell what `apply_chat_template` writes, or hold other control tokens than with
+harmless words. *Refused* turns are those that the template itself refuses. *Other first token* are harmless turns whose
+tokens differ from those of the whole rendering: white space of their own melts with the template's there. Of all others
+the sum of realised log-probabilities, the token that ends the turn included, is compared with a plain forward pass over
+transformers' ids. Weights are random.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def rows_are_wrong(chat: ChatTokenizer, turn: TurnTokens, content: str) -> bool:
     inner_good = bool(words.lossless_T[1:-1].all())
     trimmed = together.strip() == text.strip() and together in text and inner_good and text != text.strip()
     covers = int(words.byte_ends_T[-1]) == len(text)
-    normalised = not words.lossless_T.all() and not trimmed  # a tokenizer that composes characters masks these
+    # Tokenizers that compose characters mask those tokens; what is left must be the same words.
+    composed = [unicodedata.normalize("NFC", each.decode(errors="replace")).strip() for each in (together, text)]
+    normalised = not words.lossless_T.all() and composed[0] == composed[1]
     return not covers or not (untrimmed or trimmed or normalised)
 
 
