@@ -14,9 +14,12 @@ import pytest
 
 from services.deploy.local_ray import deployments, free_port
 from services.fusion.client import StreamRequest
+from services.source.config import SourceConfig
 from services.wire.passage import Passage
 from tests.examples.pages import REPOSITORY, code_blocks
 from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
+from tests.fakes.services.plain_source import plain_source
+from tests.fakes.tiny_model import make_tiny_model
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -81,7 +84,7 @@ def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path
 
 @pytest.mark.parametrize("page", ["README.md", "docs/sources.md", "docs/failures.md"])
 def test_the_python_of_a_page_runs(page: str, fusion: PlainFusion) -> None:
-    [snippet] = code_blocks(page, "python")
+    [snippet] = [block for block in code_blocks(page, "python") if "SourceClient(" not in block]
     for ours, here in (
         ("127.0.0.1:9000", fusion.address),
         ("runs/quickstart/target", str(fusion.recipe.target_folder)),
@@ -89,3 +92,12 @@ def test_the_python_of_a_page_runs(page: str, fusion: PlainFusion) -> None:
     ):
         snippet = snippet.replace(ours, here)
     assert run("-c", snippet).strip()
+
+
+def test_the_python_that_asks_a_source_for_answers_runs(tmp_path: Path) -> None:
+    [snippet] = [block for block in code_blocks("docs/sources.md", "python") if "SourceClient(" in block]
+    model = make_tiny_model(tmp_path / "model", vocabulary_size=400, seed=0)
+    config = SourceConfig(name="smollm2", model=str(model), engine="transformers", chat_template="plain", top_k=8)
+    with plain_source(config) as source:
+        printed = run("-c", snippet.replace("127.0.0.1:9000", source.address))
+    assert len(re.findall(r"(?:length|stop_token) \d+$", printed, re.MULTILINE)) == 2
