@@ -89,7 +89,7 @@ class Reader:
 
 def test_a_second_replica_gives_one_stream_almost_twice_the_texts(recipe: Recipe) -> None:
     enable_ray_authentication()
-    from tests.fakes.local_serve import apply, local_serve
+    from tests.fakes.services.local_serve import apply, local_serve
 
     prepare(recipe)
     with local_serve(with_replicas(recipe, 1)):
