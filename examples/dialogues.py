@@ -21,7 +21,7 @@ PACKAGE = PackageOrigin(
     name="chatterbot-corpus",
     version="1.3.3",
     glob="chatterbot_corpus/data/english/*.yml",
-    sha256="",
+    sha256="8d43897a47cdb00447970b994008429aec2f89e092aa4aa62a6b9320bf069a3b",
 )
 
 

@@ -137,3 +137,9 @@ class Pipeline(Generic[Item, Result]):
         if not (self._tasks and self._tasks[0].done()) or self._tasks[0].exception() is not None:
             return False
         return self._may_share(before, self._tasks[0].result())
+
+
+async def until_none(queue: asyncio.Queue[Item | None]) -> AsyncIterator[Item]:
+    """Yield what is put into a queue, up to the first None."""
+    while (item := await queue.get()) is not None:
+        yield item

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fusion.v1 import source_pb2
 from services.base.files import Files
-from services.base.settings import Settings
+from services.store.identity import ModelIdentity
 from services.store.index import KeyIndex
 from services.wire.answer import Answer, AnswerPrompt, Sampling
 
@@ -44,39 +43,12 @@ _SCHEMA = pa.schema(
 Row = dict[str, Any]
 
 
-class AnswerIdentity(Settings):
-    """All properties of a source that decide its answers.
-
-    `engine` is the name without its version: answers stay what they are over an upgrade. `model` is for people.
-    """
-
-    model: str
-    revision: str
-    vocabulary: str
-    bos_token: str
-    eos_token: str
-    engine: str
-    dtype: str
-    chat_template: str
+class AnswerIdentity(ModelIdentity):
+    """The properties that decide a source's answers; its template is the one that writes messages as prompts."""
 
     @classmethod
     def of(cls, info: source_pb2.GetSourceInfoResponse) -> Self:
-        return cls(
-            model=info.model,
-            revision=info.revision,
-            vocabulary=info.vocabulary,
-            bos_token=info.bos_token,
-            eos_token=info.eos_token,
-            engine=re.sub(r" \d\S*", "", info.engine, count=1),
-            dtype=info.dtype,
-            chat_template=info.answer_template,
-        )
-
-    @property
-    def digest(self) -> str:
-        """The name of the source's folder in a store."""
-        values = self.model_dump(exclude={"model"})
-        return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
+        return cls.described(info, chat_template=info.answer_template)
 
 
 def deciding(sampling: Sampling) -> str:

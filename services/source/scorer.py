@@ -13,7 +13,7 @@ import numpy as np
 from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Vocabulary
 from services.base.concurrency import Coalesced
-from services.base.errors import InvalidArgumentError, UnavailableError
+from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.models.chat_tokenizer import ChatTokenizer, open_chat
 from services.models.prompt import Prompt, encode_passages
 from services.source.admission import Admission
@@ -82,6 +82,14 @@ class Scorer:
     def eos_token(self) -> str:
         """The name of the special token that the end row is for; empty when the tokenizer has none."""
         return self._name(self.vocabulary.eos_id)
+
+    def check_vocabulary(self, expected: str) -> None:
+        """Raise FailedPreconditionError unless a client expects this vocabulary, or none."""
+        if expected not in {"", self.vocabulary.fingerprint}:
+            raise FailedPreconditionError(
+                f"expected_vocabulary: {expected} was asked for, but source {self.config.name} "
+                f"has {self.vocabulary.fingerprint}"
+            )
 
     def check_top_k(self, top_k: int | None) -> int:
         """Return the number of candidates to answer with; raises InvalidArgumentError when it is outside the limits."""

@@ -14,7 +14,6 @@ import grpc
 from fusion.v1 import block_pb2, source_pb2
 from services.base.concurrency import gather_or_cancel
 from services.base.errors import (
-    FailedPreconditionError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
@@ -27,7 +26,7 @@ from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
-from services.rpc.pipeline import Pipeline
+from services.rpc.pipeline import Pipeline, until_none
 from services.source.answers.generator import Generator
 from services.source.answers.servicer import AnswersServicer
 from services.source.canary import CanaryRecord
@@ -122,7 +121,7 @@ class SourceServicer(AnswersServicer):
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidArgumentError("message: a stream starts with `open`")
         waiting: asyncio.Queue[Prompt | None] = asyncio.Queue()  # `read` bounds it
-        pipeline = Pipeline(_until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
+        pipeline = Pipeline(until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
 
         async def read() -> None:
             async for message in requests:
@@ -182,11 +181,7 @@ class SourceServicer(AnswersServicer):
 
     def _answer(self, request: source_pb2.ScoreRequest | source_pb2.StreamScoresOpen) -> Any:
         """Check a request's settings, and return the coroutine function that answers one text under them."""
-        if request.expected_vocabulary not in {"", self._scorer.vocabulary.fingerprint}:
-            raise FailedPreconditionError(
-                f"expected_vocabulary: {request.expected_vocabulary} was asked for, but source {self._config.name} "
-                f"has {self._scorer.vocabulary.fingerprint}"
-            )
+        self._scorer.check_vocabulary(request.expected_vocabulary)
         dtype = check_dtype(request.dtype)
         top_k = self._scorer.check_top_k(request.top_k if request.HasField("top_k") else None)
 
@@ -228,8 +223,3 @@ async def _repeat(interval_seconds: float | None, scorer: Scorer) -> None:
             logger.exception("source %s: the canary could not be scored", scorer.config.name)
         if scorer.problem is not None:
             logger.error("%s", scorer.problem)
-
-
-async def _until_none(queue: asyncio.Queue[Prompt | None]) -> AsyncIterator[Prompt]:
-    while (item := await queue.get()) is not None:
-        yield item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Self
+from typing import Any, Self
 
 from fusion.v1 import source_pb2
 from services.base.settings import Settings
@@ -13,10 +13,10 @@ from services.wire.passage import Passage
 KEY_BYTES = 16
 
 
-class SourceIdentity(Settings):
-    """The properties of a source that decide its distributions. Sources of one identity may read each other's windows.
+class ModelIdentity(Settings):
+    """The properties of a served model that decide what it says.
 
-    `engine` is the name without its version: windows stay valid over an upgrade. `model` is a name for people
+    `engine` is the name without its version: what is stored stays valid over an upgrade. `model` is a name for people
     only.
     """
 
@@ -27,11 +27,11 @@ class SourceIdentity(Settings):
     eos_token: str
     engine: str
     dtype: str
-    top_k: int
     chat_template: str = ""
 
     @classmethod
-    def of(cls, info: source_pb2.GetSourceInfoResponse, top_k: int) -> Self:
+    def described(cls, info: source_pb2.GetSourceInfoResponse, **other: Any) -> Self:
+        """Return the identity in a source's description; `other` are properties that it leaves open."""
         return cls(
             model=info.model,
             revision=info.revision,
@@ -40,8 +40,7 @@ class SourceIdentity(Settings):
             eos_token=info.eos_token,
             engine=re.sub(r" \d\S*", "", info.engine, count=1),
             dtype=info.dtype,
-            top_k=top_k,
-            chat_template=info.chat_template,
+            **other,
         )
 
     @property
@@ -50,6 +49,16 @@ class SourceIdentity(Settings):
         # Sources that take documents alone keep the names that they had before there were chat templates.
         values = self.model_dump(exclude={"model"} if self.chat_template else {"model", "chat_template"})
         return hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:32]
+
+
+class SourceIdentity(ModelIdentity):
+    """The properties that decide a source's distributions. Sources of one identity may read each other's windows."""
+
+    top_k: int
+
+    @classmethod
+    def of(cls, info: source_pb2.GetSourceInfoResponse, top_k: int) -> Self:
+        return cls.described(info, top_k=top_k, chat_template=info.chat_template)
 
 
 def window_key(passage: Passage) -> bytes:

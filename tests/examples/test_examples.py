@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -80,6 +81,21 @@ def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path
     assert "all good" in done.stdout
     assert len(re.findall(r"^window \d+: \d+ tokens", done.stdout, re.MULTILINE)) == 5
     assert "synthetic: down" in done.stdout
+
+
+def test_dialogues_become_conversations_that_their_recipe_reads(home: Path, tmp_path: Path) -> None:
+    def here(*words: str | Path) -> str:
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "899 conversations" in here(sys.executable, EXAMPLES / "dialogues.py", "dialogues.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "dialogues.jsonl").read_text().splitlines()]
+    assert len(rows) == 899
+    for row in rows:
+        assert [message["role"] for message in row["messages"][:2]] == ["user", "assistant"]
+        assert all(message["content"].strip() for message in row["messages"])
+    assert "good; 2 sources" in here(Path(sys.executable).with_name("fusion"), "validate", EXAMPLES / "dialogues.yaml")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/sources.md", "docs/failures.md"])

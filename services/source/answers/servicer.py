@@ -8,10 +8,10 @@ from contextlib import aclosing
 
 from fusion.v1 import answer_pb2
 from services.base.concurrency import gather_or_cancel
-from services.base.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from services.base.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from services.rpc.draining import Draining
 from services.rpc.methods import bidirectional, unary
-from services.rpc.pipeline import Pipeline
+from services.rpc.pipeline import Pipeline, until_none
 from services.source.answers.generator import EncodedPrompt, Generator
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
@@ -60,7 +60,7 @@ class AnswersServicer:
         async def answer(prompt: EncodedPrompt) -> answer_pb2.PromptAnswers:
             return await self._answered(prompt, sampling)
 
-        pipeline = Pipeline(_until_none(waiting), answer, answer_pb2.PromptAnswers.ByteSize)
+        pipeline = Pipeline(until_none(waiting), answer, answer_pb2.PromptAnswers.ByteSize)
 
         async def read() -> None:
             num_read = 0
@@ -86,12 +86,7 @@ class AnswersServicer:
 
     def _checked_sampling(self, request: answer_pb2.GenerateRequest | answer_pb2.StreamAnswersOpen) -> Sampling:
         """Return the settings of a request; raises ServiceError naming the field that cannot be honoured."""
-        fingerprint = self._scorer.vocabulary.fingerprint
-        if request.expected_vocabulary not in {"", fingerprint}:
-            raise FailedPreconditionError(
-                f"expected_vocabulary: {request.expected_vocabulary} was asked for, but source {self._config.name} "
-                f"has {fingerprint}"
-            )
+        self._scorer.check_vocabulary(request.expected_vocabulary)
         sampling = sampling_of(request.sampling)
         if not request.sampling.HasField("max_new_tokens"):
             fewer = min(sampling.max_new_tokens, self._generator.max_new_tokens)
@@ -113,8 +108,3 @@ class AnswersServicer:
         )
         self._scorer.metrics.wire_bytes.inc(message.ByteSize())
         return message
-
-
-async def _until_none(queue: asyncio.Queue[EncodedPrompt | None]) -> AsyncIterator[EncodedPrompt]:
-    while (item := await queue.get()) is not None:
-        yield item
