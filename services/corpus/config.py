@@ -12,6 +12,31 @@ from services.corpus.package_text import PackageOrigin
 from services.corpus.readers import Format
 
 _TURN_BYTES = 8192
+_PoolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+_WindowBytes = Annotated[int, Field(ge=16, le=2**20)]
+
+
+class PoolConfig(Settings):
+    """Train documents that get windows of their own, beside those of the split `train`, in the split `train/NAME`.
+
+    min_document_bytes, max_document_bytes: shortest and longest document.
+    domains: domains of the documents, as `domain_field` names them; all when not set.
+    window_bytes: longest window; default the corpus's.
+    """
+
+    min_document_bytes: Annotated[int, Field(ge=0)] = 0
+    max_document_bytes: Annotated[int, Field(ge=1)] | None = None
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    window_bytes: _WindowBytes | None = None
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if self.max_document_bytes is not None and self.max_document_bytes < self.min_document_bytes:
+            raise ValueError(
+                f"max_document_bytes: {self.max_document_bytes} is less than min_document_bytes = "
+                f"{self.min_document_bytes}"
+            )
+        return self
 
 
 class CorpusConfig(Settings):
@@ -20,6 +45,7 @@ class CorpusConfig(Settings):
     files: globs of .txt, .md, .rst, .jsonl or .parquet files (others with `format`), from the working directory.
     separator: bytes between documents in a text file; without it a file is one document.
     text_field: key (.jsonl) or column (.parquet) that holds the text.
+    domain_field: key or column that names a document's domain, such as news or code; none when not set.
     format: how the files are read, where their names do not say it; `conversations` reads .jsonl and .parquet files
         with `messages`, or `prompt` and `completion`, whose windows are the assistant's turns.
     window_bytes: longest window. Windows are cut where all tokenizers involved have a token boundary, and fit them all.
@@ -31,6 +57,9 @@ class CorpusConfig(Settings):
     train_bytes, held_out_bytes: use at most so many bytes of a split.
     shared_run_bytes: a train document is dropped when it has a run of so many bytes in common with a held-out one;
         null keeps such documents. Exact duplicates are dropped always.
+    pools: by name, parts of the train documents with windows of their own: the further splits `train/NAME`, which may
+        overlap. `train_bytes` caps each.
+    folder: where the windows are kept: a folder, relative to the run's, or a URL such as s3://bucket/folder.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "corpus"
@@ -39,7 +68,8 @@ class CorpusConfig(Settings):
     format: Format | None = None
     separator: Annotated[str, Field(min_length=1)] | None = None
     text_field: str = "text"
-    window_bytes: Annotated[int, Field(ge=16, le=2**20)] = 1024
+    domain_field: Annotated[str, Field(min_length=1)] | None = None
+    window_bytes: _WindowBytes = 1024
     max_history_bytes: Annotated[int, Field(ge=64, le=2**20)] = 16_384
     context_bytes: Annotated[int, Field(ge=0, le=2**20)] = 1024
     target_context: bool = True
@@ -48,6 +78,8 @@ class CorpusConfig(Settings):
     held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     shared_run_bytes: Annotated[int, Field(ge=16)] | None = 100
     seed: Annotated[int, Field(ge=0)] = 0
+    pools: dict[_PoolName, PoolConfig] = Field({})
+    folder: Annotated[str, Field(min_length=1)] = "corpus"
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +98,22 @@ class CorpusConfig(Settings):
                 only = "not read with format: conversations" if self.is_conversations else "only for conversations"
                 raise ValueError(f"{key}: {only}; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _domains_are_known(self) -> Self:
+        for name, pool in self.pools.items():
+            if pool.domains is not None and self.domain_field is None:
+                raise ValueError(f"pools.{name}.domains: needs `domain_field`, which names the domain of a record")
+        return self
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the windows, as the ledger records them.
+
+        Settings of later versions are left out where they say nothing, so that earlier ledgers stay valid.
+        """
+        values = self.model_dump(mode="json", exclude={"folder"})
+        return {key: value for key, value in values.items() if key not in {"domain_field", "pools"} or value}
 
     @property
     def is_conversations(self) -> bool:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from services.base.errors import SettingError
-from services.corpus.document import Conversation
+from services.corpus.document import Conversation, domain_of
 from services.wire.messages import Message, Messages, check_messages, check_tools
 
 _SUFFIXES = (".jsonl", ".parquet")
 _KEYS = ("messages", "tools", "prompt", "completion")
 
 
-def conversations(path: Path, name: str) -> Iterator[Conversation]:
+def conversations(path: Path, name: str, domain_field: str | None = None) -> Iterator[Conversation]:
     """Yield the conversations of a file; ValueError names the file, the line or row, and the key that is wrong."""
     if path.suffix == ".jsonl":
         rows = _lines(path)
     elif path.suffix == ".parquet":
-        rows = _rows(path)
+        rows = _rows(path, [*_KEYS, *([domain_field] if domain_field else [])])
     else:
         raise SettingError("files", f"{name} is none of {', '.join(_SUFFIXES)}, from which conversations are read")
     for number, where, row in rows:
         try:
-            conversation = conversation_of(row)
+            conversation, domain = conversation_of(row), domain_of(row, domain_field)
         except ValueError as error:
             raise ValueError(f"{path}, {where}: {error}") from error
-        yield Conversation.of(f"{name}#{number}", conversation)
+        yield Conversation.of(f"{name}#{number}", conversation, domain)
 
 
 def conversation_of(row: Any) -> Messages:
@@ -75,7 +75,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
                 raise ValueError(f"{path}, line {index + 1}: not JSON: {error}") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -84,7 +84,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, Any]]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file: {error}") from error
     index = 0
-    for batch in file.iter_batches(columns=[key for key in _KEYS if key in file.schema_arrow.names]):
+    for batch in file.iter_batches(columns=[key for key in columns if key in file.schema_arrow.names]):
         for row in batch.to_pylist():
             yield index, f"row {index}", _without_missing(row)
             index += 1

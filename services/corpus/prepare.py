@@ -19,26 +19,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow import fs
 
 from fusion_core.vocabulary import Vocabulary
-from services.base.atomic import drop_partial, whole_file, write_whole
 from services.base.errors import SettingError
-from services.base.home import exclusive
+from services.base.files import Files, open_location
+from services.base.home import exclusive, fusion_home
 from services.corpus.config import CorpusConfig
-from services.corpus.document import Conversation, Document
-from services.corpus.ledger import HELD_OUT, RECORD, SCHEMA, TRAIN, TURN_SCHEMA, VERSION, WINDOWS, Corpus
+from services.corpus.document import Document
+from services.corpus.ledger import HELD_OUT, RECORD, SINGLE_FILE, VERSION, WINDOWS, Corpus, shards_of
 from services.corpus.package_text import package_files
+from services.corpus.planning import PlannedShard, SplitPlan, in_shards, plan_shard, splits_of, write_shards
 from services.corpus.readers import documents, local_files
+from services.corpus.shards import split_fingerprint
 from services.corpus.split import SplitDocuments, split_documents
-from services.corpus.turns import PlannedTurn, TurnPlanner
-from services.corpus.windows import PlannedWindow, Reader, plan_windows
+from services.corpus.windows import Reader
 from services.models.chat_tokenizer import ChatTokenizer
-from services.models.packages import file_sha256
 
-_BATCH_BYTES = 1 << 24
-"""Approximate bytes of text in one batch of documents that are planned together."""
+SHARD_BYTES = 1 << 25
+"""Approximate bytes of documents in a shard."""
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +73,12 @@ class CorpusText:
         fingerprint: hash of the train text.
     """
 
-    def __init__(self, config: CorpusConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: CorpusConfig, folder: str, shard_bytes: int) -> None:
+        self.config, self.folder, self.shard_bytes = config, folder, shard_bytes
         self._files = local_files(config.files) if config.files is not None else package_files(config.package_origin)
         stats = [(path, path.stat()) for path in self._files if config.files is not None]
         inputs = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-        self.made_from = {"config": config.model_dump(mode="json"), "inputs": inputs}
+        self.made_from = {"config": config.deciding, "inputs": inputs}
         corpus = self.planned()
         self.fingerprint = corpus.record["train_text"] if corpus else _text_hash(self.train_texts())
 
@@ -87,12 +86,20 @@ class CorpusText:
     def documents(self) -> SplitDocuments:
         """The documents of either split; they are read when they are first needed."""
         config = self.config
-        found = documents(self._files, format_=config.format, separator=config.separator, text_field=config.text_field)
+        found = documents(
+            self._files,
+            format_=config.format,
+            separator=config.separator,
+            text_field=config.text_field,
+            domain_field=config.domain_field,
+        )
         split = split_documents(
             found, held_out_share=config.held_out_share, shared_run_bytes=config.shared_run_bytes, seed=config.seed
         )
         if not split.train:
             raise SettingError("files" if config.files is not None else "package.glob", "there is no text in them")
+        if config.domain_field is not None and not any(each.domain for each in (*split.train, *split.held_out)):
+            raise SettingError("domain_field", f"no record has {config.domain_field!r}")
         return split
 
     def train_texts(self) -> Iterator[str]:
@@ -101,27 +108,36 @@ class CorpusText:
 
     def planned(self) -> Corpus | None:
         """Return the corpus in the folder when it was made from the same text with the same settings."""
-        if not (self.folder / RECORD).is_file():
+        if not self._is_there():
             return None
         try:
             corpus = Corpus.open(self.folder)
+            if corpus.record["made_from"] != self.made_from:
+                return None
+            corpus.check_sizes()
         except ValueError as error:
-            _log.warning("%s; preparing it again", error)
+            _log.warning("%s; it is prepared again", error)
             return None
-        return corpus if corpus.record["made_from"] == self.made_from else None
+        return corpus
+
+    def _is_there(self) -> bool:
+        files, folder = open_location(self.folder, "corpus.folder")
+        return bool(files.get_file_info(f"{folder}/{RECORD}").type == fs.FileType.File)
 
 
-def read_text(config: CorpusConfig, folder: Path | str) -> CorpusText:
+def read_text(config: CorpusConfig, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> CorpusText:
     """Return the text of a corpus that lies, or will lie, in `folder`, split into train and held-out documents.
 
-    Nothing is read when the folder holds a corpus of the same text and settings, until the documents are asked for.
+    The folder may be a URL. `shard_bytes` is the approximate number of bytes of documents in a shard. Nothing is read
+    when the folder holds a corpus of the same text and settings, until the documents are asked for.
 
     Raises:
         SettingError: a setting of the corpus cannot be honoured.
         ValueError: a file cannot be read; the message names it.
         FetchError: the package cannot be had.
     """
-    return CorpusText(config, Path(folder).absolute())
+    location = str(folder) if "://" in str(folder) else str(Path(folder).absolute())
+    return CorpusText(config, location, shard_bytes)
 
 
 def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) -> Corpus:
@@ -133,12 +149,19 @@ def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) ->
         [each.name, each.identity, each.max_tokens, each.reads_context, *([each.template] if each.template else [])]
         for each in tokenizers
     ]
-    with exclusive(text.folder):
+    with exclusive(_lock_place(text.folder)):
         corpus = text.planned()
         if corpus is None or corpus.record["planned_for"] != planned_for:
             _write_ledger(text, _readers(tokenizers), planned_for)
             corpus = Corpus.open(text.folder)
     return corpus
+
+
+def _lock_place(folder: str) -> Path:
+    """Return the path whose lock guards a folder; that of a URL holds on this machine only."""
+    if "://" not in folder:
+        return Path(folder)
+    return fusion_home() / "locks" / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
 def _text_hash(texts: Iterator[str]) -> str:
@@ -169,10 +192,10 @@ def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
 
 
 def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list[list[Any]]) -> None:
-    config, folder, split = text.config, text.folder, text.documents
-    parts = ((TRAIN, split.train, config.train_bytes), (HELD_OUT, split.held_out, config.held_out_bytes))
-    schema = TURN_SCHEMA if config.is_conversations else SCHEMA
-    columns: dict[str, list[Any]] = {key: [] for key in schema.names}
+    """Write shards and record anew. Without its record, which is written last, a folder holds no corpus."""
+    config, documents = text.config, text.documents
+    files = Files(text.folder, "folder")
+    files.delete(RECORD)
     record: dict[str, Any] = {
         "version": VERSION,
         "name": config.name,
@@ -180,111 +203,68 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
         "train_text": text.fingerprint,
         "planned_for": planned_for,
         "vocabularies": {reader.name: reader.vocabulary.fingerprint for reader in readers},
-        "num_documents": split.num_documents,
-        "num_duplicates": split.num_duplicates,
-        "num_dropped_as_shared": split.num_dropped,
-        "splits": {name: _add_split(columns, name, chosen, cap, config, readers) for name, chosen, cap in parts},
+        "num_documents": documents.num_documents,
+        "num_duplicates": documents.num_duplicates,
+        "num_dropped_as_shared": documents.num_dropped,
+        "splits": {
+            split.name: _write_split(
+                files, split, documents.held_out if split.name == HELD_OUT else documents.train, readers, text
+            )
+            for split in splits_of(config)
+        },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (WINDOWS, RECORD):
-        drop_partial(folder / name)
-    with whole_file(folder / WINDOWS) as partial:
-        pq.write_table(pa.table(columns, schema=schema), partial, compression="zstd")
-        record["windows_sha256"] = file_sha256(partial)
-    # Between the two a reader sees that the hashes differ.
-    write_whole(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    files.write(RECORD, json.dumps(record, indent=2).encode() + b"\n")
+    kept = {f"{WINDOWS}/{shard.file}" for split in record["splits"] for shard in shards_of(record, split)}
+    for path in _files_below(files, WINDOWS):
+        if path not in kept:
+            files.delete(path)
+    files.delete(SINGLE_FILE)
 
 
-def _add_split(
-    columns: dict[str, list[Any]],
-    name: str,
-    chosen: Sequence[Document],
-    cap: int | None,
-    config: CorpusConfig,
-    readers: Sequence[Reader],
+def _write_split(
+    files: Files, split: SplitPlan, chosen: Sequence[Document], readers: Sequence[Reader], text: CorpusText
 ) -> dict[str, Any]:
-    """Add the windows of a split to the table's columns, and return the ledger's entry for the split."""
-    first_row, num_bytes, digest = len(columns["split"]), 0, hashlib.sha256()
-    num_cuts = num_shared = num_shortened = 0
-    turns = TurnPlanner(config.window_bytes, config.max_history_bytes, readers) if config.is_conversations else None
-    windows = _windows(config, chosen, cap, readers) if turns is None else _turns(turns, chosen, cap)
-    for index, (document, window, ends_document) in enumerate(windows):
-        text = document.text[window.start : window.end]
-        sha256 = hashlib.sha256(text)
-        digest.update(sha256.digest() + f"{window.start - window.context_start}:{int(ends_document)};".encode())
-        place = (name, index, document.name, window.start, text, sha256.hexdigest())
-        row: tuple[Any, ...] = (*place, window.context_start, ends_document)
-        if isinstance(window, PlannedTurn):
-            digest.update(hashlib.sha256(window.messages).digest())
-            row += (window.messages, window.turn)
-        else:
-            num_cuts += window.start > 0
-            num_shared += window.start > 0 and window.at_boundary
-        for key, value in zip(columns, row, strict=True):
-            columns[key].append(value)
-        num_bytes += len(text)
-        num_shortened += window.shortened
-    num_windows = len(columns["split"]) - first_row
-    if not num_windows:
-        left_out = f"; of the turns, {dict(turns.left_out)} are left out" if turns is not None else ""
-        raise SettingError(f"{name}_bytes", f"no window fits; `window_bytes` is {config.window_bytes}{left_out}")
-    if num_shortened and turns is None:
-        _log.warning("context_bytes: %d windows have less, or max_tokens would not do", num_shortened)
+    """Write the shards of a split, and return the ledger's entry for it."""
+
+    def planned() -> Iterator[PlannedShard]:
+        left = split.max_bytes
+        for file, of_shard in in_shards(chosen, split, text.shard_bytes):
+            shard = plan_shard(split, file, of_shard, readers, left)
+            yield shard
+            if left is not None:
+                left -= shard.tally.counts["num_bytes"]
+            if shard.is_cut:
+                return
+
+    shards, tally = write_shards(planned(), lambda file, data: files.write(f"{WINDOWS}/{file}", data))
+    turns = {"left_out": dict(tally.left_out), "refused_by": dict(tally.refused_by)}
+    if not shards:
+        if split.pool is not None and not any(split.takes(len(each.text), each.domain) for each in chosen):
+            raise SettingError(split.setting, "no train document is of this length and domain")
+        left_out = f"; of the turns, {turns['left_out']} are left out" if split.config.is_conversations else ""
+        raise SettingError(split.setting, f"no window fits; `window_bytes` is {split.window_bytes}{left_out}")
+    counts = tally.counts
+    if counts["num_shortened_contexts"] and not split.config.is_conversations:
+        _log.warning(
+            "context_bytes: %d windows of %s have less, or max_tokens would not do",
+            counts["num_shortened_contexts"],
+            split.name,
+        )
     return {
-        "num_documents": len(set(columns["document"][first_row:])),
-        "num_windows": num_windows,
-        "num_bytes": num_bytes,
-        "num_cuts": num_cuts,
-        "num_cuts_at_boundaries": num_shared if readers else None,
-        "num_shortened_contexts": num_shortened,
-        "first_row": first_row,
-        "fingerprint": digest.hexdigest(),
-        **({} if turns is None else {"turns": turns.counts()}),
+        "num_documents": counts["num_documents"],
+        "num_windows": counts["num_windows"],
+        "num_bytes": counts["num_bytes"],
+        "num_cuts": counts["num_cuts"],
+        "num_cuts_at_boundaries": counts["num_cuts_at_boundaries"] if readers else None,
+        "num_shortened_contexts": counts["num_shortened_contexts"],
+        "fingerprint": split_fingerprint(shards),
+        **({"turns": turns} if split.config.is_conversations else {}),
+        "windows_per_group": split.windows_per_group,
+        "shards": [shard.to_json() for shard in shards],
     }
 
 
-def _turns(
-    planner: TurnPlanner, chosen: Sequence[Document], cap: int | None
-) -> Iterator[tuple[Document, PlannedTurn, bool]]:
-    """Yield the windows of conversations as `_windows` does those of documents."""
-    total = 0
-    for document in chosen:
-        assert isinstance(document, Conversation), "the format decides what is read"
-        for turn in planner.plan(document):
-            total += turn.end - turn.start
-            if cap is not None and total > cap:
-                return
-            yield document, turn, turn.ends
-
-
-def _windows(
-    config: CorpusConfig, chosen: Sequence[Document], cap: int | None, readers: Sequence[Reader]
-) -> Iterator[tuple[Document, PlannedWindow, bool]]:
-    """Yield the windows of the documents, up to `cap` bytes in total, and whether the document ends with each.
-
-    Blank windows are left out.
-    """
-    total = 0
-    for batch in _batches(chosen):
-        texts = [document.text for document in batch]
-        plans = plan_windows(texts, config.window_bytes, config.context_bytes, readers)
-        for document, windows in zip(batch, plans, strict=True):
-            written = [window for window in windows if not window.blank]
-            for window in written:
-                total += window.end - window.start
-                if cap is not None and total > cap:
-                    return
-                yield document, window, window is written[-1]
-
-
-def _batches(chosen: Sequence[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    num_bytes = 0
-    for document in chosen:
-        batch.append(document)
-        num_bytes += len(document.text)
-        if num_bytes >= _BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
+def _files_below(files: Files, folder: str) -> Iterator[str]:
+    yield from (f"{folder}/{name}" for name in files.sizes(folder))
+    for name in files.folders(folder):
+        yield from _files_below(files, f"{folder}/{name}")

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from fusion.v1 import fusion_pb2
@@ -37,7 +36,7 @@ class FusionServicer:
         accepted_tokens()  # refuses a malformed token now, not at every call
         self._config = config
         self.client_limits = ClientLimits(config.service.per_client, "service.per_client")
-        self._corpora = {corpus.name: corpus for corpus in map(_open_corpus, config.corpora)}
+        self._corpora = {corpus.name: corpus for corpus in map(Corpus.open, config.corpora)}
         splits = {
             f"{corpus.name}/{split}": corpus.fingerprint(split)
             for corpus in self._corpora.values()
@@ -169,10 +168,6 @@ def _check_size(prompts: Sequence[Prompt], settings: AnswerSettings) -> None:
             f"texts: with {settings.k} candidates a token the answer can take {num_bytes} bytes, and {MAX_BLOCK_BYTES} "
             f"fit a message; send fewer texts at once, or ask for a smaller k"
         )
-
-
-def _open_corpus(folder: str) -> Corpus:
-    return Corpus.open(Path(folder))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -95,19 +95,20 @@ class Recipe(Settings):
             if isinstance(s, SourceConfig)
         }
         corpus = self.corpus
+        before = "max_history_bytes" if corpus.is_conversations else "context_bytes"
+        num_before = getattr(corpus, before)
+        windows = {"window_bytes": corpus.window_bytes} | {
+            f"pools.{name}.window_bytes": pool.window_bytes
+            for name, pool in corpus.pools.items()
+            if pool.window_bytes is not None
+        }
         for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
-            if corpus.window_bytes > limit:
-                raise ValueError(f"corpus.window_bytes: {corpus.window_bytes} is more than {key} = {limit}")
-            if corpus.is_conversations and corpus.window_bytes + corpus.max_history_bytes > limit:
-                raise ValueError(
-                    f"corpus.max_history_bytes: {corpus.max_history_bytes} and window_bytes = {corpus.window_bytes} "
-                    f"together are more than {key} = {limit}"
-                )
-            if not corpus.is_conversations and corpus.window_bytes + corpus.context_bytes > limit:
-                raise ValueError(
-                    f"corpus.context_bytes: {corpus.context_bytes} and window_bytes = {corpus.window_bytes} together "
-                    f"are more than {key} = {limit}"
-                )
+            for window, num_bytes in windows.items():
+                if num_bytes > limit:
+                    raise ValueError(f"corpus.{window}: {num_bytes} is more than {key} = {limit}")
+                if num_bytes + num_before > limit:
+                    together = f"{num_before} and {window} = {num_bytes} together"
+                    raise ValueError(f"corpus.{before}: {together} are more than {key} = {limit}")
         return self
 
     @model_validator(mode="after")
@@ -133,6 +134,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _no_credentials(self) -> Recipe:
         stores = [("service.store", self.service.store), ("distill.storage", self.distill.storage)]
+        stores += [("corpus.folder", self.corpus.folder)]
         stores += [("sample.store", self.sample.store)] if self.sample is not None else []
         for key, location in stores:
             if location is not None:
@@ -159,13 +161,15 @@ class Recipe(Settings):
         """Return the folder of a training run, directly below the run's own; RecipeError for a name that leaves it."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
-        if run_name in {self.corpus_folder.name, self.target_folder.name, Path(self.store or "").name}:
+        if run_name in {Path(self.corpus_folder).name, self.target_folder.name, Path(self.store or "").name}:
             raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
         return self.run_folder / run_name
 
     @property
-    def corpus_folder(self) -> Path:
-        return self.run_folder / "corpus"
+    def corpus_folder(self) -> str:
+        """The folder or URL of the windows, for use from any working directory."""
+        folder = self.corpus.folder
+        return folder if "://" in folder else str((self.run_folder / folder).absolute())
 
     @property
     def target_folder(self) -> Path:
@@ -226,7 +230,7 @@ class Recipe(Settings):
             sources=tuple(map(self.endpoint, self.sources)),
             fusion=self.fusion,
             service=self.service.model_copy(update={"store": self.store}),
-            corpora=(str(self.corpus_folder.absolute()),),
+            corpora=(self.corpus_folder,),
             target_context=self.corpus.target_context,
             target_chat_template=self.target_chat_template,
         )

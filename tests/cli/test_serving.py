@@ -39,7 +39,7 @@ def test_full_disk_is_named(fusion: Fusion, written: Written, tmp_path: Path) ->
         assert done.returncode == 2, done.stdout + done.stderr
         assert "No space left on device" in done.stderr or "no space left" in done.stderr
         assert "Traceback" not in done.stderr
-        assert not list(disk.glob("full/corpus/windows.parquet"))
+        assert not list(disk.glob("full/corpus/corpus.json"))
 
 
 def test_a_service_that_is_not_there_is_named(fusion: Fusion) -> None:

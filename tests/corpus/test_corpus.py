@@ -66,19 +66,6 @@ def test_splits_are_whole_documents_and_disjoint(tmp_path: Path) -> None:
     assert corpus.num_bytes(TRAIN) == sum(map(len, train.values()))
 
 
-def test_the_ledger_on_disk(tmp_path: Path) -> None:
-    write_stories(tmp_path / "in")
-    corpus = prepare_corpus(CorpusConfig(name="mine", files=("in/*.txt",)), tmp_path / "out")
-    rows = pq.read_table(tmp_path / "out" / "windows.parquet").to_pylist()
-    columns = {"split", "index", "document", "start_byte", "text", "sha256", "context_start", "ends_document"}
-    assert set(rows[0]) == columns
-    assert [row["index"] for row in rows if row["split"] == HELD_OUT] == list(range(corpus.num_windows(HELD_OUT)))
-    opened = Corpus.open(tmp_path / "out")
-    assert opened.name == "mine"
-    assert opened.window(HELD_OUT, 0) == corpus.window(HELD_OUT, 0)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["corpus.json", "windows.parquet"]
-
-
 def test_duplicates_go_and_shared_text_never_straddles_the_split(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,9 +101,10 @@ def test_preparing_again_does_nothing_until_something_changes(tmp_path: Path) ->
     write_stories(tmp_path / "in")
     config = CorpusConfig(files=("in/*.txt",))
     first = prepare_corpus(config, tmp_path / "out")
-    written = (tmp_path / "out" / "windows.parquet").stat().st_mtime_ns
+    record = tmp_path / "out" / "corpus.json"
+    written = record.stat().st_mtime_ns
     again = prepare_corpus(config, tmp_path / "out")
-    assert (tmp_path / "out" / "windows.parquet").stat().st_mtime_ns == written
+    assert record.stat().st_mtime_ns == written
     assert again.fingerprint(TRAIN) == first.fingerprint(TRAIN)
 
     other_seed = prepare_corpus(config.model_copy(update={"seed": 1}), tmp_path / "out")
@@ -223,11 +211,6 @@ def test_a_missing_or_damaged_corpus_is_not_opened(tmp_path: Path) -> None:
         corpus.num_windows("test")
     with pytest.raises(IndexError):
         corpus.window(TRAIN, corpus.num_windows(TRAIN))
-    ledger = tmp_path / "out" / "windows.parquet"
-    ledger.write_bytes(ledger.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="prepare it again"):
-        Corpus.open(tmp_path / "out")
-    assert prepare_corpus(config, tmp_path / "out").fingerprint(TRAIN) == corpus.fingerprint(TRAIN)
     (tmp_path / "out" / "corpus.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
         Corpus.open(tmp_path / "out")

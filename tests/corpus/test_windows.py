@@ -159,18 +159,19 @@ def test_a_changed_tokenizer_limit_or_setting_makes_a_new_plan(stories: CorpusCo
         return plan_corpus(read_text(config, tmp_path / "out"), tokenizers)
 
     first = prepared(stories, wished())
-    written = (tmp_path / "out" / "windows.parquet").stat().st_mtime_ns
+    written = (tmp_path / "out" / "corpus.json").stat().st_mtime_ns
     assert first.record["vocabularies"] == {"byte_level": vocabulary("byte_level").fingerprint}
+    texts = list(first.texts(TRAIN))
     refused = wished(load=lambda: pytest.fail("the plan is there: no tokenizer is loaded"))
     assert prepared(stories, refused).fingerprint(TRAIN) == first.fingerprint(TRAIN)
-    assert (tmp_path / "out" / "windows.parquet").stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "corpus.json").stat().st_mtime_ns == written
     limited = prepared(stories, wished(max_tokens=40))
     assert limited.num_windows(TRAIN) > first.num_windows(TRAIN)
     other = prepared(stories, wished(), wished("unigram"))
     assert other.record["vocabularies"].keys() == {"byte_level", "unigram"}
     without = prepared(stories.model_copy(update={"context_bytes": 0}), wished())
     assert without.fingerprint(TRAIN) != first.fingerprint(TRAIN)
-    assert list(without.texts(TRAIN)) == list(first.texts(TRAIN))
+    assert list(without.texts(TRAIN)) == texts
     assert prepared(stories, wished()).fingerprint(TRAIN) == first.fingerprint(TRAIN)
 
 
