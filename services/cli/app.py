@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import typer
 
-from services.cli import answers, scoring, serving, training
+from services.cli import answers, models, scoring, serving, training
 from services.cli.k8s import app as k8s_app
-from services.cli.models import app as models_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 
 app = typer.Typer(
@@ -56,6 +55,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": training.evaluate,
         "runs": training.runs,
         "report": training.report,
+        "upcycle": models.upcycle,
     },
 }
 """Commands by name, under the heading of `fusion --help` that lists them."""
@@ -63,7 +63,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
-app.add_typer(models_app, name="models", rich_help_panel="Machines")
+app.add_typer(models.app, name="models", rich_help_panel="Machines")
 app.add_typer(k8s_app, name="k8s", rich_help_panel="Machines")
 
 

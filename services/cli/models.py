@@ -1,8 +1,9 @@
-"""`fusion models`: the models of the catalogue on this machine."""
+"""`fusion models`: models on this machine; `fusion upcycle`: a dense one as a mixture of experts."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,3 +33,33 @@ def fetch(
             with model_progress(err, name) as progress:
                 folder = fetch_model(name, progress)
             print_line(f"{name}: {folder}")
+
+
+def upcycle(
+    model: Annotated[str, typer.Argument(help="Dense model: name of a fetched one, URL, or Hugging Face folder.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the mixture of experts.")],
+    shards: Annotated[int, typer.Option(min=2, help="Parts that a feed-forward block is cut into.")] = 8,
+    shared: Annotated[int, typer.Option(min=1, help="Parts of them that every token uses.")] = 2,
+    copies: Annotated[int, typer.Option(min=1, help="Experts for each of the other parts.")] = 4,
+    init: Annotated[
+        Literal["residual", "split"],
+        typer.Option(
+            help="residual: the whole block stays, experts start with zero output; split: they are its parts."
+        ),
+    ] = "residual",
+    dense_layers: Annotated[int, typer.Option(min=0, help="The first so many layers stay dense.")] = 0,
+    router_std: Annotated[float, typer.Option(min=0, help="Standard deviation of the routers' rows.")] = 0.02,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the routers' rows.")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="Compare the folder's logits with the dense model's.")] = False,
+    bound: Annotated[float, typer.Option(min=0, help="Largest difference that --check accepts.")] = 1e-3,
+) -> None:
+    """Make a DeepSeekMoE model that starts with the function of a dense one (Llama, Mistral or Qwen2)."""
+    with user_errors():
+        from fusion_core.moe.upcycle import Upcycling
+        from services.commands.upcycle import upcycle_folder
+
+        upcycling = Upcycling(shards, shared, copies, init, dense_layers, router_std)
+        difference = upcycle_folder(model, out, upcycling, seed=seed, bound=bound if check else None)
+        print_line(f"{out}: {upcycling.num_experts} experts a layer, {upcycling.num_active} active")
+        if difference is not None:
+            print_line(f"largest difference of a logit from the dense model: {difference:.3g}, allowed {bound:g}")

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
 from services.base.settings import MEMORY_PATTERN, Settings
-from services.distill.target.config import LoraConfig, Text
+from services.distill.target.config import LoraConfig, MoeConfig, Text
 
 
 class DistillConfig(Settings):
@@ -32,6 +32,9 @@ class DistillConfig(Settings):
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="of loss jsd: towards 0 forward KL, towards 1 reverse KL")
     temperature: float = Field(1.0, gt=0, description="of the fusion term, on both sides")
     lora: LoraConfig | None = None
+    moe: MoeConfig | None = Field(
+        None, description="turn the dense target into a mixture of experts when the run starts"
+    )
     epochs: int = Field(1, ge=1)
     batch_windows: int = Field(128, ge=1, description="windows per step, over all workers")
     micro_batch_windows: int | None = Field(
@@ -100,6 +103,15 @@ class DistillConfig(Settings):
             raise ValueError("sources: no source is asked with lambda 1; leave it out")
         if self.reward_weighting and self.tokens_only:
             raise ValueError("reward_weighting: there is no fusion term with lambda 1")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_trained(self) -> DistillConfig:
+        if self.moe is not None and self.lora is not None:
+            raise ValueError(
+                "moe: lora trains adapters alone, on a target that stays as it is; make the mixture with "
+                "`fusion upcycle` and give its folder as target.model, or leave lora out"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from services.base.retry import Backoff
 from services.distill.config import DistillConfig
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
+from services.distill.target.moe import check_upcyclable
 from services.jobs.run_record import RunRecord, claim_run_folder
 
 _MAY_CHANGE = {
@@ -67,8 +68,8 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
 
     Raises FailedPreconditionError when the service fuses into another vocabulary, or with other settings than
     `job.expected`, or does not name its settings; UnavailableError when it does not know the model behind a source;
-    NotFoundError for an unknown data set, split or source; ValueError for a split without windows or an unusable
-    tokenizer; and what the client raises.
+    NotFoundError for an unknown data set, split or source; ValueError for a split without windows, an unusable
+    tokenizer, or a target that `distill.moe` cannot turn into a mixture of experts; and what the client raises.
     """
     vocabulary = Vocabulary.from_pretrained(job.target_folder)
     bos = vocabulary.bos_id if vocabulary.bos_id is not None else vocabulary.eos_id
@@ -87,7 +88,10 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
     if sources:
         info = _with_known_sources(sources, info, client, patience_seconds)
     check_expected(job.expected, info.settings, job.fusion_address)
-    decisive = {key: value for key, value in job.config.model_dump(mode="json").items() if key not in _MAY_CHANGE}
+    if job.config.moe is not None:
+        check_upcyclable(job.target_folder, job.config.moe.upcycling)
+    unset = {"moe"} if job.config.moe is None else set()  # runs of earlier versions did not record it
+    decisive = job.config.model_dump(mode="json", exclude=_MAY_CHANGE | unset)
     decisive["sources"] = sorted(sources)
     return RunPlan(
         vocabulary=vocabulary.fingerprint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from services.base.home import expand_user
 from services.corpus.readers import local_files
@@ -62,10 +63,23 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
     target = recipe.target
     if target.model is not None:
         try:
-            resolve_model(target.model)
+            model = resolve_model(target.model)
         except ValueError as error:
             yield f"target.model: {error}"
+        else:
+            yield from _moe_problems(recipe, model)
     if target.tokenizer is not None and target.tokenizer.folder is not None:
         folder = expand_user(target.tokenizer.folder, "target.tokenizer.folder")
         if not folder.is_dir():
             yield f"target.tokenizer: no folder {folder}"
+
+
+def _moe_problems(recipe: Recipe, folder: Path) -> Iterator[str]:
+    if recipe.distill.moe is None:
+        return
+    from services.distill.target.moe import check_upcyclable
+
+    try:
+        check_upcyclable(folder, recipe.distill.moe.upcycling)
+    except ValueError as error:
+        yield str(error)

@@ -63,6 +63,7 @@ BAD_RECIPES = [
     ("distill.prefetch_windows", 2000, "distill.prefetch_windows: 2000 is more than service.per_client.blocks = 1024"),
     ("service.store", "s3://key:hush@bucket/x", "service.store: a s3:// URL with credentials in it is not allowed"),
     ("distill.storage", "s3://b?secret_key=hush", "distill.storage: a s3:// URL with credentials in it is not allowed"),
+    ("distill.moe", {"shared": 8}, "distill.moe: shared: must be from 1 to shards - 1 = 7, got 8"),
     ("fusion.tau", float("inf"), ".inf is no finite number"),
     ("fusion.tau", "inf", "fusion.tau: Input should be a finite number"),
     ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from fusion_core.moe.upcycle import Init, Upcycling
 from services.base.settings import Settings
 from services.models.chat_template import read_chosen
 
@@ -106,3 +107,24 @@ class LoraConfig(Settings):
     target_modules: Text | tuple[Text, ...] = Field(
         "all-linear", description="names of linear layers; all-linear for every one but the lm_head"
     )
+
+
+class MoeConfig(Settings):
+    """A dense target as a mixture of experts (DeepSeekMoE, Dai et al. 2024) that starts with the target's function."""
+
+    shards: int = Field(8, ge=2, description="equal parts that a feed-forward block is cut into")
+    shared: int = Field(2, ge=1, description="parts that the shared expert holds; with init residual it holds all")
+    copies: int = Field(4, ge=1, description="routed experts for each of the other parts, all of which are active once")
+    init: Init = Field("residual", description="split keeps the cost of a token, residual survives any routing")
+    dense_layers: int = Field(0, ge=0, description="the first so many layers stay dense")
+    router_std: float = Field(0.02, ge=0, description="standard deviation of the routers' random rows")
+
+    @model_validator(mode="after")
+    def _parts_left(self) -> MoeConfig:
+        assert self.upcycling  # names the setting where it cannot be
+        return self
+
+    @property
+    def upcycling(self) -> Upcycling:
+        """The shape of the mixture."""
+        return Upcycling(self.shards, self.shared, self.copies, self.init, self.dense_layers, self.router_std)

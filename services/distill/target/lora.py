@@ -14,6 +14,10 @@ from services.models.weights import load_model, save_model
 
 logger = logging.getLogger(__name__)
 
+ALL_LINEAR = "all-linear"
+"""The value of `target_modules` that reaches every linear layer but the lm_head, and the experts of a mixture."""
+_EXPERTS = {"qwen2_moe": ["experts.gate_up_proj", "experts.down_proj"]}
+"""Weights of experts that peft's all-linear leaves out, by type of model; it knows those of other types itself."""
 _PREFIX = "base_model.model."
 """Prefix of the names of weights inside peft's model."""
 
@@ -35,6 +39,7 @@ def add_lora(model: Any, config: LoraConfig, *, seed: int, adapter: Path | None)
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides by the rank in floating point
         lora_dropout=config.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        target_parameters=_EXPERTS.get(model.config.model_type) if targets == ALL_LINEAR else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):

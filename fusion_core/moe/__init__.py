@@ -1,0 +1,1 @@
+"""Mixtures of experts: made from a dense decoder, routed, balanced and measured."""

@@ -1,0 +1,49 @@
+"""A dense target as a mixture of experts: transformers' models around `fusion_core.moe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusion_core.moe.router import tie_routers
+from fusion_core.moe.upcycle import COPIES_KEY, Upcycling, check_dense, upcycled_config, upcycled_state
+
+
+def check_upcyclable(folder: Path, upcycling: Upcycling) -> None:
+    """Raise ValueError, for a run with `distill.moe`, unless the target's folder can become such a mixture."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        check_dense(config.to_dict(), upcycling)
+    except ValueError as error:
+        raise ValueError(f"distill.moe: {error}") from error
+
+
+def upcycle(model: Any, upcycling: Upcycling, *, seed: int) -> Any:
+    """Return the mixture that computes what the dense `model` does; weights that stay the same are shared with it.
+
+    A model without memory (device `meta`) gives one without memory. Raises ValueError as `check_dense` does.
+    """
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    dense: dict[str, Any] = model.config.to_dict()
+    config = Qwen2MoeConfig(**upcycled_config(dense, upcycling), dtype=model.dtype)
+    with torch.device("meta"):
+        made: Any = Qwen2MoeForCausalLM(config).to(model.dtype)
+    if model.device.type != "meta":
+        made.load_state_dict(upcycled_state(model.state_dict(), dense, upcycling, seed=seed), assign=True)
+        made.tie_weights()
+        # Frequencies of the positions are no weights: made anew on the device.
+        made.model.rotary_emb = type(made.model.rotary_emb)(config).to(model.device)
+        made.generation_config = model.generation_config
+    return made.train(model.training)
+
+
+def tie_copies(model: Any) -> None:
+    """Make the routers of a split mixture train as one row a copy; others stay as they are."""
+    copies = getattr(model.config, COPIES_KEY, None)
+    if copies is not None:
+        tie_routers(model, copies)
