@@ -32,7 +32,8 @@ def upcycle(model: Any, upcycling: Upcycling, *, seed: int) -> Any:
     dense: dict[str, Any] = model.config.to_dict()
     config = Qwen2MoeConfig(**upcycled_config(dense, upcycling), dtype=model.dtype)
     with torch.device("meta"):
-        made: Any = Qwen2MoeForCausalLM(config).to(model.dtype)
+        untyped: Any = Qwen2MoeForCausalLM
+        made = untyped(config).to(model.dtype)
     if model.device.type != "meta":
         made.load_state_dict(upcycled_state(model.state_dict(), dense, upcycling, seed=seed), assign=True)
         made.tie_weights()
