@@ -63,3 +63,39 @@ def upcycle(
         print_line(f"{out}: {upcycling.num_experts} experts a layer, {upcycling.num_active} active")
         if difference is not None:
             print_line(f"largest difference of a logit from the dense model: {difference:.3g}, allowed {bound:g}")
+
+
+@app.command()
+def convert(
+    layout: Annotated[Literal["internlm2"], typer.Argument(help="Layout of the checkpoint.")],
+    folder: Annotated[str, typer.Argument(help="Folder of the checkpoint, or a model that was fetched.")],
+    out: Annotated[Path, typer.Argument(help="New folder to write.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare logits and ids with the original's; needs 4 bytes a weight.")
+    ] = False,
+    back: Annotated[bool, typer.Option("--back", help="From a converted folder to the original layout.")] = False,
+    original: Annotated[
+        Path | None, typer.Option(help="With --back: folder with the original's config.json and tokenizer.model.")
+    ] = None,
+) -> None:
+    """Write an InternLM2 checkpoint as a Llama folder, without running its Python code; or the other way round."""
+    from services.base.progress_bars import model_progress
+    from services.models.catalogue import resolve_model
+
+    with user_errors():
+        if original and not back:
+            raise RecipeError("--original: only with --back")
+        source = resolve_model(folder)
+        from services.models.internlm2.convert import to_internlm2, to_llama
+
+        with model_progress(err, out.name) as progress:
+            done = (
+                to_internlm2(source, out, original, check=verify, report=progress)
+                if back
+                else to_llama(source, out, check=verify, report=progress)
+            )
+        print_line(f"{out}: {done.num_values:,} weights, {'with' if done.has_template else 'no'} chat template")
+        if done.verified:
+            measured = done.verified
+            print_line(f"logits differ from the reference by {measured.difference:.1e}, largest {measured.largest:.3g}")
+            print_line("ids are SentencePiece's" if measured.tokenizer else "ids not compared: no sentencepiece here")
