@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from services.cli import answers, models, scoring, serving, training
+from services.cli import answers, corpus, models, scoring, serving, training
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 
@@ -47,6 +47,7 @@ def doctor() -> None:
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Start here": {"quickstart": training.quickstart, "validate": validate, "doctor": doctor},
+    "Corpus": {"corpus": corpus.corpus},
     "Services": {"up": serving.up, "status": serving.status, "fetch": serving.fetch, "down": serving.down},
     "Store": {"capture": scoring.capture, "backfill": scoring.backfill},
     "Answers": {"sample": answers.sample, "chat": answers.chat},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
+from services.corpus.cleaning.pipeline import check_curated
 from services.corpus.ledger import Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.distill.target.prepare import prepare_target
@@ -56,6 +57,11 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
     """
 
     print_line(f"corpus {recipe.corpus.name}")
+    if recipe.curate is not None and recipe.reads_curated:
+        try:
+            check_curated(recipe.curate, recipe.curated_folder)
+        except SettingError as error:
+            raise RecipeError(f"curate.{error}") from error
     try:
         text = read_text(recipe.corpus, recipe.corpus_folder)
         target = recipe.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from fusion_core.fusion import FusionConfig
 from services.base.atomic import write_whole
 from services.base.credentials import refuse_credentials
 from services.base.settings import Settings
+from services.corpus.cleaning.config import CurateConfig
 from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
 from services.distill.target.config import TargetConfig
@@ -41,6 +43,10 @@ def _with_template(model: Any, chosen: str) -> Any:
     return model
 
 
+def _curated_files(run_folder: Path) -> str:
+    return f"{glob.escape(str(run_folder.absolute()))}/curate/documents/*.parquet"
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used; one line per mistake, each naming its key."""
 
@@ -50,6 +56,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=_NAME, description="Name of the run and its folder.")
     output_dir: str = Field("runs", description="The run's folder is output_dir/name.")
+    curate: CurateConfig | None = Field(None, description="Files that `fusion corpus` cleans for the corpus.")
     corpus: CorpusConfig
     sources: tuple[AnySource, ...] = Field(min_length=1)
     target: TargetConfig
@@ -57,6 +64,21 @@ class Recipe(Settings):
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
     sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corpus_is_curated(cls, values: Any) -> Any:
+        """Let a corpus without an origin of its own read what `fusion corpus` makes of section `curate`."""
+        if not isinstance(values, Mapping) or values.get("curate") is None:
+            return values
+        corpus = values.get("corpus", {})
+        if not isinstance(corpus, Mapping) or "files" in corpus or "package" in corpus:
+            return values
+        for key, fixed in (("format", "parquet"), ("text_field", "text")):
+            if corpus.get(key, fixed) != fixed:
+                raise ValueError(f"corpus.{key}: curated documents have {fixed}; leave it out, or give corpus.files")
+        files = _curated_files(Path(str(values.get("output_dir", "runs"))) / str(values.get("name")))
+        return {**values, "corpus": {**corpus, "files": [files]}}
 
     @model_validator(mode="before")
     @classmethod
@@ -149,6 +171,11 @@ class Recipe(Settings):
         sampled = (self.sample.sources if self.sample is not None else None) or ()
         if unknown := sorted(set(sampled) - set(names)):
             raise ValueError(f"sample.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
+        timed = self.curate.seconds_per_megabyte if self.curate is not None else {}
+        if unknown := sorted(set(timed) - set(names)):
+            raise ValueError(
+                f"curate.seconds_per_megabyte: no source is called {unknown[0]}; there are {', '.join(names)}"
+            )
         if asked and self.fusion.weights and not any(map(self.fusion.weights.get, asked)):
             raise ValueError("distill.sources: fusion.weights gives all of them 0")
         return self
@@ -161,9 +188,20 @@ class Recipe(Settings):
         """Return the folder of a training run, directly below the run's own; RecipeError for a name that leaves it."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
-        if run_name in {Path(self.corpus_folder).name, self.target_folder.name, Path(self.store or "").name}:
+        own = (self.curated_folder, Path(self.corpus_folder), self.target_folder, Path(self.store or ""))
+        if run_name in {folder.name for folder in own}:
             raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
         return self.run_folder / run_name
+
+    @property
+    def curated_folder(self) -> Path:
+        """The folder of section `curate`: its steps, their ledger, and the documents that are left."""
+        return self.run_folder / "curate"
+
+    @property
+    def reads_curated(self) -> bool:
+        """Whether the corpus is made of what `fusion corpus` leaves."""
+        return self.curate is not None and self.corpus.files == (_curated_files(self.run_folder),)
 
     @property
     def corpus_folder(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.base.home import expand_user
+from services.corpus.cleaning.pipeline import check_inputs, require_extra
 from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
@@ -36,10 +37,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             and importlib.util.find_spec("vllm") is None
         ):
             yield f"sources[{index}].engine: vllm is not installed here; use transformers, or an address"
-    try:
-        local_files(recipe.corpus.files or ())
-    except ValueError as error:
-        yield f"corpus.{error}"
+    yield from _corpus_problems(recipe)
     if recipe.sample is not None:
         try:
             sum(1 for _ in read_prompts(recipe.sample.prompts))
@@ -57,6 +55,21 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         yield f"output_dir: cannot write to {parent}"
+
+
+def _corpus_problems(recipe: Recipe) -> Iterator[str]:
+    if recipe.curate is not None:
+        try:
+            require_extra()
+            check_inputs(recipe.curate)
+        except ValueError as error:
+            yield f"curate.{error}"
+    if recipe.reads_curated:  # not there before `fusion corpus`
+        return
+    try:
+        local_files(recipe.corpus.files or ())
+    except ValueError as error:
+        yield f"corpus.{error}"
 
 
 def _target_problems(recipe: Recipe) -> Iterator[str]:

@@ -19,7 +19,7 @@ from services.source.config import parse_source
 from tests.examples.pages import PAGES, REPOSITORY, anchors, code_blocks, code_spans, commands, links, tables, text_of
 
 _FOLDERS = ("services", "fusion_core", "tests", "protos", "k8s", "docs", "examples", "requirements")
-SECTIONS = ("corpus", "sources", "target", "fusion", "service", "distill", "sample")
+SECTIONS = ("curate", "corpus", "sources", "target", "fusion", "service", "distill", "sample")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -98,6 +98,7 @@ def recipe_schema() -> tuple[dict[str, set[str]], set[str]]:
         ("docs/training.md", "The recipe", "recipe", 0),
         ("docs/training.md", "Section `corpus`", "corpus", 0),
         ("docs/training.md", "Section `target`", "target", 0),
+        ("docs/corpus.md", "Keys", "curate", 0),
         ("docs/training.md", "Section `distill`", "distill", 1),
         ("docs/training.md", "Section `service`", "service", 1),
         ("docs/sources.md", "Keys", "sources", 1),
@@ -130,3 +131,5 @@ def test_recipes_on_the_pages_are_valid() -> None:
     sources, sample = code_blocks("docs/sources.md", "yaml")
     assert SampleConfig.model_validate(yaml.safe_load(sample)["sample"]).sources == ("smollm2",)
     assert [parse_source(source).name for source in yaml.safe_load(sources)["sources"]] == ["gemma3", "elsewhere"]
+    [curated] = code_blocks("docs/corpus.md", "yaml")
+    assert Recipe.model_validate(yaml.safe_load(curated)).reads_curated

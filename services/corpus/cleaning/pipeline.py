@@ -1,0 +1,250 @@
+"""The steps of a `curate` section in their order, each a folder of shards, and their ledger.
+
+    FOLDER/STEP/step.json                    identity of the step: its settings, and all that came before
+    FOLDER/STEP/TASK/kept.parquet            documents that stay; dropped.parquet those that do not; record.json
+    FOLDER/documents/DOMAIN.TASK.parquet     what the corpus is made of
+    FOLDER/ledger.json                       counts of every step
+
+A step whose identity has changed is done again, and with it all that follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from services.base.atomic import whole_folder, write_whole
+from services.base.errors import RunFailedError, SettingError
+from services.base.home import exclusive
+from services.corpus.cleaning.config import CurateConfig
+from services.corpus.cleaning.filtering import Filter, filter_shard
+from services.corpus.cleaning.inputs import InputFile, deal, input_files
+from services.corpus.cleaning.reading import format_of, read_shard_of_files
+from services.corpus.cleaning.shards import KEPT, ShardWriter, read_shard, shard_folder
+from services.corpus.cleaning.steps.contamination import Decontaminate, check_suites
+from services.corpus.cleaning.steps.duplicates import RemoveCopies, find_copies, write_hashes
+from services.corpus.cleaning.steps.language import ChooseLanguages
+from services.corpus.cleaning.steps.near_duplicates import find_near_copies, write_signatures
+from services.corpus.cleaning.steps.quality import Quality, train_quality
+from services.corpus.cleaning.steps.repositories import join_repositories
+from services.corpus.cleaning.steps.rules import Rules
+from services.corpus.cleaning.steps.safety import Safety
+from services.corpus.cleaning.tally import Tally
+from services.corpus.cleaning.tasks import RunAll, Step, read_record, run_step
+
+VERSION = 1
+"""Changes when the same settings and files give other documents."""
+DOCUMENTS, LEDGER = "documents", "ledger.json"
+_DECIDING = ("datatrove", "py3langid", "scikit-learn", "trafilatura", "pyarrow", "numpy")
+
+Report = Callable[[str, int, int], None]
+"""Called with a step, the number of its tasks that are done, and that of all."""
+
+
+def clean(config: CurateConfig, folder: Path, run_all: RunAll, report: Report = lambda *_: None) -> dict[str, Any]:
+    """Clean the files of a `curate` section into `folder`; return the ledger. Done steps are not done again.
+
+    Raises:
+        SettingError: a setting cannot be honoured.
+        ValueError: a file cannot be read; the message names it.
+        RunFailedError: a worker died, or no document is left.
+    """
+    require_extra()
+    files = check_inputs(config)
+    with exclusive(folder):
+        steps = list(_steps(config, files, folder))
+        before = ""
+        for step in steps:
+            before = _identity(before, step)
+            step_folder = folder / step.name
+            _begin(step_folder, before)
+            run_step(step, step_folder, run_all, partial(_report, report, step))
+        ledger = _ledger(config, steps, folder, before)
+        _publish(folder, steps[-1], before)
+        write_whole(folder / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
+        for left in folder.iterdir():
+            if left.is_dir() and (left / "step.json").exists() and left.name not in {step.name for step in steps}:
+                shutil.rmtree(left)  # a step that is left out now
+    if not ledger["kept"]:
+        raise RunFailedError(f"curate: none of {ledger['documents_in']} documents is left; see {folder / LEDGER}")
+    return ledger
+
+
+def require_extra() -> None:
+    """Raise SettingError when the packages that cleaning takes are not installed."""
+    names = ("datatrove", "py3langid", "regex", "sklearn", "trafilatura", "xxhash")
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise SettingError("files", f"{missing[0]} is not installed; the extra `curate` has it (llm-fusion[curate])")
+
+
+def check_inputs(config: CurateConfig) -> list[InputFile]:
+    """Return the files to clean; SettingError for a setting that names files which are not there or of no use."""
+    files = input_files(config.files)
+    for file in files:
+        format_of(file, config)
+    lists = [("safety", config.safety, ("severe_words", "mild_words", "blocked_domains"))]
+    for section, settings, names in [*lists, ("quality", config.quality, ("good", "bad"))]:
+        for name in names if settings is not None else ():
+            _identities(getattr(settings, name), f"{section}.{name}")
+    check_suites(config)
+    return files
+
+
+def _report(report: Report, step: Step, done: int) -> None:
+    report(step.name, done, step.num_tasks)
+
+
+def _identity(before: str, step: Step) -> str:
+    content = json.dumps([before, step.name, step.num_tasks, step.identity], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _begin(step_folder: Path, identity: str) -> None:
+    """Delete a step that was made from something else."""
+    record = step_folder / "step.json"
+    try:
+        same = json.loads(record.read_text())["identity"] == identity
+    except (OSError, ValueError, KeyError):
+        same = False
+    if not same:
+        record.unlink(missing_ok=True)
+        shutil.rmtree(step_folder, ignore_errors=True)
+        step_folder.mkdir(parents=True)
+        write_whole(record, json.dumps({"identity": identity}) + "\n")
+
+
+def _steps(config: CurateConfig, files: list[InputFile], folder: Path) -> Iterator[Step]:
+    """Yield the steps in their order; each reads the one before it that has documents."""
+    shards, dealt = config.shards, deal(files, config.shards)
+    versions = {name: version(name) for name in _DECIDING}
+    reading = [config.format, config.text_field, config.separator]
+    identity = [VERSION, versions, reading, [file.identity() for file in files]]
+    yield Step("read", identity, partial(read_shard_of_files, dealt, config), shards)
+    source = folder / "read"
+
+    def filtering(name: str, settings: Any, chosen: Filter) -> Step:
+        nonlocal source
+        before, source = source, folder / name
+        return Step(name, settings, partial(filter_shard, before, chosen), shards)
+
+    if config.exact_duplicates:
+        yield Step("exact_hashes", None, partial(write_hashes, source), shards)
+        yield Step("exact_search", None, partial(find_copies, folder / "exact_hashes", shards), 1)
+        yield filtering("exact_duplicates", None, RemoveCopies(folder / "exact_search", "exact_copy"))
+    if config.language is not None:
+        yield filtering("language", config.language.model_dump(), ChooseLanguages(config.language))
+    if config.rules is not None:
+        yield filtering("rules", config.rules.model_dump(), Rules(config.rules))
+    if (near := config.near_duplicates) is not None:
+        yield Step("near_signatures", near.model_dump(), partial(write_signatures, source, near), shards)
+        search = partial(find_near_copies, folder / "near_signatures", shards, near.threshold)
+        yield Step("near_search", None, search, 1)
+        yield filtering("near_duplicates", None, RemoveCopies(folder / "near_search", "near_copy"))
+    if (safety := config.safety) is not None:
+        lists = {
+            name: _identities(getattr(safety, name), f"safety.{name}")
+            for name in ("severe_words", "mild_words", "blocked_domains")
+        }
+        yield filtering("safety", [safety.model_dump(), lists], Safety(safety))
+    if (quality := config.quality) is not None:
+        examples = [_identities(quality.good, "quality.good"), _identities(quality.bad, "quality.bad")]
+        train = partial(train_quality, quality, config)
+        yield Step("quality_model", [reading, examples], train, 1)
+        yield filtering("quality", quality.threshold, Quality(folder / "quality_model", quality.threshold))
+    if (suites := config.decontaminate) is not None:
+        known = [suites.model_dump(), _identities(suites.suites, "decontaminate.suites")]
+        yield filtering("decontaminate", known, Decontaminate(suites, json.dumps(known)))
+    if (joining := config.repositories) is not None:
+        join = partial(join_repositories, source, shards, joining.max_bytes)
+        yield Step("repositories", joining.max_bytes, join, shards)
+        source = folder / "repositories"
+    yield Step("by_domain", None, partial(_write_domains, source), shards)
+
+
+def _identities(patterns: tuple[str, ...] | None, setting: str) -> list[Any]:
+    return [file.identity() for file in input_files(patterns, setting)] if patterns else []
+
+
+def _write_domains(source: Path, task: int, folder: Path) -> None:
+    """Write a shard as one file for each of its domains, `DOMAIN.TASK.parquet`: so the corpus names its documents."""
+    writers: dict[str, ShardWriter] = {}
+    try:
+        for batch in read_shard(shard_folder(source, task) / KEPT):
+            for document in batch:
+                name = re.sub(r"[^\w-]+", "_", document.domain)[:64] or "documents"
+                if name not in writers:
+                    writers[name] = ShardWriter(folder / f"{name}.{task:05d}.parquet")
+                writers[name].write(document)
+    finally:
+        for writer in writers.values():
+            writer.__exit__(None, None, None)
+
+
+def _publish(folder: Path, last: Step, identity: str) -> None:
+    """Link the last step's files into one folder, which appears whole."""
+    documents = folder / DOCUMENTS
+    marker = ".made_from"
+    if (documents / marker).is_file() and (documents / marker).read_text() == identity:
+        return
+    with whole_folder(documents, replace=True) as partial_folder:
+        for task in range(last.num_tasks):
+            for file in sorted(shard_folder(folder / last.name, task).glob("*.parquet")):
+                try:
+                    os.link(file, partial_folder / file.name)
+                except OSError:
+                    shutil.copyfile(file, partial_folder / file.name)
+        (partial_folder / marker).write_text(identity)
+
+
+def _ledger(config: CurateConfig, steps: list[Step], folder: Path, identity: str) -> dict[str, Any]:
+    """Return the counts of all steps with documents, and of the whole."""
+    entries, hashes = [], []
+    for step in steps:
+        records = [read_record(folder / step.name, task) for task in range(step.num_tasks)]
+        found = [record for record in records if record is not None]
+        tallies = [record["tally"] for record in found if record["tally"] is not None]
+        hashes = [record["files"] for record in found]
+        if tallies:
+            entry = Tally.total(tallies).as_json()
+            if entry["documents_in"] != entry["kept"] + entry["joined"] + sum(entry["dropped"].values()):
+                raise AssertionError(f"{step.name}: the counts do not add up: {entry}")
+            entries.append({"step": step.name, **entry})
+    saved = entries[0]["bytes_in"] - entries[-1]["bytes_kept"]
+    return {
+        "version": VERSION,
+        "identity": identity,
+        "settings": config.model_dump(mode="json"),
+        "documents_in": entries[0]["documents_in"],
+        "dropped": sum(sum(entry["dropped"].values()) for entry in entries),
+        "joined": sum(entry["joined"] for entry in entries),
+        "kept": entries[-1]["kept"],
+        "bytes_in": entries[0]["bytes_in"],
+        "bytes_kept": entries[-1]["bytes_kept"],
+        "seconds_saved": {name: saved * rate / 1e6 for name, rate in sorted(config.seconds_per_megabyte.items())},
+        "steps": entries,
+        "files": dict(sorted((name, sha) for files in hashes for name, (_, sha) in files.items())),
+    }
+
+
+def check_curated(config: CurateConfig, folder: Path) -> None:
+    """Raise SettingError when `folder` holds no documents that these settings made."""
+    try:
+        ledger = json.loads((folder / LEDGER).read_text())
+        made_with = ledger["settings"]
+    except FileNotFoundError as error:
+        raise SettingError("files", "they are not cleaned yet; run `fusion corpus` with this recipe") from error
+    except (ValueError, KeyError) as error:
+        raise SettingError("files", f"{folder / LEDGER} is damaged; run `fusion corpus` again") from error
+    unimportant = {"workers", "seconds_per_megabyte"}
+    asked = config.model_dump(mode="json")
+    if changed := sorted(key for key in asked if key not in unimportant and asked[key] != made_with.get(key)):
+        raise SettingError(changed[0], "changed since the files were cleaned; run `fusion corpus` again")
