@@ -31,7 +31,7 @@ def made_up(rng: random.Random, num_words: int) -> str:
 def test_near_copies_go_and_mere_relatives_stay(tmp_path: Path) -> None:
     rng = random.Random(3)
     heap = Heap()
-    for number in range(60):
+    for number in range(36):
         heap.texts[f"base-{number}"] = base = made_up(rng, 150)
         heap.texts[f"copy-{number}"] = near_copy(base, rng.choice([0.9, 0.8, 0.75]), rng)
         heap.texts[f"relative-{number}"] = near_copy(base, 0.45, rng)
@@ -43,17 +43,17 @@ def test_near_copies_go_and_mere_relatives_stay(tmp_path: Path) -> None:
     dropped = {row["id"]: row for row in rows_of(tmp_path / "out", "*/*/dropped.parquet")}
     exact = [key for key, row in dropped.items() if row["reason"] == "exact_copy"]
     assert len(exact) == 2
-    assert set(exact) < {"base-59", "same-1", "same-2"}
+    assert set(exact) < {"base-35", "same-1", "same-2"}
     near = [key for key, row in dropped.items() if row["reason"] == "near_copy"]
     for key in near:
         closest = max(jaccard(heap.texts[key], text) for text in kept.values())
         assert closest >= 0.55, (key, closest)
-    pairs = [(f"base-{n}", f"copy-{n}") for n in range(59)]
+    pairs = [(f"base-{n}", f"copy-{n}") for n in range(35)]
     alike = [pair for pair in pairs if jaccard(*(heap.texts[key] for key in pair)) >= 0.8]
-    assert len(alike) >= 20
+    assert len(alike) >= 10
     assert [pair for pair in alike if set(pair) <= set(kept)] == []
-    apart = [n for n in range(60) if jaccard(heap.texts[f"base-{n}"], heap.texts[f"relative-{n}"]) < 0.5]
-    assert len(apart) >= 40
+    apart = [n for n in range(36) if jaccard(heap.texts[f"base-{n}"], heap.texts[f"relative-{n}"]) < 0.5]
+    assert len(apart) >= 25
     assert [n for n in apart if f"relative-{n}" not in kept] == []
     assert {"short-1", "short-2"} <= set(kept)
 

@@ -61,10 +61,17 @@ def _is_prose(text: str) -> bool:
     return long_lines > 0.5 and letters > 0.92 and not re.search(r"https?:|@|[|{}<>]|:[a-z]+:", text)
 
 
+def _is_varied(text: str) -> bool:
+    """Whether hardly a run of five words comes twice."""
+    words = text.split()
+    return len({tuple(words[i : i + 5]) for i in range(len(words) - 4)}) > 0.97 * (len(words) - 4)
+
+
 def prose(packages: tuple[str, ...] = ("sklearn",), most: int | None = None) -> list[tuple[str, str]]:
     """Return texts that read as prose: docstrings of packages, and parts of descriptions."""
     from_docstrings = (found for package in packages for found in docstrings(package))
-    return list(islice(chain(from_docstrings, (pair for pair in sections() if _is_prose(pair[1]))), most))
+    every = chain(from_docstrings, (pair for pair in sections() if _is_prose(pair[1])))
+    return list(islice((pair for pair in every if _is_varied(pair[1])), most))
 
 
 def python_files(package: str, limit: int) -> list[tuple[str, str]]:
