@@ -125,7 +125,7 @@ class OpenStream:
 
     def sent(self, response: Any) -> None:
         """Give back the credits of a frame that was sent; a skipped window has used up its credit as well."""
-        num_sent = sum(len(getattr(response, field, ())) for field in ("blocks", "skipped", "answers"))
+        num_sent = sum(len(getattr(response, field, ())) for field in ("blocks", "skipped", "answers", "verdicts"))
         num_blocks = min(num_sent, self.blocks)
         self.blocks -= num_blocks
         self._held.blocks -= num_blocks

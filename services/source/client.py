@@ -13,8 +13,8 @@ from services.base.errors import InvalidArgumentError, UnavailableError
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_aio_channel
 from services.rpc.deadline import timeout_metadata
+from services.rpc.ordered_stream import OrderedStream, StreamKind
 from services.rpc.status import error_of_call
-from services.source.ordered_stream import OrderedStream, StreamKind
 from services.wire.answer import Answer, AnswerPrompt, Sampling, decode_answer, encode_prompt, encode_sampling
 from services.wire.block import decode_block
 from services.wire.passage import Passage, contexts_of
@@ -143,7 +143,7 @@ class AnswerStream(OrderedStream[AnswerPrompt, list[Answer]]):
 
 
 class _Scores(StreamKind[Passage, Block]):
-    method = "StreamScores"
+    stub, method, service = source_pb2_grpc.SourceServiceStub, "StreamScores", "source"
 
     def __init__(self, application: str, opening: source_pb2.StreamScoresOpen) -> None:
         self._application, self._opening = application, opening
@@ -167,7 +167,7 @@ class _Scores(StreamKind[Passage, Block]):
 
 
 class _Answers(StreamKind[AnswerPrompt, list[Answer]]):
-    method = "StreamAnswers"
+    stub, method, service = source_pb2_grpc.SourceServiceStub, "StreamAnswers", "source"
 
     def __init__(self, application: str, sampling: Sampling, expected_vocabulary: str) -> None:
         self._application, self._sampling = application, sampling

@@ -1,16 +1,15 @@
-"""The client's side of a source's streams: items out with the credits for their answers, answers back in order."""
+"""The client's side of an ordered stream: items out with the credits for their answers, answers back in order."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import grpc
 
-from fusion.v1 import source_pb2_grpc
 from services.base.errors import DeadlineExceededError, ServiceError, UnavailableError
 from services.rpc.auth import call_metadata
 from services.rpc.channel import open_aio_channel
@@ -26,10 +25,14 @@ class StreamKind(ABC, Generic[Asked, Answered]):
     """The messages of one streaming method.
 
     Attributes:
-        method: its name.
+        stub: the stub's class, made from a channel.
+        method: name of the method.
+        service: the kind of service, for messages.
     """
 
+    stub: ClassVar[Callable[[Any], Any]]
     method: ClassVar[str]
+    service: ClassVar[str]
 
     @abstractmethod
     def opening(self) -> Any:
@@ -53,11 +56,11 @@ class StreamKind(ABC, Generic[Asked, Answered]):
 
 
 class OrderedStream(Generic[Asked, Answered]):
-    """One stream of items to a source and of answers back, in order, opened when the first item is sent.
+    """One stream of items to a service and of answers back, in order, opened when the first item is sent.
 
     Every item is sent with the credit for its answer, so no more answers are under way than items were submitted.
-    When the stream breaks, every waiting item fails and the next one opens a new stream. A source that owes answers and
-    sends none for `timeout_seconds` breaks it, too: with DeadlineExceededError, however many items wait.
+    When the stream breaks, every waiting item fails and the next one opens a new stream. A service that owes answers
+    and sends none for `timeout_seconds` breaks it, too: with DeadlineExceededError, however many items wait.
     """
 
     def __init__(
@@ -110,7 +113,8 @@ class _Connection(Generic[Asked, Answered]):
         self, address: str, application: str, kind: StreamKind[Asked, Answered], timeout_seconds: float | None
     ) -> None:
         self.broken = False
-        self._where = f"source {application} at {address}"
+        self._where = f"{kind.service} {application} at {address}"
+        self._who = f"{kind.service} {application}"
         self._application = application
         self._kind = kind
         self._timeout_seconds = timeout_seconds
@@ -133,7 +137,7 @@ class _Connection(Generic[Asked, Answered]):
         problem: ServiceError = UnavailableError(f"{self._where} ended the stream")
         try:
             async with open_aio_channel(address) as channel:
-                method = getattr(source_pb2_grpc.SourceServiceStub(channel), self._kind.method)
+                method = getattr(type(self._kind).stub(channel), self._kind.method)
                 try:
                     async for frame in method(self._requests(), metadata=call_metadata(self._application)):
                         if not self.landed.done():
@@ -144,7 +148,7 @@ class _Connection(Generic[Asked, Answered]):
                 finally:
                     self.broken = True  # the channel takes a moment to close, and the next item goes elsewhere
         except grpc.aio.AioRpcError as error:
-            # An item sent while the source ends the stream fails locally with INTERNAL, and hides the real status.
+            # An item sent while the service ends the stream fails locally with INTERNAL, and hides the real status.
             problem = error_of_call(error, self._where)
         except ServiceError as error:
             problem = error
@@ -154,11 +158,11 @@ class _Connection(Generic[Asked, Answered]):
     def _take(self, message: Any) -> None:
         """Hand an answer to the item that has waited longest; one that belongs to another item breaks the stream."""
         if not self._waiting:
-            raise UnavailableError(f"source {self._application} sent an answer for nothing")
+            raise UnavailableError(f"{self._who} sent an answer for nothing")
         item, answer = self._waiting[0]
         number = self._num_answered
         if not self._kind.fits(message, item, number):
-            raise UnavailableError(f"source {self._application} answered for another one")
+            raise UnavailableError(f"{self._who} answered for another one")
         self._waiting.popleft()
         self._num_answered += 1
         if answer.done():
@@ -169,7 +173,7 @@ class _Connection(Generic[Asked, Answered]):
             answer.set_exception(error)
 
     def _listen(self) -> None:
-        """Restart the timer of silence: the source has just sent something, or begins to owe an answer."""
+        """Restart the timer of silence: the service has just sent something, or begins to owe an answer."""
         if self._silence is not None:
             self._silence.cancel()
         if self._timeout_seconds is not None and self._waiting and not self.broken:
