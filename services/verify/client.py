@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -61,15 +62,26 @@ class VerifierClient:
 class VerdictStream(OrderedStream[Submission, Verdict]):
     """A stream of answers to a verifier, and of verdicts back.
 
-    A verifier that owes verdicts and sends none for `timeout_seconds` breaks it.
+    Args:
+        in_flight: answers under way at once, at most 256; others wait here.
+        timeout_seconds: a verifier that owes verdicts and sends none for so long breaks the stream.
     """
 
-    def __init__(self, address: str, application: str = "verify", *, timeout_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        application: str = "verify",
+        *,
+        in_flight: int = 64,
+        timeout_seconds: float | None = None,
+    ) -> None:
         super().__init__(address, application, _Verdicts(), timeout_seconds=timeout_seconds)
+        self._gate = asyncio.Semaphore(in_flight)
 
     async def verdict(self, submission: Submission) -> Verdict:
         """Return the verdict on an answer; raises ServiceError when the stream broke before it."""
-        return await self.ask(submission)
+        async with self._gate:
+            return await self.ask(submission)
 
 
 class _Verdicts(StreamKind[Submission, Verdict]):

@@ -31,6 +31,8 @@ logger = logging.getLogger("ray.serve")
 Task: TypeAlias = tuple[Spec, str]
 """What to hold an answer against, and the answer."""
 _MOST_REASON_CHARACTERS = 500
+MAX_WAITING = 256
+"""Answers that a stream may have waiting for credits."""
 
 
 class VerifierServicer:
@@ -81,15 +83,15 @@ class VerifierServicer:
         pipeline = Pipeline(until_none(waiting), self._verdict, verify_pb2.Verdict.ByteSize)
 
         async def read() -> None:
-            num_read, most = 0, self._config.max_submissions
+            num_read = 0
             async for message in requests:
                 match message.WhichOneof("message"):
                     case "credit":
                         pipeline.credits.grant(message.credit.blocks)
                     case "submissions":
                         submissions = message.submissions.submissions
-                        if waiting.qsize() + len(submissions) > most:
-                            raise ResourceExhaustedError(f"submissions: at most {most} may wait for credits")
+                        if waiting.qsize() + len(submissions) > MAX_WAITING:
+                            raise ResourceExhaustedError(f"submissions: at most {MAX_WAITING} may wait for credits")
                         for task in await asyncio.to_thread(self._tasks, submissions, num_read):
                             waiting.put_nowait(task)
                         num_read += len(submissions)

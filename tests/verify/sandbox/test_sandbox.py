@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import stat
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fusion_core.verify.specs import ProgramSpec
 from services.base.errors import FailedPreconditionError, UnavailableError
 from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
-from tests.fakes.bubblewrap import bubblewrap_program
+from tests.fakes.packages.bubblewrap import bubblewrap_program
 from tests.verify.sandbox.test_hacks import HONEST, SPEC, sandbox_of
 
 
@@ -134,12 +135,21 @@ def test_what_is_not_allowed_fails_in_the_program(sandbox: Sandbox, attempt: str
 
 
 def test_a_cancelled_program_ends_at_once(sandbox: Sandbox) -> None:
+    before = set(psutil.Process().children())
     run = sandbox.start(SPEC, "while True:\n    pass")
-    thread = threading.Thread(target=run.verdict)
-    thread.start()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run.verdict)
+        while not set(psutil.Process().children()) - before:
+            assert not running.done()
+        run.cancel()
+        assert isinstance(running.exception(30), UnavailableError) or not running.result().right  # it had 60 s
+
+
+def test_a_run_that_was_cancelled_before_it_began_starts_nothing(sandbox: Sandbox) -> None:
+    run = sandbox.start(SPEC, HONEST)
     run.cancel()
-    thread.join(30)  # far below the 60 s that the program has
-    assert not thread.is_alive()
+    with pytest.raises(UnavailableError, match="ended before it began"):
+        run.verdict()
 
 
 def test_where_bubblewrap_is_missing_programs_are_refused_with_what_to_do() -> None:
