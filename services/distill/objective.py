@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +13,23 @@ from torch import Tensor, nn
 from fusion_core.blocks import Block
 from fusion_core.losses import Losses, source_reward
 from services.distill.config import DistillConfig
-from services.distill.data.batch import blocks_of, collate, pack
+from services.distill.data.batch import Batch, blocks_of, collate, pack
+from services.distill.data.join import Reading
 from services.distill.step_meter import StepLosses, StepTotals
 from services.distill.target.module import DistillModule
+from services.distill.target.routing import FIGURES, TargetRouting
 from services.distill.workers.parallel import gradients_kept_back
 from services.distill.workers.world import World
 
 
 class FusionObjective:
-    """CLM and fusion loss of a step's blocks, in one forward and backward pass per micro-batch."""
+    """CLM and fusion loss of a step's blocks, in one forward and backward pass per micro-batch.
+
+    With a balance loss and several micro-batches, a pass without gradient over all of them comes first.
+
+    Attributes:
+        routing: figures of the last step's experts and their load; None for a dense target.
+    """
 
     def __init__(
         self, module: DistillModule, parallel: nn.Module, config: DistillConfig, world: World, *, bos: int, steps: int
@@ -26,6 +37,8 @@ class FusionObjective:
         """Take the bare module and the one that the workers run together; `steps` is the length of the run."""
         self._module, self._parallel, self._config, self._world = module, parallel, config, world
         self._bos, self._steps = bos, steps
+        self.routing: dict[str, Any] | None = None
+        self._routing = TargetRouting(module.model, config.moe and config.moe.balance, world)
 
     def backward(self, blocks: Sequence[Block], step: int, totals: StepTotals) -> StepLosses:
         """Add the gradient of the global batch to the weights'; all workers take the same number of passes.
@@ -43,23 +56,44 @@ class FusionObjective:
         most = -(-config.batch_windows // self._world.size)
         size = config.micro_batch_windows or most
         starts = range(0, most, size)
+        routing = self._routing.step(totals.tokens)
+        if self._routing.counts_first and len(starts) > 1:
+            batches = (replace(self._batch(blocks[start : start + size])[1], rows=None) for start in starts)
+            routing.count(
+                lambda batch: self._parallel(
+                    batch, batch.token_ids_N.new_zeros(batch.num_tokens, dtype=torch.float32), None
+                ),
+                batches,
+            )
         for start in starts:
-            rows = pack(blocks[start : start + size], config.pack_tokens)
-            batch = collate(
-                rows, self._bos, vocabulary_size=self._module.vocabulary_size, tokens_only=config.tokens_only
-            ).to(device)
+            rows, batch = self._batch(blocks[start : start + size])
             lambda_N = _lambdas(blocks_of(rows), lambda_, reward_weighting=config.reward_weighting).to(device)
             clm_N = lambda_N * (scale / totals.tokens)
             fusion_N = None if config.tokens_only else (1 - lambda_N) * (scale / max(1.0, totals.fused))
             with gradients_kept_back(self._parallel, enabled=start != starts[-1]):
-                passed: Losses = self._parallel(batch, clm_N, fusion_N)
-                passed.total.backward()  # type: ignore[no-untyped-call]
+                passed: Losses
+                passed, balance = routing.watch(
+                    partial(self._parallel, clm_weights_N=clm_N, fusion_weights_N=fusion_N), batch
+                )
+                total = passed.total if balance is None else passed.total + scale * balance
+                total.backward()  # type: ignore[no-untyped-call]
             losses.input_tokens += sum(reading.num_inputs for row in rows for reading in row)
-            losses.loss += float(passed.total.detach()) / scale
+            losses.loss += float(total.detach()) / scale
             losses.clm += float(passed.clm_N.sum(dtype=torch.float64))
             if passed.fusion_N is not None:
                 losses.fusion += float(passed.fusion_N.sum(dtype=torch.float64))
+        self.routing = routing.figures()
+        if self.routing is not None:
+            self.routing |= {"step": step + 1, "tokens": int(totals.tokens)}
+            losses.routing = {key: self.routing[key] for key in FIGURES}
         return losses
+
+    def _batch(self, blocks: Sequence[Block]) -> tuple[list[list[Reading]], Batch]:
+        """Return the rows of a pass, and its batch on this worker's device."""
+        rows = pack(blocks, self._config.pack_tokens)
+        vocabulary_size, tokens_only = self._module.vocabulary_size, self._config.tokens_only
+        batch = collate(rows, self._bos, vocabulary_size=vocabulary_size, tokens_only=tokens_only)
+        return rows, batch.to(self._world.device)
 
 
 def _lambdas(blocks: Sequence[Block], lambda_: float, *, reward_weighting: bool) -> Tensor:

@@ -17,7 +17,7 @@ from services.base.retry import Backoff
 from services.distill.config import DistillConfig
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
-from services.distill.target.moe import check_upcyclable
+from services.distill.target.moe import check_moe
 from services.jobs.run_record import RunRecord, claim_run_folder
 
 _MAY_CHANGE = {
@@ -89,7 +89,7 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
         info = _with_known_sources(sources, info, client, patience_seconds)
     check_expected(job.expected, info.settings, job.fusion_address)
     if job.config.moe is not None:
-        check_upcyclable(job.target_folder, job.config.moe.upcycling)
+        check_moe(job.target_folder, job.config.moe)
     unset = {"moe"} if job.config.moe is None else set()  # runs of earlier versions did not record it
     decisive = job.config.model_dump(mode="json", exclude=_MAY_CHANGE | unset)
     decisive["sources"] = sorted(sources)

@@ -36,6 +36,7 @@ class StepLosses:
         loss: the worker's part of the loss whose gradient is taken.
         clm, fusion: sums over its tokens, in nats.
         input_tokens: tokens that the worker's passes read, contexts included and padding not.
+        routing: figures of the target's experts over all workers (`StepRouting.figures`); None for a dense target.
         coefficients: values of the objective in this step that are the same on all workers, such as lambda.
     """
 
@@ -44,6 +45,7 @@ class StepLosses:
     fusion: float = 0.0
     input_tokens: int = 0
     coefficients: dict[str, float] = field(default_factory=dict)
+    routing: dict[str, Any] | None = None
 
 
 class StepMeter:
@@ -100,4 +102,5 @@ class StepMeter:
             "masked_share": None if self._tokens_only else 1 - fused / tokens,
             "covered_mass": covered / covered_tokens if covered_tokens and not self._tokens_only else None,
             "source_weights": {name: weight / tokens for name, weight in sorted(weights.items())},
+            **({} if losses.routing is None else {"routing": losses.routing}),
         }

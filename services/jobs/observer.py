@@ -25,6 +25,12 @@ _COUNTERS = {
     "step_seconds": ("step_seconds_total", "Time spent in steps, waiting for data included."),
     "data_wait_seconds": ("data_wait_seconds_total", "Time that the slowest worker of a step waited for the stream."),
 }
+_ROUTING = {
+    "load_cv": ("expert_load_cv", "Standard deviation of the loads of a layer's experts over their mean, last step."),
+    "dead_experts": ("dead_experts", "Experts of a layer that no token was sent to, last step."),
+    "router_entropy": ("router_entropy_nats", "Mean entropy of a layer's router, last step."),
+    "balance": ("expert_balance", "Expert-level balance loss of a layer, 1 when even, last step."),
+}
 
 
 def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], None]:
@@ -39,6 +45,7 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
     gauges = {key: meter.gauge(name, text) for key, (name, text) in _GAUGES.items()}
     counters = {key: meter.counter(name, text) for key, (name, text) in _COUNTERS.items()}
     wait_share = meter.gauge("data_wait_share", "Share of the last step that was spent waiting for the stream.")
+    routing = {key: meter.gauge(name, text, labels=("layer",)) for key, (name, text) in _ROUTING.items()}
     weight = meter.gauge("source_weight", "Mean share of a source in the last step's mixtures.", labels=("source",))
     events: Any = None
 
@@ -59,6 +66,11 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
         for source, value in row["source_weights"].items():
             weight.set(value, {"source": source})
             scalars[f"source_weight/{source}"] = value
+        for number, layer in enumerate(row.get("routing", {}).get("layers", ())):
+            for key, gauge in routing.items():
+                value = row["routing"][key][number]
+                gauge.set(value, {"layer": str(layer)})
+                scalars[f"{key}/layer_{layer}"] = value
         for key, value in scalars.items():
             events.add_scalar(key, value, row["step"])
         events.flush()

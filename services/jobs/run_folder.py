@@ -54,13 +54,18 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def routing(self) -> Path:
+        """Load of every expert in the step of the last checkpoint, for a target that has experts."""
+        return self.path / "routing.json"
+
+    @property
     def events(self) -> Path:
         """TensorBoard events."""
         return self.path / "events"
 
     def clear(self) -> None:
         """Delete the files of a run. Other files in the folder stay."""
-        for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe):
+        for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe, self.routing):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.adapter, self.events):
             if folder.exists():

@@ -13,6 +13,9 @@
     masked_share                   share of this step's tokens that the fusion loss left out
     covered_mass                   mean mass that reached the candidates before the cut to K, weighted by tokens
     source_weights                 per source, mean share of the mixture, weighted by tokens
+    routing                        of a target with experts only; lists with a value for each of its `layers`:
+                                   load_cv (standard deviation of the experts' loads over their mean), dead_experts
+                                   (without a token), router_entropy (nats), balance (DeepSeekMoE's loss, 1 when even)
 `ledger.jsonl`, a line per step: epoch, step, and the place in the split's ledger of every consumed window and of every
 skipped one.
 `evaluations.jsonl`, a line per evaluation: step, epoch, nats_per_byte of the held-out split.

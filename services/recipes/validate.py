@@ -90,9 +90,9 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
 def _moe_problems(recipe: Recipe, folder: Path) -> Iterator[str]:
     if recipe.distill.moe is None:
         return
-    from services.distill.target.moe import check_upcyclable
+    from services.distill.target.moe import check_moe
 
     try:
-        check_upcyclable(folder, recipe.distill.moe.upcycling)
+        check_moe(folder, recipe.distill.moe)
     except ValueError as error:
         yield str(error)

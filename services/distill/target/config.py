@@ -109,6 +109,20 @@ class LoraConfig(Settings):
     )
 
 
+class BalanceConfig(Settings):
+    """DeepSeekMoE's balance losses (Dai et al. 2024), added up over layers; 0 leaves one out."""
+
+    expert: float = Field(0.01, ge=0, description="weight of the expert-level loss")
+    device: float = Field(0.0, ge=0, description="weight of the device-level loss, over `groups`")
+    groups: int = Field(1, ge=1, description="groups of neighbouring experts, such as those of one device")
+
+    @model_validator(mode="after")
+    def _groups_with_device(self) -> BalanceConfig:
+        if (self.device > 0) != (self.groups > 1):
+            raise ValueError("groups: at least 2 with a device-level loss (device above 0), and only then")
+        return self
+
+
 class MoeConfig(Settings):
     """A dense target as a mixture of experts (DeepSeekMoE, Dai et al. 2024) that starts with the target's function."""
 
@@ -118,6 +132,7 @@ class MoeConfig(Settings):
     init: Init = Field("residual", description="split keeps the cost of a token, residual survives any routing")
     dense_layers: int = Field(0, ge=0, description="the first so many layers stay dense")
     router_std: float = Field(0.02, ge=0, description="standard deviation of the routers' random rows")
+    balance: BalanceConfig = Field(default_factory=BalanceConfig, description="losses that keep experts equally busy")
 
     @model_validator(mode="after")
     def _parts_left(self) -> MoeConfig:

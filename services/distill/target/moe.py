@@ -9,17 +9,41 @@ import torch
 
 from fusion_core.moe.router import tie_routers
 from fusion_core.moe.upcycle import COPIES_KEY, Upcycling, check_dense, upcycled_config, upcycled_state
+from services.distill.target.config import MoeConfig
+
+_MIXTURES = {"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"}
+"""Types of models whose routers are known (see `RouterRecorder`); such a target needs no upcycling."""
 
 
-def check_upcyclable(folder: Path, upcycling: Upcycling) -> None:
-    """Raise ValueError, for a run with `distill.moe`, unless the target's folder can become such a mixture."""
+def check_moe(folder: Path, moe: MoeConfig) -> None:
+    """Raise ValueError, for a run with `distill.moe`, unless the target can become, or is, a mixture of experts."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type in _MIXTURES:
+        _check_groups(moe, getattr(config, "num_experts", None) or config.num_local_experts)
+        if moe.upcycling != Upcycling():
+            raise ValueError(
+                "distill.moe: the target is a mixture of experts already, which keeps its shape; allowed is balance"
+            )
+        return
     try:
-        check_dense(config.to_dict(), upcycling)
+        check_dense(config.to_dict(), moe.upcycling)
     except ValueError as error:
         raise ValueError(f"distill.moe: {error}") from error
+    _check_groups(moe, moe.upcycling.num_experts)
+
+
+def _check_groups(moe: MoeConfig, num_experts: int) -> None:
+    if num_experts % moe.balance.groups:
+        raise ValueError(
+            f"distill.moe.balance.groups: must divide the {num_experts} experts of a layer, got {moe.balance.groups}"
+        )
+
+
+def as_mixture(model: Any, moe: MoeConfig, *, seed: int) -> Any:
+    """Return the target as a mixture of experts: upcycled, or as it is when it is one already."""
+    return model if model.config.model_type in _MIXTURES else upcycle(model, moe.upcycling, seed=seed)
 
 
 def upcycle(model: Any, upcycling: Upcycling, *, seed: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from services.base.atomic import whole_folder
 from services.distill.config import DistillConfig
 from services.distill.target.lora import add_lora, save_adapter, save_merged
-from services.distill.target.moe import tie_copies, upcycle
+from services.distill.target.moe import as_mixture, tie_copies
 from services.jobs.run_folder import RunFolder
 from services.models.weights import check_head, check_savable, empty_model, load_model, save_model
 
@@ -38,7 +38,7 @@ class TrainedTarget:
         folder = target_folder if restore_from is None or config.lora is not None else restore_from
         self.model = empty_model(folder) if empty else load_model(folder)
         if config.moe is not None and restore_from is None:
-            self.model = upcycle(self.model, config.moe.upcycling, seed=config.seed)
+            self.model = as_mixture(self.model, config.moe, seed=config.seed)
         tie_copies(self.model)
         if not empty:
             check_savable(self.model, target_folder)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.base.atomic import write_whole
 from services.base.errors import FailedPreconditionError
 from services.distill.accounting import Accounts, Position
 from services.distill.checkpoint import Checkpoints, KeepCheckpoint, load_position, restore_optimizer
@@ -106,7 +108,7 @@ class DistillWorker:
             self._optimizer,
             backward=self._objective.backward,
             evaluate=self._evaluate,
-            save_checkpoint=lambda row: self._checkpoints.save(row, self._accounts.position),
+            save_checkpoint=self._save_checkpoint,
             observers=[*self._observers, progress.show],
         )
         logs = RunLogs(self._job.files, after_step=start.step, enabled=rank == 0)
@@ -127,6 +129,11 @@ class DistillWorker:
             beta=config.jsd_beta,
             autocast=torch.bfloat16 if config.dtype == "bfloat16" else None,
         )
+
+    def _save_checkpoint(self, row: dict[str, Any]) -> None:
+        if self._world.rank == 0 and self._objective.routing is not None:
+            write_whole(self._job.files.routing, json.dumps(self._objective.routing))
+        self._checkpoints.save(row, self._accounts.position)
 
     def _evaluate(self) -> float:
         return heldout_nats_per_byte(

@@ -69,6 +69,18 @@ def draw_source_weights(runs: Mapping[str, Rows], path: Path) -> Path | None:
     return _lines(lines, "step", "weight of the source", path, bottom=0.0, top=1.0)
 
 
+def draw_experts(routing: Mapping[str, Any], path: Path) -> Path:
+    """Draw the load of every expert of every layer; the colour of 1 is an even share."""
+    with _axes(path) as axes:
+        axes.grid(visible=False)
+        image = axes.imshow(routing["load"], aspect="auto", cmap="viridis", vmin=0.0)
+        axes.set_yticks(range(len(routing["layers"])), routing["layers"])
+        axes.set_xlabel("expert")
+        axes.set_ylabel("layer")
+        axes.figure.colorbar(image, label="load, 1 when even")
+    return path
+
+
 def _lines(
     lines: Mapping[str, Sequence[tuple[float, float]]],
     x_label: str,

@@ -14,6 +14,7 @@ from typing import Any
 
 from services.evaluation.controls import CLM_ONLY, FUSED, Training, comparisons, training_of
 from services.evaluation.intervals import ALL, MIN_DOCUMENTS
+from services.evaluation.report.experts import expert_sections
 from services.evaluation.report.html_page import write_page
 from services.evaluation.report.pictures import (
     draw_domains,
@@ -48,6 +49,7 @@ def write_report(run_folder: Path) -> Path:
         _tasks(evaluation),
         _training(totals),
         _sources(totals),
+        *expert_sections(runs, run_folder),
         *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
         _provenance(summary),
     ]
