@@ -38,7 +38,7 @@ class FusionObjective:
         self._module, self._parallel, self._config, self._world = module, parallel, config, world
         self._bos, self._steps = bos, steps
         self.routing: dict[str, Any] | None = None
-        self._routing = TargetRouting(module.model, config.moe and config.moe.balance, world)
+        self._routing = TargetRouting(module.model, None if config.moe is None else config.moe.balance, world)
 
     def backward(self, blocks: Sequence[Block], step: int, totals: StepTotals) -> StepLosses:
         """Add the gradient of the global batch to the weights'; all workers take the same number of passes.

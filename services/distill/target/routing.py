@@ -107,7 +107,7 @@ class StepRouting:
             return None
         columns = [self._counts_LE, self._probabilities_LE, self._entropy_L[:, None]]
         summed = self._over_workers(torch.cat(columns, dim=1))
-        counts_LE, probabilities_LE, entropy_L1 = summed.split([recorder.num_experts, recorder.num_experts, 1], dim=1)
+        counts_LE, probabilities_LE, entropy_L1 = summed.tensor_split([recorder.num_experts, -1], dim=1)
         sizes: dict[str, Any] = {"num_tokens": self._num_tokens, "num_active": recorder.num_active}
         even = recorder.num_active * self._num_tokens / recorder.num_experts
         return {
