@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from services.cli import answers, corpus, models, scoring, serving, training
+from services.cli import answers, corpus, models, scoring, serving, training, verifying
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 
@@ -50,7 +50,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Corpus": {"corpus": corpus.corpus},
     "Services": {"up": serving.up, "status": serving.status, "fetch": serving.fetch, "down": serving.down},
     "Store": {"capture": scoring.capture, "backfill": scoring.backfill},
-    "Answers": {"sample": answers.sample, "chat": answers.chat},
+    "Answers": {"sample": answers.sample, "chat": answers.chat, "verify": verifying.verify},
     "Training": {
         "distill": training.distill,
         "eval": training.evaluate,

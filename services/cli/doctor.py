@@ -69,6 +69,8 @@ def checks() -> Iterator[Check]:
     for name in MODELS:
         here = (model_folder(name) / "config.json").is_file()
         yield Check(f"model {name}", "fetched" if here else f"absent; `fusion models fetch {name}`", here or None)
+    bubblewrap = shutil.which("bwrap")
+    yield Check("bubblewrap", bubblewrap or "absent; the verifier refuses programs", None)
     token = "set" if read_token() is not None else "not set; the services are open"
     yield Check("bearer token", token, None)
 

@@ -11,10 +11,12 @@ from services.recipes.recipe import Recipe
 from services.rpc.health import SERVICER as HEALTH_SERVICER
 from services.source.app import SERVICER as SOURCE_SERVICER
 from services.source.config import SourceConfig
+from services.verify.app import SERVICER as VERIFY_SERVICER
+from services.verify.config import VerifyConfig
 
 
 def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the Serve config: an application for each source without an address, and the fusion service.
+    """Return the Serve config: an application for each source without an address, the fusion service, and the verifier.
 
     `only`: names of the applications to include, all by default.
     """
@@ -26,12 +28,16 @@ def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[st
     if service.address is None:
         args = recipe.fusion_service().model_dump(mode="json", by_alias=True)
         applications.append(fusion_application(recipe, args))
+    servicers = [SOURCE_SERVICER, FUSION_SERVICER]
+    if recipe.verify is not None and recipe.verify.address is None:
+        applications.append(verify_application(recipe.verify))
+        servicers.append(VERIFY_SERVICER)
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": service.host, "port": service.http_port},
         "grpc_options": {
             "port": service.grpc_port,
-            "grpc_servicer_functions": [SOURCE_SERVICER, FUSION_SERVICER, HEALTH_SERVICER],
+            "grpc_servicer_functions": [*servicers, HEALTH_SERVICER],
         },
         "applications": [entry for entry in applications if only is None or entry["name"] in only],
     }
@@ -57,6 +63,16 @@ def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any
         "route_prefix": f"/{recipe.service.application}",
         "import_path": "services.fusion.app:build",
         "args": dict(args),
+    }
+
+
+def verify_application(config: VerifyConfig) -> dict[str, Any]:
+    """Return Serve's entry for the verifier."""
+    return {
+        "name": config.application,
+        "route_prefix": f"/{config.application}",
+        "import_path": "services.verify.app:build",
+        "args": config.model_dump(mode="json"),
     }
 
 

@@ -23,6 +23,7 @@ from services.models.chat_template import MODEL, PLAIN
 from services.recipes.strict_yaml import write_yaml
 from services.sample.config import SampleConfig
 from services.source.config import AnySource, SourceConfig
+from services.verify.config import VerifyConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Pattern of names of folders, in a recipe or on the command line."""
@@ -64,6 +65,7 @@ class Recipe(Settings):
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
     sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
+    verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +103,8 @@ class Recipe(Settings):
             raise ValueError(f"sources: the name {twice[0]} is used twice")
         if self.service.application in names:
             raise ValueError(f"service.application: {self.service.application} is the name of a source as well")
+        if self.verify is not None and self.verify.application in {*names, self.service.application}:
+            raise ValueError(f"verify.application: {self.verify.application} is the name of another application")
         if self.fusion.min_sources > len(names):
             raise ValueError(f"fusion.min_sources: {self.fusion.min_sources} is more than the {len(names)} sources")
         if unknown := sorted(set(self.fusion.weights) - set(names)):

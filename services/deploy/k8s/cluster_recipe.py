@@ -31,6 +31,8 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe of the preparing and the training job; raises RecipeError for a path that no pod could see."""
     if recipe.service.address is not None:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
+    if recipe.verify is not None and recipe.verify.address is None:
+        raise RecipeError("verify: there are no manifests of a verifier; give the address of one, or leave it out")
     _check_paths(recipe)
     service = recipe.service.model_copy(update={"address": f"fusion:{GRPC_PORT}"})
     return recipe.model_copy(
