@@ -9,14 +9,15 @@ from pydantic import Field, field_validator, model_validator
 
 from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
 from services.base.settings import MEMORY_PATTERN, Settings
+from services.distill.curriculum import Stage, check_stages
 from services.distill.target.config import LoraConfig, MoeConfig, Text
 
 
 class DistillConfig(Settings):
     """Section `distill` of a recipe: training by lambda * CLM + (1 - lambda) * fusion, with AdamW.
 
-    Both terms are means over the tokens of a step's global batch. Batches do not cross the end of an epoch; the last
-    one of an epoch may be short, and its gradient is scaled by its share of `batch_windows`.
+    Both terms are means over the tokens of a step's global batch. Batches do not cross the end of an epoch or a stage;
+    the last one of an epoch may be short, and its gradient is scaled by its share of `batch_windows`.
     """
 
     lambda_: float = Field(0.9, alias="lambda", ge=0, le=1, description="share of CLM; 1 asks no source at all")
@@ -36,6 +37,12 @@ class DistillConfig(Settings):
         None, description="turn the dense target into a mixture of experts when the run starts"
     )
     epochs: int = Field(1, ge=1)
+    stages: tuple[Stage, ...] | None = Field(
+        None, min_length=1, description="a curriculum, instead of epochs: stages with a mixture of pools each"
+    )
+    num_windows: int | None = Field(
+        None, ge=1, description="windows of all stages together; as many as the train split has when not set"
+    )
     batch_windows: int = Field(128, ge=1, description="windows per step, over all workers")
     micro_batch_windows: int | None = Field(
         None, ge=1, description="windows per forward pass of a worker; its whole share of a step when not set"
@@ -113,6 +120,24 @@ class DistillConfig(Settings):
                 "`fusion upcycle` and give its folder as target.model, or leave lora out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> DistillConfig:
+        if self.stages is None:
+            if self.num_windows is not None:
+                raise ValueError("num_windows: only with stages; a run without takes epochs")
+            return self
+        if self.epochs != 1:
+            raise ValueError(f"epochs: a run has either epochs or stages, got epochs = {self.epochs} with stages")
+        check_stages(self.stages)
+        if self.lora is not None and any(stage.rope_theta is not None for stage in self.stages):
+            raise ValueError("stages.rope_theta: adapters leave the target as it is; leave it out, or lora")
+        return self
+
+    def rope_theta_at(self, part: int) -> float | None:
+        """Return the RoPE base that the target has in a stage; None for the target's own."""
+        bases = [stage.rope_theta for stage in (self.stages or ())[: part + 1] if stage.rope_theta is not None]
+        return bases[-1] if bases else None
 
     @property
     def worker_range(self) -> tuple[int, int]:

@@ -53,9 +53,8 @@ class FusionObjective:
         losses = StepLosses(coefficients={"lambda": lambda_})
         # Gradients are averaged over the workers. The short batch at the end of an epoch counts by its windows.
         scale = self._world.size * totals.windows / config.batch_windows
-        most = -(-config.batch_windows // self._world.size)
-        size = config.micro_batch_windows or most
-        starts = range(0, most, size)
+        size = config.micro_batch_windows or totals.most_windows
+        starts = range(0, totals.most_windows, size)
         routing = self._routing.step(totals.tokens)
         if self._routing.counts_first and len(starts) > 1:
             batches = (replace(self._batch(blocks[start : start + size])[1], rows=None) for start in starts)

@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from fusion.v1 import fusion_pb2
@@ -15,9 +17,11 @@ from fusion_core.vocabulary import Vocabulary
 from services.base.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.base.retry import Backoff
 from services.distill.config import DistillConfig
+from services.distill.curriculum import stage_windows
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
 from services.distill.target.moe import check_moe
+from services.fusion.client import StreamPart
 from services.jobs.run_record import RunRecord, claim_run_folder
 
 _MAY_CHANGE = {
@@ -36,7 +40,9 @@ class RunPlan:
         vocabulary: fingerprint of the target's tokenizer; every block must carry it.
         vocabulary_size: number of ids.
         bos: the token in front of every window: BOS, or EOS where a tokenizer has none (GPT-2, Qwen).
-        num_windows: windows of the split, so of one epoch.
+        part_windows: windows of every part of the stream: of every epoch, or every stage of the curriculum.
+        block_windows: windows that the stream keeps together, and deals to the workers together.
+        stream_parts: the stages of the curriculum, as the stream is asked for them; none for epochs.
         settings: everything that decides the result, by dotted key: target, corpus, training, and the service's models
             and settings of fusion. A checkpoint made under others is not resumed.
     """
@@ -44,7 +50,9 @@ class RunPlan:
     vocabulary: str
     vocabulary_size: int
     bos: int
-    num_windows: int
+    part_windows: tuple[int, ...]
+    block_windows: int
+    stream_parts: tuple[StreamPart, ...]
     settings: dict[str, Any]
 
     @property
@@ -52,13 +60,19 @@ class RunPlan:
         """The hash of the settings, which every checkpoint carries."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
-    def steps_per_epoch(self, config: DistillConfig) -> int:
-        """Return the number of optimiser steps in one epoch; the last one may be short."""
-        return math.ceil(self.num_windows / config.batch_windows)
+    def steps_until(self, epoch: int, config: DistillConfig) -> int:
+        """Return the number of optimiser steps before an epoch or stage, the short last one of each included."""
+        return sum(math.ceil(windows / config.batch_windows) for windows in self.part_windows[:epoch])
 
     def total_steps(self, config: DistillConfig) -> int:
-        """Return the number of optimiser steps in all epochs."""
-        return config.epochs * self.steps_per_epoch(config)
+        """Return the number of optimiser steps in all epochs or stages."""
+        return self.steps_until(len(self.part_windows), config)
+
+    def epoch_of(self, step: int, config: DistillConfig) -> tuple[int, bool]:
+        """Return the epoch or stage of a step, counted from 0, and whether the step is its last one."""
+        ends = list(accumulate(math.ceil(windows / config.batch_windows) for windows in self.part_windows))
+        epoch = bisect_right(ends, step)
+        return epoch, step + 1 == ends[epoch]
 
 
 def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float = 60.0) -> RunPlan:
@@ -93,17 +107,26 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
     unset = {"moe"} if job.config.moe is None else set()  # runs of earlier versions did not record it
     decisive = job.config.model_dump(mode="json", exclude=_MAY_CHANGE | unset)
     decisive["sources"] = sorted(sources)
+    parts, pools = _stages(job, split, info)
+    corpus: dict[str, Any] = {"corpus.pools": pools} if parts else {}
+    if not parts:  # earlier runs did not record these
+        del decisive["stages"], decisive["num_windows"]
+    if split.block_windows > 1:
+        corpus["corpus.block_windows"] = split.block_windows
     return RunPlan(
         vocabulary=vocabulary.fingerprint,
         vocabulary_size=vocabulary.size,
         bos=bos,
-        num_windows=split.num_windows,
+        part_windows=tuple(part.num_windows for part in parts) or (split.num_windows,) * job.config.epochs,
+        block_windows=split.block_windows or 1,
+        stream_parts=parts,
         settings={
             "target": _target_identity(job),
             "vocabulary": vocabulary.fingerprint,
             "corpus": f"{split.name}/{split.split}:{split.fingerprint}",
             "fusion.alignment": None if job.config.tokens_only else info.alignment,
             "fusion.strategy": None if job.config.tokens_only else info.strategy,
+            **corpus,
             **{f"distill.{key.rstrip('_')}": value for key, value in decisive.items()},
             **settings_of_rows(info.settings, sources),
         },
@@ -181,6 +204,24 @@ def _find_split(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> fusi
             return dataset
     known = ", ".join(f"{dataset.name}/{dataset.split}" for dataset in info.datasets) or "none"
     raise NotFoundError(f"dataset: {job.dataset}/{job.split} is not streamed by {job.fusion_address}; it has {known}")
+
+
+def _stages(
+    job: DistillJob, split: fusion_pb2.DatasetInfo, info: fusion_pb2.GetFusionInfoResponse
+) -> tuple[tuple[StreamPart, ...], dict[str, str]]:
+    """Return the parts of the stream that the curriculum asks for, and the fingerprints of the splits in them."""
+    stages = job.config.stages or ()
+    known = {dataset.split: dataset for dataset in info.datasets if dataset.name == job.dataset}
+    for stage in stages:
+        for pool, (name, _) in zip(stage.mixture, stage.weights, strict=True):
+            if name not in known or known[name].num_windows == 0:
+                raise NotFoundError(
+                    f"distill.stages: stage {stage.name} draws from {pool}, and {job.fusion_address} streams no window "
+                    f"of {job.dataset}/{name}; it has {', '.join(sorted(known))}"
+                )
+    sizes = stage_windows(stages, job.config.num_windows or split.num_windows)
+    parts = tuple(StreamPart(size, stage.weights) for size, stage in zip(sizes, stages, strict=True))
+    return parts, {name: known[name].fingerprint for part in parts for name, _ in part.weights}
 
 
 def _find_sources(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[str, ...]:

@@ -21,11 +21,13 @@ class StepTotals:
         tokens: tokens to predict.
         fused: rows among them that carry a fused distribution.
         windows: windows, those that came without distributions left out.
+        most_windows: windows of the worker that holds most of them, the same number on all workers.
     """
 
     tokens: float
     fused: float
     windows: float
+    most_windows: int
 
 
 @dataclass(slots=True)
@@ -60,8 +62,11 @@ class StepMeter:
         self._weights: dict[str, float] = {}
         self._skipped = 0
 
-    def take(self, blocks: Sequence[Block], *, skipped: int) -> StepTotals:
-        """Add the step's blocks on this worker, and the number of windows without one; return the global sums."""
+    def take(self, blocks: Sequence[Block], *, skipped: int, most_windows: int) -> StepTotals:
+        """Add the step's blocks on this worker, and the number of windows without one; return the global sums.
+
+        `most_windows`: the largest share of a worker, windows without a block included.
+        """
         self._skipped = skipped
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._covered = sum(mass * tokens for mass, tokens in covered), sum(tokens for _, tokens in covered)
@@ -72,7 +77,8 @@ class StepMeter:
         self._weights = dict(weights)
         tokens = sum(block.num_tokens for block in blocks)
         fused = 0 if self._tokens_only else sum(int(block.mask_T.sum()) for block in blocks)
-        return StepTotals(*self._world.sum([tokens, fused, len(blocks)]))
+        num_tokens, num_fused, num_windows = self._world.sum([tokens, fused, len(blocks)])
+        return StepTotals(num_tokens, num_fused, num_windows, most_windows)
 
     def skipped_anywhere(self) -> bool:
         """Return whether a window of the step was left out; asked by all workers together."""

@@ -14,6 +14,7 @@ from fusion_core.blocks import Block
 from services.base.errors import FailedPreconditionError, UnavailableError
 from services.distill.accounting import Accounts
 from services.distill.config import DistillConfig
+from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.data.feed import StepWindows, WindowFeed
 from services.distill.learning_rate import learning_rate
 from services.distill.optimizer import TargetOptimizer
@@ -21,13 +22,16 @@ from services.distill.plan import RunPlan
 from services.distill.step_meter import StepLosses, StepMeter, StepTotals
 from services.distill.workers.world import World
 from services.fusion.client import FusedWindow, SkippedWindow
-from services.jobs.step_log import RunLogs
+from services.jobs.step_log import LedgerPlaces, RunLogs
 
 Backward = Callable[[Sequence[Block], int, StepTotals], StepLosses]
 """A function that adds a step's gradient, from this worker's blocks, the step counted from 0, and its size."""
 
 StepObserver = Callable[[dict[str, Any]], None]
 """A function of the metrics of every step."""
+
+BeginStage = Callable[[int], None]
+"""A function of the epoch or stage that begins, or goes on in a resumed run."""
 
 Evaluate = Callable[[], float]
 """A function that returns nats per byte of the held-out split; all workers call it at the same steps."""
@@ -45,27 +49,32 @@ class Trainer:
         optimizer: TargetOptimizer,
         *,
         backward: Backward,
+        begin_stage: BeginStage,
         evaluate: Evaluate,
         save_checkpoint: StepObserver,
         observers: Sequence[StepObserver] = (),
     ) -> None:
         """Take the parts of a run; training begins at the position of `accounts`, and all workers save checkpoints."""
         self._config, self._world, self._accounts, self._optimizer = config, world, accounts, optimizer
-        self._backward, self._evaluate, self._save_checkpoint = backward, evaluate, save_checkpoint
+        self._backward, self._begin_stage, self._evaluate = backward, begin_stage, evaluate
+        self._save_checkpoint = save_checkpoint
         self._observers = observers
-        self._total_steps, self._steps_per_epoch = plan.total_steps(config), plan.steps_per_epoch(config)
+        self._total_steps, self._plan = plan.total_steps(config), plan
 
     def run(self, feed: WindowFeed, logs: RunLogs) -> None:
         """Take all remaining steps.
 
         Raises ServiceError or ValueError when the stream breaks or does not fit, ArithmeticError on divergence.
         """
-        config = self._config
+        config, current = self._config, -1
         for step in range(self._accounts.position.step, self._total_steps):
-            epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
+            epoch, is_last = self._plan.epoch_of(step, config)
+            if epoch != current:
+                self._begin_stage(epoch)
+                current = epoch
             row, taken = self._step(step, epoch, feed)
-            row = self._accounts.advance(row, feed.cursor, end_of_epoch=step_in_epoch == self._steps_per_epoch - 1)
-            logs.step(row, self._indices(taken.windows), self._indices(taken.skipped))
+            row = self._accounts.advance(row, feed.cursor, end_of_epoch=is_last)
+            logs.step(row, self._places(taken.windows), self._places(taken.skipped))
             if config.eval_every_steps and (step + 1) % config.eval_every_steps == 0:
                 logs.evaluation(step + 1, epoch, self._evaluate())
             for observe in self._observers:
@@ -78,10 +87,11 @@ class Trainer:
         """Take one optimiser step; return the metrics of the global batch and this worker's share of it."""
         meter = StepMeter(self._world, tokens_only=self._config.tokens_only)
         waited_before = feed.wait_seconds
-        taken = feed.take(epoch, self._accounts.share(epoch))
+        shares = self._accounts.shares(epoch)
+        taken = feed.take(epoch, shares[self._world.rank])
         waited = feed.wait_seconds - waited_before
         blocks = [window.block for window in taken.windows]
-        totals = meter.take(blocks, skipped=len(taken.skipped))
+        totals = meter.take(blocks, skipped=len(taken.skipped), most_windows=max(shares))
         if totals.tokens == 0:
             where = f"epoch {epoch}, before step {step + 1}"
             if meter.skipped_anywhere():
@@ -90,11 +100,12 @@ class Trainer:
         # Dropout of a step is the same whether the run was resumed or not.
         torch.manual_seed(_step_seed(self._config.seed, step, self._world.rank))
         losses = self._backward(blocks, step, totals)
-        rate = learning_rate(self._config, step, self._total_steps)
+        rate = learning_rate(self._config, step, self._total_steps, stage=epoch)
         norm = self._optimizer.step(rate)
         row = {
             "step": step + 1,
             "epoch": epoch,
+            **({"stage": self._config.stages[epoch].name} if self._config.stages else {}),
             **losses.coefficients,
             "learning_rate": rate,
             "gradient_norm": norm,
@@ -107,9 +118,16 @@ class Trainer:
             )
         return row, taken
 
-    def _indices(self, windows: Sequence[FusedWindow | SkippedWindow]) -> list[int]:
-        """Return the indices in the split's ledger of this step's windows, of all workers together."""
-        return sorted(itertools.chain(*self._world.gather([window.index for window in windows])))
+    def _places(self, windows: Sequence[FusedWindow | SkippedWindow]) -> LedgerPlaces:
+        """Return the indices of this step's windows, of all workers together: in the split, or by split with stages."""
+        gathered = self._world.gather([(window.pool, window.index) for window in windows])
+        places = sorted(itertools.chain(*gathered))
+        if not self._config.stages:
+            return [index for _, index in places]
+        by_split: dict[str, list[int]] = {}
+        for pool, index in places:
+            by_split.setdefault(pool or WHOLE_TRAIN, []).append(index)
+        return by_split
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

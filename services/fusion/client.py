@@ -36,7 +36,7 @@ from services.wire.cursor import Cursor
 from services.wire.passage import Passage, contexts_of
 from services.wire.protocol import PROTOCOL_VERSION
 
-__all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamRequest"]
+__all__ = ["FusedWindow", "FusionClient", "SkippedWindow", "StreamPart", "StreamRequest"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,23 @@ _INFO_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class StreamPart:
+    """A number of windows, of all ranks together, from several splits: pairs of a split's name and its weight."""
+
+    num_windows: int
+    weights: tuple[tuple[str, int], ...]
+
+    def to_proto(self) -> fusion_pb2.StreamPart:
+        pools = [fusion_pb2.PoolShare(split=split, weight=weight) for split, weight in self.weights]
+        return fusion_pb2.StreamPart(num_windows=self.num_windows, pools=pools)
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """A request for a stream; see StreamFusedOpen in protos/fusion/v1/fusion.proto."""
+    """A request for a stream; see StreamFusedOpen in protos/fusion/v1/fusion.proto.
+
+    With `parts` there are no epochs, and `num_epochs` is not used.
+    """
 
     dataset: str
     split: str
@@ -59,6 +74,7 @@ class StreamRequest:
     tokens_only: bool = False
     expected_vocabulary: str = ""
     sources: tuple[str, ...] = ()
+    parts: tuple[StreamPart, ...] = ()
 
     def to_proto(self) -> fusion_pb2.StreamFusedOpen:
         return fusion_pb2.StreamFusedOpen(
@@ -67,13 +83,14 @@ class StreamRequest:
             seed=self.seed,
             rank=self.rank,
             world_size=self.world_size,
-            num_epochs=self.num_epochs,
+            num_epochs=None if self.parts else self.num_epochs,
             cursor=self.cursor.to_proto() if self.cursor else None,
             k=self.k,
             tokens_only=self.tokens_only,
             expected_vocabulary=self.expected_vocabulary,
             protocol_version=PROTOCOL_VERSION,
             sources=self.sources,
+            parts=[part.to_proto() for part in self.parts],
         )
 
 

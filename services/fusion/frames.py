@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from fusion.v1 import fusion_pb2
+from fusion.v1 import block_pb2, fusion_pb2
 from fusion_core.blocks import Block
 from services.base.errors import FailedPreconditionError, UnavailableError
 from services.wire.block import decode_block
@@ -19,13 +19,18 @@ from services.wire.protocol import PROTOCOL_VERSION
 
 @dataclass(frozen=True, slots=True)
 class FusedWindow:
-    """One window of the stream, where it comes from, and the cursor after it."""
+    """One window of the stream, where it comes from, and the cursor after it.
+
+    `pool` is its split, where that is another one than the stream's, and `pass_number` counts the passes over it.
+    """
 
     block: Block
     document: str
     start_byte: int
     index: int
     cursor: Cursor
+    pool: str = ""
+    pass_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class SkippedWindow:
     index: int
     cursor: Cursor
     reason: str = ""
+    pool: str = ""
+    pass_number: int = 0
 
 
 class Frames:
@@ -88,22 +95,25 @@ class Frames:
 
 
 class SeenWindows:
-    """The windows of the epoch that have come, a bit for each."""
+    """The windows that have come in the present pass over each split, a bit for each."""
 
     def __init__(self) -> None:
-        self._epoch = -1
-        self._bits = bytearray()
+        self._passes: dict[str, tuple[int, bytearray]] = {}
 
     def add(self, window: FusedWindow | SkippedWindow) -> None:
-        """Add a window; raises FailedPreconditionError for one that has come before."""
-        if window.cursor.epoch != self._epoch:
-            self._epoch, self._bits = window.cursor.epoch, bytearray()
+        """Add a window; raises FailedPreconditionError for one that has come before, or of an earlier pass."""
+        number, bits = self._passes.get(window.pool, (-1, bytearray()))
+        if window.pass_number != number:
+            if window.pass_number < number:
+                raise FailedPreconditionError(f"stream: pass {window.pass_number} comes again after pass {number}")
+            bits = bytearray()
+            self._passes[window.pool] = window.pass_number, bits
         byte, bit = divmod(window.index, 8)
-        if byte >= len(self._bits):
-            self._bits.extend(bytes(byte + 1 - len(self._bits) + len(self._bits) // 2))
-        if self._bits[byte] >> bit & 1:
-            raise FailedPreconditionError(f"stream: window {window.index} comes twice in epoch {self._epoch}")
-        self._bits[byte] |= 1 << bit
+        if byte >= len(bits):
+            bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 2))
+        if bits[byte] >> bit & 1:
+            raise FailedPreconditionError(f"stream: window {window.index} comes twice in pass {window.pass_number}")
+        bits[byte] |= 1 << bit
 
 
 def check_version(first: fusion_pb2.StreamFusedResponse) -> None:
@@ -136,7 +146,7 @@ def windows_of(
             entry = skipped[position]
             where = entry.window
             place = where.document, where.start_byte, where.index
-            windows.append(SkippedWindow(tuple(entry.missing), *place, cursor, entry.reason))
+            windows.append(SkippedWindow(tuple(entry.missing), *place, cursor, entry.reason, *_drawn(where)))
             continue
         message = next(blocks)
         block, where = decode_block(message), message.window
@@ -144,8 +154,13 @@ def windows_of(
             raise FailedPreconditionError(
                 f"stream: a block in vocabulary {block.vocabulary}, expected {expected_vocabulary}"
             )
-        windows.append(FusedWindow(block, where.document, where.start_byte, where.index, cursor))
+        windows.append(FusedWindow(block, where.document, where.start_byte, where.index, cursor, *_drawn(where)))
     return windows
+
+
+def _drawn(where: block_pb2.WindowRef) -> tuple[str, int]:
+    """Return the split that a window is drawn from, and the pass over it."""
+    return where.split, getattr(where, "pass")
 
 
 def _follows(start: Cursor, before: Cursor | None) -> bool:

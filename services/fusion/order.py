@@ -1,35 +1,48 @@
-"""The order of a rank's windows: a function of data set, split, seed, epoch, rank and world size.
-
-Nothing is stored: the order of an epoch is a keyed permutation that is evaluated position by position, so it costs the
-same for a thousand windows as for a billion.
-"""
+"""The order of a rank's windows: a function of data set, split, seed, parts, rank and world size."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from services.base.errors import FailedPreconditionError, InvalidArgumentError
-from services.wire.cursor import Cursor
-
-_ROUNDS = 6
+from services.fusion.parts import Part, PartOrder, Pool, check_parts
+from services.wire.cursor import Cursor, dealt_position, num_dealt
 
 
 @dataclass(frozen=True, slots=True)
 class OrderedWindow:
-    """One window of a rank's stream: its index in the split, and the cursor after it."""
+    """One window of a rank's stream.
+
+    Attributes:
+        index: place in its split.
+        cursor: position after it.
+        pool: the split, where it is another one than the stream's; "" else.
+        pass_number: how often the pool has been drawn as a whole before.
+    """
 
     index: int
     cursor: Cursor
+    pool: str
+    pass_number: int
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
     """The stream of one rank. Raises InvalidArgumentError naming the field that is out of range.
 
-    At every point the windows of an epoch that are not yet `dealt` are shared out in turn: rank r of W ranks receives
-    positions dealt + r, dealt + r + W, ... of the epoch's order. Shards are disjoint and complete for any W.
+    A stream has one part after the other: its epochs, or `parts`. At every point the windows of a part that are not yet
+    `dealt` are shared out in blocks of `block_windows` neighbours in the order, to one rank after the other (see
+    `services.wire.cursor.num_dealt`). Shards are disjoint and complete for any number of ranks.
+
+    Attributes:
+        num_windows: windows of the split, so of one epoch.
+        block_windows: windows that come together, because they follow each other in a conversation.
+        parts: instead of epochs.
+        pools: by name, the splits other than the stream's that `parts` draw from.
     """
 
     split_fingerprint: str
@@ -38,6 +51,9 @@ class StreamPlan:
     rank: int
     world_size: int
     num_epochs: int
+    block_windows: int = 1
+    parts: tuple[Part, ...] = ()
+    pools: Mapping[str, Pool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.world_size < 1:
@@ -48,59 +64,65 @@ class StreamPlan:
             raise InvalidArgumentError(f"num_epochs: must be at least 1, got {self.num_epochs}")
         if self.num_windows < 1:
             raise InvalidArgumentError("split: has no windows")
+        check_parts(self.parts, self._all_pools)
 
     @property
     def fingerprint(self) -> str:
         """Return a hash of all that a cursor refers to. World size is no part of it: it may change during a stream."""
-        return hashlib.sha256(f"{self.split_fingerprint}:{self.seed}".encode()).hexdigest()[:16]
+        text = f"{self.split_fingerprint}:{self.seed}"
+        if self.block_windows > 1:
+            text += f":{self.block_windows}"
+        if self.parts:
+            pools = {name: self._all_pools[name].fingerprint for part in self.parts for name, _ in part.weights}
+            text += ":" + json.dumps([[(part.num_windows, part.weights) for part in self.parts], sorted(pools.items())])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def windows(self, cursor: Cursor | None) -> Iterator[OrderedWindow]:
         """Return the windows from `cursor` on; raises FailedPreconditionError for a cursor of another plan."""
         at = cursor or Cursor(epoch=0, dealt=0, received=0, plan=self.fingerprint)
         if at.plan != self.fingerprint:
             raise FailedPreconditionError(
-                f"cursor.plan: {at.plan} belongs to another data set, split or seed; this stream has {self.fingerprint}"
+                f"cursor.plan: {at.plan} belongs to another data set, split, seed or parts; this stream has "
+                f"{self.fingerprint}"
             )
-        if at.dealt > self.num_windows or at.received > self._shard_size(at.dealt) or at.epoch > self.num_epochs:
+        size = self._part(at.epoch).num_windows if at.epoch < self._num_parts else 0
+        if at.epoch > self._num_parts or at.dealt > size or at.received > self._shard_size(at.dealt, size):
             raise InvalidArgumentError(
-                f"cursor: epoch {at.epoch}, dealt {at.dealt}, received {at.received} lies outside {self.num_epochs} "
-                f"epochs of {self.num_windows} windows"
+                f"cursor: epoch {at.epoch}, dealt {at.dealt}, received {at.received} lies outside {self._num_parts} "
+                f"epochs of {size or self.num_windows} windows"
             )
         return self._windows(at)
 
+    @property
+    def _num_parts(self) -> int:
+        return len(self.parts) or self.num_epochs
+
+    @property
+    def _all_pools(self) -> dict[str, Pool]:
+        return {**self.pools, "": Pool(self.split_fingerprint, self.num_windows)}
+
+    def _part(self, number: int) -> Part:
+        return self.parts[number] if self.parts else Part(self.num_windows)
+
+    def _order(self, number: int) -> PartOrder:
+        drawn = Counter({"": number * self.num_windows} if not self.parts else {})
+        for part in self.parts[:number]:
+            drawn.update(part.drawn())
+        sizes = {name: pool.num_windows for name, pool in self._all_pools.items()}
+        return PartOrder(self._part(number), drawn, sizes, seed=self.seed, block=self.block_windows)
+
     def _windows(self, at: Cursor) -> Iterator[OrderedWindow]:
-        dealt, received = at.dealt, at.received
-        for epoch in range(at.epoch, self.num_epochs):
-            order = Permutation(self.num_windows, f"{self.seed}:{epoch}")
-            for number in range(received, self._shard_size(dealt)):
-                index = order[dealt + self.rank + number * self.world_size]
-                yield OrderedWindow(index, Cursor(epoch=epoch, dealt=dealt, received=number + 1, plan=self.fingerprint))
+        dealt, received, plan = at.dealt, at.received, self.fingerprint
+        for epoch in range(at.epoch, self._num_parts):
+            order = self._order(epoch)
+            for number in range(received, self._shard_size(dealt, self._part(epoch).num_windows)):
+                position = dealt_position(
+                    self.rank, self.world_size, number, shared_from=dealt, block_windows=self.block_windows
+                )
+                place = order[position]
+                cursor = Cursor(epoch=epoch, dealt=dealt, received=number + 1, plan=plan)
+                yield OrderedWindow(place.index, cursor, place.pool, place.pass_number)
             dealt, received = 0, 0
 
-    def _shard_size(self, dealt: int) -> int:
-        return max(0, -(-(self.num_windows - dealt - self.rank) // self.world_size))
-
-
-class Permutation:
-    """A keyed permutation of 0..size-1: a Feistel network over the next power of four, walked until inside."""
-
-    def __init__(self, size: int, key: str) -> None:
-        self._size = size
-        self._half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-        self._key = hashlib.sha256(key.encode()).digest()
-
-    def __getitem__(self, position: int) -> int:
-        assert 0 <= position < self._size
-        while True:
-            position = self._encrypt(position)
-            if position < self._size:
-                return position
-
-    def _encrypt(self, value: int) -> int:
-        mask = (1 << self._half_bits) - 1
-        left, right = value >> self._half_bits, value & mask
-        for round_number in range(_ROUNDS):
-            message = round_number.to_bytes(1, "little") + right.to_bytes(8, "little")
-            digest = hashlib.blake2b(message, key=self._key, digest_size=8).digest()
-            left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
-        return (left << self._half_bits) | right
+    def _shard_size(self, dealt: int, size: int) -> int:
+        return num_dealt(self.rank, self.world_size, dealt, size, shared_from=dealt, block_windows=self.block_windows)

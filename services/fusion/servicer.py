@@ -15,7 +15,7 @@ from services.corpus.ledger import Corpus
 from services.fusion.config import FusionServiceConfig
 from services.fusion.fuser import Fuser
 from services.fusion.result_settings import result_settings
-from services.fusion.stream import AnswerSettings, FusedStream
+from services.fusion.stream import AnswerSettings, FusedStream, block_windows
 from services.models.prompt import Prompt
 from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
@@ -68,6 +68,7 @@ class FusionServicer:
                     num_windows=corpus.num_windows(split),
                     num_bytes=corpus.num_bytes(split),
                     fingerprint=corpus.fingerprint(split),
+                    block_windows=block_windows(corpus, split),
                 )
                 for corpus in self._corpora.values()
                 for split in corpus.splits

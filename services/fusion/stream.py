@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fusion.v1 import block_pb2, fusion_pb2
-from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
+from services.base.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.corpus.ledger import Corpus, Window
 from services.fusion.config import ServiceConfig
 from services.fusion.fuser import Fuser, QuorumLostError, UnfusableTextError
 from services.fusion.order import OrderedWindow, StreamPlan
+from services.fusion.parts import Part, Pool
 from services.models.prompt import Prompt
 from services.rpc.draining import Draining
 from services.rpc.pipeline import Pipeline
@@ -28,6 +30,13 @@ logger = logging.getLogger("ray.serve")
 _SKIPPED_BYTES = 512
 """Approximate bytes of a skipped window in a frame."""
 _REASON_CHARACTERS = 300
+_TURN_BLOCK = 8
+"""Windows of a conversation's turns that come together, so that the target often reads several of them in one pass."""
+
+
+def block_windows(corpus: Corpus, split: str) -> int:
+    """Return the number of neighbours in a split that a stream keeps together: turns follow each other there."""
+    return _TURN_BLOCK if "turns" in corpus.record["splits"][split] else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class _Sent:
     """A window as it goes out.
 
     Attributes:
+        split: the split of the window.
         where: which window.
         cursor: position after it.
         block: None for a window that is skipped.
@@ -52,6 +62,7 @@ class _Sent:
         reason: why it is skipped.
     """
 
+    split: str
     where: block_pb2.WindowRef
     cursor: Cursor
     block: block_pb2.TokenBlock | None
@@ -89,6 +100,8 @@ class FusedStream:
         self._settings = settings
         self._fuser = fuser
         self._service = service
+        if request.parts and request.HasField("num_epochs"):
+            raise InvalidArgumentError("num_epochs: a stream has either epochs or parts")
         self._plan = StreamPlan(
             split_fingerprint=corpus.fingerprint(request.split),
             num_windows=corpus.num_windows(request.split),
@@ -96,6 +109,9 @@ class FusedStream:
             rank=request.rank,
             world_size=request.world_size,
             num_epochs=request.num_epochs if request.HasField("num_epochs") else 1,
+            block_windows=block_windows(corpus, request.split),
+            parts=_parts(request),
+            pools=_pools(request, corpus),
         )
         self._windows = self._plan.windows(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
 
@@ -136,24 +152,33 @@ class FusedStream:
 
     async def _send(self, ordered: OrderedWindow) -> _Sent:
         """Compute one window; one that can never be fused is skipped with the reason."""
-        window = await asyncio.to_thread(self._corpus.window, self._split, ordered.index)
-        where = block_pb2.WindowRef(document=window.document, start_byte=window.start_byte, index=window.index)
+        split = ordered.pool or self._split
+        window = await asyncio.to_thread(self._corpus.window, split, ordered.index)
+        where = block_pb2.WindowRef(
+            document=window.document,
+            start_byte=window.start_byte,
+            index=window.index,
+            split=ordered.pool,
+            **{"pass": ordered.pass_number},
+        )
+        skipped = _Sent(split, where, ordered.cursor, None)
         try:
             prompt = await asyncio.to_thread(self._fuser.encode, window.passage)
-            return await self._fuse(window, prompt, where, ordered.cursor)
+            return await self._fuse(window, prompt, skipped)
         except UnfusableTextError as error:
-            logger.warning("window %d of %s/%s is skipped: %s", ordered.index, self._corpus.name, self._split, error)
-            return _Sent(where, ordered.cursor, None, lacking=error.refused_by, reason=str(error))
+            logger.warning("window %d of %s/%s is skipped: %s", ordered.index, self._corpus.name, split, error)
+            return replace(skipped, lacking=error.refused_by, reason=str(error))
         except QuorumLostError as error:
             if self._service.below_quorum == "wait":
                 raise
-            return _Sent(where, ordered.cursor, None, error.missing, error.missing, str(error))
+            return replace(skipped, lacking=error.missing, missing=error.missing, reason=str(error))
 
-    async def _fuse(self, window: Window, prompt: Prompt, where: block_pb2.WindowRef, cursor: Cursor) -> _Sent:
-        settings = self._settings
+    async def _fuse(self, window: Window, prompt: Prompt, empty: _Sent) -> _Sent:
+        """Return `empty`, which names the window, with the block of the window."""
+        settings, where = self._settings, empty.where
         if self._tokens_only:
             block = self._fuser.without_distributions(prompt)
-            return _Sent(where, cursor, encode_block(block, settings.dtype, where))
+            return replace(empty, block=encode_block(block, settings.dtype, where))
         num_tokens = prompt.encoding.num_tokens
         num_bytes = most_block_bytes(
             len(prompt.text), num_tokens, settings.k, settings.dtype, num_context_tokens=prompt.context_ids.size
@@ -169,23 +194,55 @@ class FusedStream:
             names=settings.names,
             k=settings.k,
             streamed=True,
-            place=Place(self._plan.split_fingerprint, window.index),
+            place=Place(self._corpus.fingerprint(empty.split), window.index),
         )
         lacking = tuple(share.name for share in fused.block.shares if not share.present)
-        return _Sent(where, cursor, encode_block(fused.block, settings.dtype, where), lacking, fused.missing)
+        encoded = encode_block(fused.block, settings.dtype, where)
+        return replace(empty, block=encoded, lacking=lacking, missing=fused.missing)
 
     async def _list_for_backfill(self, frame: list[_Sent]) -> None:
         """List a frame's windows that lack sources for back-filling, before the client takes them as done."""
-        windows = [BackfillWindow(index=sent.where.index, missing=sent.missing) for sent in frame if sent.missing]
+        windows: dict[str, list[BackfillWindow]] = defaultdict(list)
+        for sent in frame:
+            if sent.missing:
+                windows[sent.split].append(BackfillWindow(index=sent.where.index, missing=sent.missing))
         skipped = sum(sent.block is None for sent in frame)
+        corpus = self._corpus
         try:
-            await self._fuser.list_for_backfill(self._corpus.name, self._split, self._plan.split_fingerprint, windows)
+            for split, listed in windows.items():
+                await self._fuser.list_for_backfill(corpus.name, split, corpus.fingerprint(split), listed)
         except UnavailableError as error:
             if skipped:
                 raise
             logger.warning("%s", error)
         for _ in range(skipped):
             self._fuser.metrics.skipped()
+
+
+def _parts(request: fusion_pb2.StreamFusedOpen) -> tuple[Part, ...]:
+    """Return the parts of a request; the stream's own split has the name ""."""
+    return tuple(
+        Part(
+            part.num_windows,
+            tuple(("" if pool.split == request.split else pool.split, pool.weight) for pool in part.pools),
+        )
+        for part in request.parts
+    )
+
+
+def _pools(request: fusion_pb2.StreamFusedOpen, corpus: Corpus) -> dict[str, Pool]:
+    """Return the splits that the parts of a request name; raises NotFoundError for one that is not there."""
+    pools = {}
+    for number, part in enumerate(request.parts):
+        for split in (pool.split for pool in part.pools):
+            if split not in corpus.splits:
+                raise NotFoundError(
+                    f"parts[{number}].pools.split: {split!r} is not known; {corpus.name} has "
+                    f"{', '.join(sorted(corpus.splits))}"
+                )
+            if split != request.split:
+                pools[split] = Pool(corpus.fingerprint(split), corpus.num_windows(split))
+    return pools
 
 
 def _response(frame: list[_Sent]) -> fusion_pb2.StreamFusedResponse:

@@ -63,6 +63,8 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
         wait_share.set(share)
         scalars = {key: row[key] for key in (*_GAUGES, "tokens_per_second") if row[key] is not None}
         scalars["data_wait_share"] = share
+        if "stage" in row:
+            scalars["stage"] = row["epoch"]
         for source, value in row["source_weights"].items():
             weight.set(value, {"source": source})
             scalars[f"source_weight/{source}"] = value

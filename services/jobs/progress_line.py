@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 5.0
 
 _LINE = re.compile(
-    r"\[distill (?P<run>\S+)\] step (?P<step>\d+)/(?P<total>\d+)  epoch (?P<epoch>\d+)  loss (?P<loss>\S+)  "
-    r"(?P<rate>\d+) tokens/s  waiting (?P<wait>\d+) %  ETA (?P<eta>\d+) s"
+    r"\[distill (?P<run>\S+)\] step (?P<step>\d+)/(?P<total>\d+)  epoch (?P<epoch>\d+)  (?:stage (?P<stage>\S+)  )?"
+    r"loss (?P<loss>\S+)  (?P<rate>\d+) tokens/s  waiting (?P<wait>\d+) %  ETA (?P<eta>\d+) s"
 )
 
 
@@ -31,12 +31,14 @@ class RunProgress:
     tokens_per_second: float
     wait_share: float
     eta_seconds: float
+    stage: str = ""
 
     def line(self) -> str:
         """Return the state as the line that `parse_progress` reads."""
+        stage = f"stage {self.stage}  " if self.stage else ""
         return (
-            f"[distill {self.run_name}] step {self.step}/{self.total_steps}  epoch {self.epoch}  loss {self.loss:.4f}"
-            f"  {self.tokens_per_second:.0f} tokens/s  waiting {100 * self.wait_share:.0f} %"
+            f"[distill {self.run_name}] step {self.step}/{self.total_steps}  epoch {self.epoch}  {stage}"
+            f"loss {self.loss:.4f}  {self.tokens_per_second:.0f} tokens/s  waiting {100 * self.wait_share:.0f} %"
             f"  ETA {self.eta_seconds:.0f} s"
         )
 
@@ -55,6 +57,7 @@ def parse_progress(line: str) -> RunProgress | None:
         tokens_per_second=float(found["rate"]),
         wait_share=int(found["wait"]) / 100,
         eta_seconds=float(found["eta"]),
+        stage=found["stage"] or "",
     )
 
 
@@ -92,7 +95,7 @@ class ProgressPrinter:
     def show(self, row: dict[str, Any]) -> None:
         """Take the metrics of a step, and print them when it is time."""
         now, step = self._clock(), row["step"]
-        pace = self._scored if row["epoch"] == 0 else self._kept
+        pace = self._scored if step <= self._steps_per_epoch else self._kept
         pace.steps += 1
         pace.seconds += now - self._last
         pace.waited_seconds += row["data_wait_seconds"]
@@ -110,6 +113,7 @@ class ProgressPrinter:
             tokens_per_second=(row["total_tokens"] - self._done_tokens) / seconds,
             wait_share=min(1.0, (self._scored.waited_seconds + self._kept.waited_seconds) / seconds),
             eta_seconds=self._seconds_left(step),
+            stage=row.get("stage", ""),
         )
         logger.info(progress.line())
 

@@ -1,7 +1,8 @@
 """The logs of a run, a line per step: metrics and the ledger of consumed windows. Written by rank 0.
 
 `metrics.jsonl`, a line per step:
-    step, epoch                    counted from 1 and from 0
+    step, epoch                    counted from 1 and from 0; of a curriculum, epoch is the number of the stage
+    stage                          name of the stage, where the run has a curriculum
     loss, clm, fusion              nats per token over the global batch; fusion null without fused rows
     lambda, learning_rate, gradient_norm
     tokens, windows                of this step, all workers together; tokens are those with a loss
@@ -17,7 +18,7 @@
                                    load_cv (standard deviation of the experts' loads over their mean), dead_experts
                                    (without a token), router_entropy (nats), balance (DeepSeekMoE's loss, 1 when even)
 `ledger.jsonl`, a line per step: epoch, step, and the place in the split's ledger of every consumed window and of every
-skipped one.
+skipped one: a list of numbers, and with a curriculum a list for every split.
 `evaluations.jsonl`, a line per evaluation: step, epoch, nats_per_byte of the held-out split.
 """
 
@@ -25,12 +26,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from services.jobs.run_folder import RunFolder
 
+LedgerPlaces = list[int] | dict[str, list[int]]
+"""Indices of windows in the ledger of their split; by split, where a run draws from several."""
 _BLOCK_BYTES = 1 << 16
 """Bytes of a log that are read at a time from its end."""
 
@@ -45,12 +48,12 @@ class RunLogs:
             paths = {"metrics": files.metrics, "ledger": files.ledger, "evaluations": files.evaluations}
             self._logs = {name: StepLog(path, after_step=after_step) for name, path in paths.items()}
 
-    def step(self, metrics: dict[str, Any], windows: Sequence[int], skipped: Sequence[int]) -> None:
+    def step(self, metrics: dict[str, Any], windows: LedgerPlaces, skipped: LedgerPlaces) -> None:
         """Write a step's metrics, the windows that it consumed, and those that the stream left out."""
         if self._logs:
             where = {"epoch": metrics["epoch"], "step": metrics["step"]}
             self._logs["metrics"].write(metrics)
-            self._logs["ledger"].write({**where, "windows": list(windows), "skipped": list(skipped)})
+            self._logs["ledger"].write({**where, "windows": windows, "skipped": skipped})
 
     def evaluation(self, step: int, epoch: int, nats_per_byte: float) -> None:
         """Write a score on the held-out split."""

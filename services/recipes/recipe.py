@@ -17,6 +17,7 @@ from services.base.settings import Settings
 from services.corpus.cleaning.config import CurateConfig
 from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
+from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.models.chat_template import MODEL, PLAIN
@@ -135,6 +136,20 @@ class Recipe(Settings):
                 if num_bytes + num_before > limit:
                     together = f"{num_before} and {window} = {num_bytes} together"
                     raise ValueError(f"corpus.{before}: {together} are more than {key} = {limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _pools_are_there(self) -> Recipe:
+        """Raise ValueError for a stage of the curriculum that draws from a pool which the corpus does not have."""
+        stages, pools = self.distill.stages or (), self.corpus.pools
+        if stages and WHOLE_TRAIN in pools:
+            raise ValueError(f"corpus.pools: {WHOLE_TRAIN} is the whole split in distill.stages; rename the pool")
+        for number, stage in enumerate(stages):
+            if unknown := sorted(set(stage.mixture) - {WHOLE_TRAIN, *pools}):
+                raise ValueError(
+                    f"distill.stages[{number}].mixture: no pool is called {unknown[0]}; there are "
+                    f"{', '.join((WHOLE_TRAIN, *pools))} (see corpus.pools)"
+                )
         return self
 
     @model_validator(mode="after")

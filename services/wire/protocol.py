@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Version of protos/fusion/v1. It grows when a side that does not know of a change would go wrong."""
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message that a client or a server takes, in bytes."""

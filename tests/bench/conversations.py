@@ -8,11 +8,16 @@ harmless words. *Refused* turns are those that the template itself refuses. *Oth
 tokens differ from those of the whole rendering: white space of their own melts with the template's there. Of all others
 the sum of realised log-probabilities, the token that ends the turn included, is compared with a plain forward pass over
 transformers' ids. Weights are random.
+
+A second table says how many neighbouring turns of generated conversations the target reads in one pass, in the order
+of single windows, and in that of the blocks that are streamed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import random
 import tempfile
 import unicodedata
@@ -24,6 +29,10 @@ import torch
 from jinja2.exceptions import TemplateError
 
 from fusion_core.vocabulary.tokenizer_files import load_tokenizer
+from services.corpus.ledger import TRAIN
+from services.distill.data.join import join
+from services.fusion.client import FusedWindow, StreamRequest
+from services.fusion.order import StreamPlan
 from services.models.chat_template import TurnRefusedError
 from services.models.chat_tokenizer import ChatTokenizer, TurnTokens
 from services.source.config import SourceConfig
@@ -32,9 +41,12 @@ from services.wire.messages import Message, Messages, read_messages
 from services.wire.passage import Passage
 from tests.bench.parts.chat_families import FAMILIES, drawn, make_model
 from tests.bench.parts.report import Report, arguments
+from tests.fakes.services.plain_fusion import plain_fusion
+from tests.fakes.tiny_model import sentences
 
 _CONVERSATIONS, _QUICK = 200, 24
 _LOOK_ALIKES = 0.25
+_PASS_WINDOWS = 128
 
 
 @dataclass
@@ -168,6 +180,42 @@ async def compare(scorer: Scorer, oracle: Any, tally: Tally, passage: Passage, t
     tally.difference = max(tally.difference, abs(float(gold.double().sum()) - float(block.gold_T.sum(dtype="float64"))))
 
 
+def turns_together(number: int, folder: Path) -> dict[int, tuple[float, int]]:
+    """By the length of blocks in the order: the share of neighbouring turns read in one pass, and tokens read.
+
+    The conversations have 1 to 12 turns; their tokens come from the real service, and passes hold 128 windows.
+    """
+    draw = random.Random(0)
+    chats = [
+        [
+            {"role": role, "content": sentences(draw.randint(20, 60), seed=draw.randrange(10**9)).strip()}
+            for _ in range(draw.randint(1, 12))
+            for role in ("user", "assistant")
+        ]
+        for _ in range(number)
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    corpus_keys = {"files": [f"{folder}/chats.jsonl"], "format": "conversations", "shared_run_bytes": None}
+    with plain_fusion(folder, windows=corpus_keys, chat_templates=["plain", "plain"]) as fusion:
+        request = StreamRequest(dataset="words", split=TRAIN, seed=0, tokens_only=True)
+        windows = [window for window in fusion.client().stream(request) if isinstance(window, FusedWindow)]
+    by_index = {window.index: window for window in windows}
+    neighbours = sum(n + 1 in by_index and by_index[n + 1].document == by_index[n].document for n in by_index)
+    found = {}
+    for block in (1, 8):
+        order = [window.index for window in StreamPlan("", len(windows), 0, 0, 1, 1, block).windows(None)]
+        readings = [
+            reading
+            for start in range(0, len(order), _PASS_WINDOWS)
+            for reading in join([by_index[index].block for index in order[start : start + _PASS_WINDOWS]])
+        ]
+        places = {id(window.block): window.index for window in windows}
+        read = [[places[id(block)] for block in reading.blocks] for reading in readings]
+        together = sum(one + 1 == other for turns in read for one, other in itertools.pairwise(turns))
+        found[block] = together / neighbours, sum(reading.num_inputs for reading in readings)
+    return found
+
+
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     report, number = Report("conversations"), _QUICK if options.quick else _CONVERSATIONS
@@ -185,6 +233,12 @@ def main() -> None:
         report.check(f"turns with wrong rows or prompts, {family}", wrong, "turns", at_most=0)
         report.check(f"turns scored against transformers, {family}", tally.scored, "turns", at_least=number // 5)
         report.check(f"sum of log-probabilities, {family}", tally.difference, "nats", at_most=1e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        found = turns_together(_QUICK if options.quick else 3 * _CONVERSATIONS, Path(folder))
+    for block, (share, num_tokens) in found.items():
+        report.row(table="turns in one pass", **{"windows in a block": block, "neighbours together": share})
+        report.rows[-1]["tokens read"] = num_tokens
+    report.check("neighbouring turns read in one pass", found[8][0], "share", at_least=0.8)
     report.finish(options.json)
 
 

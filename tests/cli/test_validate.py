@@ -56,6 +56,12 @@ BAD_RECIPES = [
         "distill.device: cuda is asked for, but torch sees no CUDA device",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
     ),
+    (
+        "distill.stages",
+        [{"name": "all", "share": 1}],
+        "distill: epochs: a run has either epochs or stages, got epochs = 6",
+    ),
+    ("distill.num_windows", 7, "distill: num_windows: only with stages"),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
     ("corpus.name", "../elsewhere", "corpus.name: "),

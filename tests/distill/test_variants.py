@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.base.errors import FailedPreconditionError
 from services.distill.data.batch import blocks_of, collate, pack
-from services.distill.data.feed import num_received
 from services.distill.plan import make_plan
 from services.distill.target.config import TargetConfig
 from services.distill.target.module import DistillModule
@@ -31,7 +30,7 @@ from services.fusion.order import StreamPlan
 from services.jobs.step_log import read_rows
 from services.jobs.storage import newest_complete
 from services.models.weights import load_model
-from services.wire.cursor import Cursor
+from services.wire.cursor import Cursor, num_dealt
 from tests.fakes.blocks import random_block
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, train, weights
@@ -274,21 +273,24 @@ def test_checkpoints_in_a_store_behind_a_url(tmp_path, target):
 @given(
     num_windows=st.integers(1, 40),
     batch=st.integers(4, 9),
+    block=st.integers(1, 5),
     attempts=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=5),
 )
-def test_a_step_has_the_same_windows_however_often_the_number_of_workers_changes(num_windows, batch, attempts):
+def test_a_step_has_the_same_windows_however_often_the_number_of_workers_changes(num_windows, batch, block, attempts):
     def shards(size: int, cursor: Cursor | None) -> list:
-        return [StreamPlan("x", num_windows, 0, rank, size, num_epochs=1).windows(cursor) for rank in range(size)]
+        return [StreamPlan("x", num_windows, 0, rank, size, 1, block).windows(cursor) for rank in range(size)]
 
     order = [step.index for step in shards(1, None)[0]]
-    plan, start = StreamPlan("x", num_windows, 0, 0, 1, 1).fingerprint, 0
+    plan, start = StreamPlan("x", num_windows, 0, 0, 1, 1, block).fingerprint, 0
     for size, num_steps in attempts:
         dealt = start
         streams = shards(size, Cursor(epoch=0, dealt=dealt, received=0, plan=plan))
         for _ in range(num_steps):
             stop = min(start + batch, num_windows)
-            shares = [num_received(rank, size, start, stop, shared_from=dealt) for rank in range(size)]
+            shares = [
+                num_dealt(rank, size, start, stop, shared_from=dealt, block_windows=block) for rank in range(size)
+            ]
             got = [next(stream).index for stream, share in zip(streams, shares, strict=True) for _ in range(share)]
             assert sorted(got) == sorted(order[start:stop])
-            assert max(shares) - min(shares) <= 1
+            assert max(shares) - min(shares) <= block
             start = stop

@@ -6,7 +6,7 @@ The windows come in the order of the real service; the fused rows are made up fr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from services.distill.target.config import TargetConfig
 from services.distill.target.prepare import prepare_target
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.fusion.order import StreamPlan
+from services.fusion.parts import Part, Pool
 
 WORDS = [
     "the",
@@ -84,7 +85,7 @@ def tiny_target(folder: Path) -> Path:
 class FakeFusion:
     """In place of `FusionClient`. The stream of the train split breaks once, after `break_after` windows. Every seventh
     row is masked. With `ends` every window is a whole document and has the end row. Windows in `skipped` come
-    without distributions."""
+    without distributions. `block_windows` of them are kept together. `pools` are further splits."""
 
     def __init__(
         self,
@@ -95,9 +96,12 @@ class FakeFusion:
         break_after: int | None = None,
         ends: bool = False,
         skipped: frozenset[int] = frozenset(),
+        block_windows: int = 1,
+        pools: Mapping[str, list[bytes]] | None = None,
     ) -> None:
         self.vocabulary = Vocabulary.from_pretrained(tokenizer)
-        self.splits = {"train": texts, "held_out": held_out or []}
+        self.splits = {"train": texts, "held_out": held_out or [], **(pools or {})}
+        self.block_windows = block_windows
         self.break_after = break_after
         self.ends = ends
         self.skipped = skipped
@@ -117,7 +121,13 @@ class FakeFusion:
             vocabulary=self.vocabulary.fingerprint,
             vocabulary_size=self.vocabulary.size,
             datasets=[
-                fusion_pb2.DatasetInfo(name="toy", split=split, num_windows=len(texts), fingerprint=f"toy-{len(texts)}")
+                fusion_pb2.DatasetInfo(
+                    name="toy",
+                    split=split,
+                    num_windows=len(texts),
+                    fingerprint=f"toy-{len(texts)}",
+                    block_windows=self.block_windows,
+                )
                 for split, texts in self.splits.items()
             ],
             sources=[fusion_pb2.SourceStatus(name=share.name, serving=True) for share in SHARES],
@@ -128,8 +138,7 @@ class FakeFusion:
 
     def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
         self.requests.append(request)
-        texts = self.splits[request.split]
-        plan = StreamPlan(request.split, len(texts), request.seed, request.rank, request.world_size, request.num_epochs)
+        plan = self.plan(request)
         for sent, step in enumerate(plan.windows(request.cursor)):
             if sent == self.break_after and request.split == "train":
                 self.break_after = None
@@ -137,10 +146,30 @@ class FakeFusion:
             if step.index in self.skipped and request.split == "train" and not request.tokens_only:
                 yield SkippedWindow(("left",), f"document {step.index}", 0, step.index, step.cursor)
                 continue
+            texts = self.splits[step.pool or request.split]
             block = self.block(texts[step.index], tokens_only=request.tokens_only, k=request.k or 8)
             if request.sources:
                 block = replace(block, shares=tuple(share for share in SHARES if share.name in request.sources))
-            yield FusedWindow(block, f"document {step.index}", 0, step.index, step.cursor)
+            place = f"document {step.index}", 0, step.index, step.cursor
+            yield FusedWindow(block, *place, pool=step.pool, pass_number=step.pass_number)
+
+    def plan(self, request: StreamRequest) -> StreamPlan:
+        """The plan that the real service makes of a request."""
+        names = {split: "" if split == request.split else split for split in self.splits}
+        return StreamPlan(
+            request.split,
+            len(self.splits[request.split]),
+            request.seed,
+            request.rank,
+            request.world_size,
+            request.num_epochs,
+            self.block_windows,
+            tuple(
+                Part(part.num_windows, tuple((names[split], weight) for split, weight in part.weights))
+                for part in request.parts
+            ),
+            {split: Pool(split, len(texts)) for split, texts in self.splits.items() if split != request.split},
+        )
 
     def block(self, text: bytes, *, tokens_only: bool, k: int) -> Block:
         encoding = self.vocabulary.encode(text)

@@ -33,13 +33,23 @@ REQUEST = StreamRequest("d", "train", seed=0)
 SILENCE = 0.5
 
 
-def frame(*indices: int, received: int, epoch: int = 0, skipped: Sequence[tuple[int, int]] = ()) -> Any:
-    """Blocks of the windows `indices`; `skipped` are pairs of position and index."""
+def frame(
+    *indices: int,
+    received: int,
+    epoch: int = 0,
+    drawn: int | None = None,
+    skipped: Sequence[tuple[int, int]] = (),
+) -> Any:
+    """Blocks of the windows `indices`; `skipped` are pairs of position and index, `drawn` is the number of the pass."""
+
+    def window(index: int) -> Any:
+        return block_pb2.WindowRef(index=index, **{"pass": epoch if drawn is None else drawn})
+
     return fusion_pb2.StreamFusedResponse(
-        blocks=[encode_block(random_block(2), window=block_pb2.WindowRef(index=index)) for index in indices],
+        blocks=[encode_block(random_block(2), window=window(index)) for index in indices],
         cursor=fusion_pb2.Cursor(epoch=epoch, received=received, plan="p"),
         skipped=[
-            fusion_pb2.SkippedWindow(window=block_pb2.WindowRef(index=index), position=position, missing=["a"])
+            fusion_pb2.SkippedWindow(window=window(index), position=position, missing=["a"])
             for position, index in skipped
         ],
     )
@@ -183,6 +193,7 @@ BROKEN_WORD = {
     "the same frame twice": [frame(4, received=1), frame(4, received=1)],
     "a window twice": [frame(4, received=1), frame(4, received=2)],
     "a window twice in a frame": [frame(4, 4, received=2)],
+    "a pass that comes again": [frame(4, received=1, drawn=1), frame(5, received=2, drawn=0)],
     "a gap": [frame(4, received=1), frame(5, received=3)],
     "backwards": [frame(4, 5, received=2), frame(6, received=1)],
     "an epoch left out": [frame(4, received=1), frame(5, received=1, epoch=2)],

@@ -73,6 +73,12 @@ def test_turns_are_fused_behind_the_targets_own_rendering(tmp_path: Path) -> Non
         client, refused = fusion.client(), 0
         stream = list(client.stream(StreamRequest(dataset="words", split=TRAIN, seed=0)))
         assert len(stream) == corpus.num_windows(TRAIN) > 10
+        # Turns follow each other in the ledger, and eight neighbours come together.
+        indices = [window.index for window in stream]
+        whole = len(indices) // 8 * 8
+        assert [start % 8 for start in indices[:whole:8]] == [0] * (whole // 8)
+        assert all(indices[n] == indices[n - n % 8] + n % 8 for n in range(whole))
+        assert {dataset.block_windows for dataset in client.info().datasets} == {8}
         for streamed in stream:
             assert isinstance(streamed, FusedWindow)
             block, window = streamed.block, corpus.window(TRAIN, streamed.index)

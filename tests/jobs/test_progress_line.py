@@ -52,6 +52,18 @@ def test_the_pace_of_later_epochs_is_the_one_that_is_seen(caplog):
             assert eta == pytest.approx(real, abs=1.0)
 
 
+def test_a_line_names_the_stage_where_there_is_one(caplog):
+    printer = ProgressPrinter("staged", 2, steps_per_epoch=2, done_tokens=0, enabled=True)
+    row = {"step": 2, "epoch": 1, "loss": 1.0, "total_tokens": 10, "data_wait_seconds": 0.0}
+    with caplog.at_level(logging.INFO):
+        for stage in ({"stage": "long-1"}, {}):
+            printer.show(row | stage)
+    read = [parse_progress(record.getMessage()) for record in caplog.records]
+    assert [progress and (progress.epoch, progress.stage, progress.loss) for progress in read] == [
+        (1, "long-1", 1.0), (1, "", 1.0)
+    ]  # fmt: skip
+
+
 def test_a_run_resumed_in_a_later_epoch(caplog):
     for eta, real in promised(caplog, done_steps=25).values():
         assert eta == pytest.approx(real, abs=1.0)

@@ -40,7 +40,7 @@ class StepWindows:
 
 
 class WindowFeed:
-    """The windows of one rank, in batches that never cross the end of an epoch.
+    """The windows of one rank, in batches that never cross the end of an epoch, or of a stage of the curriculum.
 
     So an epoch has the same number of steps whatever the number of workers, and a step consumes the same windows.
     A thread receives and decodes ahead, up to `prefetch_windows`, while the trainer computes.
@@ -93,19 +93,6 @@ class WindowFeed:
                 f"vocabulary: window {window.index} comes in {window.block.vocabulary}, the target's tokenizer is "
                 f"{self._vocabulary}; the fusion service was started for another target"
             )
-
-
-def num_received(rank: int, world_size: int, start: int, stop: int, *, shared_from: int) -> int:
-    """Return the number of windows from `start` to `stop` of an epoch's order that the stream sends to `rank`.
-
-    The stream deals the windows from `shared_from` on to `world_size` ranks in turn, so that a step has the same
-    windows for any number of workers.
-    """
-
-    def received(windows: int) -> int:
-        return max(0, -(-(windows - shared_from - rank) // world_size))
-
-    return received(stop) - received(start)
 
 
 class _ReadAhead:

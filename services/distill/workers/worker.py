@@ -21,10 +21,11 @@ from services.distill.objective import FusionObjective
 from services.distill.optimizer import TargetOptimizer
 from services.distill.plan import RunPlan
 from services.distill.target.module import DistillModule
+from services.distill.target.rope import check_rope, set_rope_theta
 from services.distill.target.trained import TrainedTarget
 from services.distill.trainer import StepObserver, Trainer
 from services.distill.workers.world import World
-from services.fusion.client import StreamRequest
+from services.fusion.client import StreamPart, StreamRequest
 from services.jobs.progress_line import ProgressPrinter
 from services.jobs.step_log import RunLogs
 from services.wire.cursor import Cursor
@@ -63,11 +64,13 @@ class DistillWorker:
                     f"checkpoint: {restore_from.name} belongs to another target, data set or training settings; "
                     "start over (--start-over) or choose another run name"
                 )
-        self._accounts = Accounts(start, world, epoch_windows=plan.num_windows, batch_windows=job.config.batch_windows)
+        self._accounts = Accounts(start, world, plan, batch_windows=job.config.batch_windows)
         # Sharded weights come from rank 0, and go to their devices one layer after the other.
         sharded = job.config.parallel == "fsdp" and world.size > 1
         empty = sharded and world.rank != 0
         self._target = TrainedTarget(job.target_folder, job.config, restore_from=restore_from, empty=empty)
+        if any(stage.rope_theta is not None for stage in job.config.stages or ()):
+            check_rope(self._target.model)
         if not sharded:
             self._target.model.to(world.device)
         self._module = self._bare_module()
@@ -89,14 +92,17 @@ class DistillWorker:
         config, rank, start = self._config, self._world.rank, self._accounts.position
         feed = WindowFeed(
             self._client,
-            self._request(self._job.split, num_epochs=config.epochs, cursor=start.cursor),
+            self._request(
+                self._job.split, num_epochs=config.epochs, parts=self._plan.stream_parts, cursor=start.cursor
+            ),
             batch_windows=-(-config.batch_windows // self._world.size),
             prefetch_windows=config.prefetch_windows,
         )
         progress = ProgressPrinter(
             self._job.run_name,
             self._plan.total_steps(config),
-            steps_per_epoch=self._plan.steps_per_epoch(config),
+            # The windows of a stage are new ones, as those of a first epoch are.
+            steps_per_epoch=self._plan.total_steps(config) if config.stages else self._plan.steps_until(1, config),
             done_tokens=start.tokens,
             enabled=rank == 0,
         )
@@ -107,6 +113,7 @@ class DistillWorker:
             self._accounts,
             self._optimizer,
             backward=self._objective.backward,
+            begin_stage=self._begin_stage,
             evaluate=self._evaluate,
             save_checkpoint=self._save_checkpoint,
             observers=[*self._observers, progress.show],
@@ -135,6 +142,10 @@ class DistillWorker:
             write_whole(self._job.files.routing, json.dumps(self._objective.routing))
         self._checkpoints.save(row, self._accounts.position)
 
+    def _begin_stage(self, stage: int) -> None:
+        if (theta := self._config.rope_theta_at(stage)) is not None:
+            set_rope_theta(self._target.model, theta)
+
     def _evaluate(self) -> float:
         return heldout_nats_per_byte(
             self._module,
@@ -145,7 +156,9 @@ class DistillWorker:
             batch_windows=max(1, self._config.batch_windows // self._world.size),
         )
 
-    def _request(self, split: str, *, num_epochs: int, cursor: Cursor | None) -> StreamRequest:
+    def _request(
+        self, split: str, *, num_epochs: int, cursor: Cursor | None, parts: tuple[StreamPart, ...] = ()
+    ) -> StreamRequest:
         return StreamRequest(
             dataset=self._job.dataset,
             split=split,
@@ -153,6 +166,7 @@ class DistillWorker:
             rank=self._world.rank,
             world_size=self._world.size,
             num_epochs=num_epochs,
+            parts=parts,
             cursor=cursor,
             k=self._config.k,
             tokens_only=self._config.tokens_only,

@@ -48,6 +48,7 @@ def write_report(run_folder: Path) -> Path:
         _domains(evaluation, run_folder),
         _tasks(evaluation),
         _training(totals),
+        _stages(totals),
         _sources(totals),
         *expert_sections(runs, run_folder),
         *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
@@ -243,6 +244,24 @@ def _training(totals: dict[str, RunSummary]) -> list[str]:
         "data. Masked: share of tokens that the fusion loss left out. Covered mass: share of the sources' probability "
         "that reached the candidates.",
     ]
+
+
+def _stages(totals: dict[str, RunSummary]) -> list[str]:
+    rows = [
+        [
+            name,
+            stage.name,
+            f"{stage.steps:,}",
+            f"{stage.tokens:,}",
+            f"{stage.windows:,}",
+            f"{stage.clm:.4f}",
+            "-" if stage.fusion is None else f"{stage.fusion:.4f}",
+        ]
+        for name, run in totals.items()
+        for stage in run.stages
+    ]
+    head = ["run", "stage", "steps", "tokens", "windows", "CLM", "fusion"]
+    return ["## Stages", "", *_table(head, rows)] if rows else []
 
 
 def _sources(totals: dict[str, RunSummary]) -> list[str]:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from services.jobs.step_log import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """Totals of a stage of a curriculum, and nats per token over its last tenth; fusion None without fused rows."""
+
+    name: str
+    steps: int
+    tokens: int
+    windows: int
+    clm: float
+    fusion: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +37,7 @@ class RunSummary:
         clm, fusion: nats per token over the last tenth of the steps; fusion None without fused rows.
         masked_share, covered_mass: weighted by tokens; None without fused rows.
         source_weights: per source, mean share of the mixture, weighted by tokens.
+        stages: those of the curriculum that have begun.
     """
 
     steps: int
@@ -36,6 +52,7 @@ class RunSummary:
     masked_share: float | None
     covered_mass: float | None
     source_weights: dict[str, float]
+    stages: tuple[StageSummary, ...] = ()
 
 
 def summarise(metrics: Path) -> RunSummary | None:
@@ -49,9 +66,7 @@ def summarise(metrics: Path) -> RunSummary | None:
     for row in rows:
         for name, weight in row["source_weights"].items():
             weights[name] += weight * row["tokens"] / tokens
-    last = rows[-max(1, len(rows) // 10) :]
-    clm = _mean(last, "clm")
-    assert clm is not None
+    clm, fusion = _last_losses(rows)
     return RunSummary(
         steps=rows[-1]["step"],
         epochs=rows[-1]["epoch"] + 1,
@@ -61,11 +76,27 @@ def summarise(metrics: Path) -> RunSummary | None:
         tokens_per_second=tokens / seconds,
         wait_share=sum(row["data_wait_seconds"] for row in rows) / seconds,
         clm=clm,
-        fusion=_mean(last, "fusion"),
+        fusion=fusion,
         masked_share=_mean(rows, "masked_share"),
         covered_mass=_mean(rows, "covered_mass"),
         source_weights=dict(weights),
+        stages=tuple(_stages(rows)),
     )
+
+
+def _stages(rows: list[dict[str, Any]]) -> Iterator[StageSummary]:
+    for name, group in groupby((row for row in rows if "stage" in row), key=itemgetter("stage")):
+        steps = list(group)
+        tokens, windows = (sum(row[key] for row in steps) for key in ("tokens", "windows"))
+        yield StageSummary(name, len(steps), tokens, windows, *_last_losses(steps))
+
+
+def _last_losses(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
+    """Return CLM and fusion loss over the last tenth of some steps."""
+    last = rows[-max(1, len(rows) // 10) :]
+    clm = _mean(last, "clm")
+    assert clm is not None
+    return clm, _mean(last, "fusion")
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float | None:

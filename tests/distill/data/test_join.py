@@ -55,12 +55,33 @@ def test_a_turn_whose_context_does_not_hold_the_one_before_has_a_reading_of_its_
     cut = replace(third, context_ids_C=third.context_ids_C[2:])
     assert numbers(join([first, second, cut]), [first, second, cut]) == [[0, 1], [2]]
     rewritten = third.context_ids_C.copy()
-    rewritten[second.num_inputs - 1] += 1
+    rewritten[second.num_inputs - 2] += 1
     blocks = [first, second, replace(third, context_ids_C=rewritten)]
     assert numbers(join(blocks), blocks) == [[0, 1], [2]]
     assert numbers(join([third, first]), [third, first]) == [[1, 0]], "a turn in between may be missing"
     other_start = replace(second, first_id=9)
     assert numbers(join([first, other_start]), [first, other_start]) == [[0], [1]]
+
+
+def test_a_turn_may_end_otherwise_in_the_history(target):
+    """Its last token is predicted, not read; rows of two turns never stand in one place."""
+    module = DistillModule(load_model(target).double().eval(), vocabulary_size=SIZE)
+    first, second, third = conversation([(4, 3), (2, 1), (3, 4)], seed=1)
+    for ids in (first.token_ids_T, second.token_ids_T):
+        ids[-1] = (ids[-1] + 1) % SIZE
+    blocks = [third, second, first]
+    assert numbers(join(blocks), blocks) == [[2, 1, 0]]
+
+    def clm(rows):
+        batch = collate(rows, bos=0, vocabulary_size=SIZE)
+        ones = torch.ones(batch.num_tokens, dtype=torch.float64)
+        return module(batch, ones, ones).clm_N.detach().split([block.num_tokens for block in blocks_of(rows)])
+
+    together, apart = clm(pack(blocks, None)), clm([[Reading((block,))] for block in (first, second, third)])
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    twice = replace(second, token_ids_T=(second.token_ids_T + 1) % SIZE)
+    assert sorted(map(len, numbers(join([second, twice]), [second, twice]))) == [1, 1]
 
 
 def test_of_several_answers_to_one_question_one_is_joined():
