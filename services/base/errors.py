@@ -25,6 +25,9 @@ class SettingError(ValueError):
         super().__init__(f"{setting}: {problem}")
         self.setting, self.problem = setting, problem
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, str]]:
+        return type(self), (self.setting, self.problem)  # for an error in another process
+
 
 class RunFailedError(ServiceError):
     """A training run that failed although the user's settings were right."""

@@ -60,6 +60,7 @@ class CorpusConfig(Settings):
     pools: by name, parts of the train documents with windows of their own: the further splits `train/NAME`, which may
         overlap. `train_bytes` caps each.
     folder: where the windows are kept: a folder, relative to the run's, or a URL such as s3://bucket/folder.
+    workers: processes that prepare it; default one per core, and per 64 MiB of text. No window depends on it.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "corpus"
@@ -80,6 +81,7 @@ class CorpusConfig(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     pools: dict[_PoolName, PoolConfig] = Field({})
     folder: Annotated[str, Field(min_length=1)] = "corpus"
+    workers: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +114,7 @@ class CorpusConfig(Settings):
 
         Settings of later versions are left out where they say nothing, so that earlier ledgers stay valid.
         """
-        values = self.model_dump(mode="json", exclude={"folder"})
+        values = self.model_dump(mode="json", exclude={"folder", "workers"})
         return {key: value for key, value in values.items() if key not in {"domain_field", "pools"} or value}
 
     @property

@@ -67,6 +67,24 @@ def splits_of(config: CorpusConfig) -> list[SplitPlan]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A bucket of which a shard has documents; `start` is the offset of its first document in the split."""
+
+    bucket: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A shard to be planned: the documents of a split that start at first..end-1, from some buckets."""
+
+    file: str
+    first: int
+    end: int
+    pieces: tuple[Piece, ...]
+
+
 @dataclass(slots=True)
 class Tally:
     """Numbers of a split, summed over its shards.
@@ -136,29 +154,6 @@ def plan_shard(
         return PlannedShard(b"", None, tally, is_cut)
     schema = TURN_SCHEMA if turns else SCHEMA
     return PlannedShard(*encode_shard(file, rows, schema, split.windows_per_group), tally, is_cut)
-
-
-def in_shards(
-    documents: Iterable[Document], split: SplitPlan, shard_bytes: int
-) -> Iterator[tuple[str, list[Document]]]:
-    """Yield the documents of a split shard by shard, with the shards' names: each begins within `shard_bytes`."""
-    total, number, of_shard = 0, 0, list[Document]()
-    for document in documents:
-        if not split.takes(len(document.text), document.domain):
-            continue
-        if total // shard_bytes > number and of_shard:
-            yield shard_name(split.name, number), of_shard
-            of_shard = []
-        number = total // shard_bytes
-        of_shard.append(document)
-        total += len(document.text)
-    if of_shard:
-        yield shard_name(split.name, number), of_shard
-
-
-def shard_name(split: str, number: int) -> str:
-    """Return the path of a shard below the folder of the windows."""
-    return f"{split}/{number:05}.parquet"
 
 
 def write_shards(planned: Iterable[PlannedShard], write: Callable[[str, bytes], None]) -> tuple[list[Shard], Tally]:

@@ -14,8 +14,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,18 @@ from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
 from services.base.files import Files, open_location
 from services.base.home import exclusive, fusion_home
+from services.base.processes import Workers
 from services.corpus.config import CorpusConfig
-from services.corpus.document import Document
-from services.corpus.ledger import HELD_OUT, RECORD, SINGLE_FILE, VERSION, WINDOWS, Corpus, shards_of
+from services.corpus.drawn import Draw, DrawnDocuments, Sizes
+from services.corpus.ledger import RECORD, SINGLE_FILE, VERSION, WINDOWS, Corpus, shards_of
 from services.corpus.package_text import package_files
-from services.corpus.planning import PlannedShard, SplitPlan, in_shards, plan_shard, splits_of, write_shards
-from services.corpus.readers import documents, local_files
+from services.corpus.planning import PlannedShard, ShardTask, SplitPlan, plan_shard, splits_of, write_shards
+from services.corpus.readers import local_files
 from services.corpus.shards import split_fingerprint
-from services.corpus.split import SplitDocuments, split_documents
 from services.corpus.windows import Reader
 from services.models.chat_tokenizer import ChatTokenizer
 
-SHARD_BYTES = 1 << 25
-"""Approximate bytes of documents in a shard."""
+_SIZES = Sizes()
 _log = logging.getLogger(__name__)
 
 
@@ -73,34 +73,19 @@ class CorpusText:
         fingerprint: hash of the train text.
     """
 
-    def __init__(self, config: CorpusConfig, folder: str, shard_bytes: int) -> None:
-        self.config, self.folder, self.shard_bytes = config, folder, shard_bytes
+    def __init__(self, config: CorpusConfig, folder: str, sizes: Sizes) -> None:
+        self.config, self.folder, self._sizes = config, folder, sizes
         self._files = local_files(config.files) if config.files is not None else package_files(config.package_origin)
         stats = [(path, path.stat()) for path in self._files if config.files is not None]
         inputs = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         self.made_from = {"config": config.deciding, "inputs": inputs}
         corpus = self.planned()
-        self.fingerprint = corpus.record["train_text"] if corpus else _text_hash(self.train_texts())
+        self.fingerprint = corpus.record["train_text"] if corpus else self.documents.fingerprint
 
     @cached_property
-    def documents(self) -> SplitDocuments:
-        """The documents of either split; they are read when they are first needed."""
-        config = self.config
-        found = documents(
-            self._files,
-            format_=config.format,
-            separator=config.separator,
-            text_field=config.text_field,
-            domain_field=config.domain_field,
-        )
-        split = split_documents(
-            found, held_out_share=config.held_out_share, shared_run_bytes=config.shared_run_bytes, seed=config.seed
-        )
-        if not split.train:
-            raise SettingError("files" if config.files is not None else "package.glob", "there is no text in them")
-        if config.domain_field is not None and not any(each.domain for each in (*split.train, *split.held_out)):
-            raise SettingError("domain_field", f"no record has {config.domain_field!r}")
-        return split
+    def documents(self) -> DrawnDocuments:
+        """The documents; they are read when they are first needed, and kept on disk as long as this object."""
+        return DrawnDocuments(self._files, self.config, _lock_place(self.folder), self._sizes)
 
     def train_texts(self) -> Iterator[str]:
         """Yield the train documents, at most `train_bytes` of them."""
@@ -125,11 +110,11 @@ class CorpusText:
         return bool(files.get_file_info(f"{folder}/{RECORD}").type == fs.FileType.File)
 
 
-def read_text(config: CorpusConfig, folder: Path | str, *, shard_bytes: int = SHARD_BYTES) -> CorpusText:
+def read_text(config: CorpusConfig, folder: Path | str, *, sizes: Sizes = _SIZES) -> CorpusText:
     """Return the text of a corpus that lies, or will lie, in `folder`, split into train and held-out documents.
 
-    The folder may be a URL. `shard_bytes` is the approximate number of bytes of documents in a shard. Nothing is read
-    when the folder holds a corpus of the same text and settings, until the documents are asked for.
+    The folder may be a URL. Nothing is read when it holds a corpus of the same text and settings, until the documents
+    are asked for.
 
     Raises:
         SettingError: a setting of the corpus cannot be honoured.
@@ -137,7 +122,7 @@ def read_text(config: CorpusConfig, folder: Path | str, *, shard_bytes: int = SH
         FetchError: the package cannot be had.
     """
     location = str(folder) if "://" in str(folder) else str(Path(folder).absolute())
-    return CorpusText(config, location, shard_bytes)
+    return CorpusText(config, location, sizes)
 
 
 def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) -> Corpus:
@@ -164,14 +149,6 @@ def _lock_place(folder: str) -> Path:
     return fusion_home() / "locks" / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
-def _text_hash(texts: Iterator[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode()
-        digest.update(f"{len(data)}:".encode() + data)
-    return digest.hexdigest()
-
-
 def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
     """Return the tokenizers that can be loaded, each loaded once."""
     loaded: dict[tuple[str, str], tuple[Vocabulary, ChatTokenizer | None]] = {}
@@ -194,8 +171,10 @@ def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:
 def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list[list[Any]]) -> None:
     """Write shards and record anew. Without its record, which is written last, a folder holds no corpus."""
     config, documents = text.config, text.documents
-    files = Files(text.folder, "folder")
+    files = Files(text.folder, "corpus.folder")
     files.delete(RECORD)
+    with Workers(documents.num_workers, readers, documents.draw) as workers:
+        splits = {split.name: _write_split(files, split, documents, workers, readers) for split in splits_of(config)}
     record: dict[str, Any] = {
         "version": VERSION,
         "name": config.name,
@@ -206,12 +185,7 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
         "num_documents": documents.num_documents,
         "num_duplicates": documents.num_duplicates,
         "num_dropped_as_shared": documents.num_dropped,
-        "splits": {
-            split.name: _write_split(
-                files, split, documents.held_out if split.name == HELD_OUT else documents.train, readers, text
-            )
-            for split in splits_of(config)
-        },
+        "splits": splits,
     }
     files.write(RECORD, json.dumps(record, indent=2).encode() + b"\n")
     kept = {f"{WINDOWS}/{shard.file}" for split in record["splits"] for shard in shards_of(record, split)}
@@ -222,25 +196,16 @@ def _write_ledger(text: CorpusText, readers: Sequence[Reader], planned_for: list
 
 
 def _write_split(
-    files: Files, split: SplitPlan, chosen: Sequence[Document], readers: Sequence[Reader], text: CorpusText
+    files: Files, split: SplitPlan, documents: DrawnDocuments, workers: Workers, readers: Sequence[Reader]
 ) -> dict[str, Any]:
     """Write the shards of a split, and return the ledger's entry for it."""
-
-    def planned() -> Iterator[PlannedShard]:
-        left = split.max_bytes
-        for file, of_shard in in_shards(chosen, split, text.shard_bytes):
-            shard = plan_shard(split, file, of_shard, readers, left)
-            yield shard
-            if left is not None:
-                left -= shard.tally.counts["num_bytes"]
-            if shard.is_cut:
-                return
-
-    shards, tally = write_shards(planned(), lambda file, data: files.write(f"{WINDOWS}/{file}", data))
+    tasks = list(documents.shards(split))
+    if not tasks:
+        raise SettingError(split.setting, "no train document is of this length and domain")
+    planned = _within_cap(split, tasks, workers, partial(_plan, readers, documents.draw))
+    shards, tally = write_shards(planned, lambda file, data: files.write(f"{WINDOWS}/{file}", data))
     turns = {"left_out": dict(tally.left_out), "refused_by": dict(tally.refused_by)}
     if not shards:
-        if split.pool is not None and not any(split.takes(len(each.text), each.domain) for each in chosen):
-            raise SettingError(split.setting, "no train document is of this length and domain")
         left_out = f"; of the turns, {turns['left_out']} are left out" if split.config.is_conversations else ""
         raise SettingError(split.setting, f"no window fits; `window_bytes` is {split.window_bytes}{left_out}")
     counts = tally.counts
@@ -262,6 +227,29 @@ def _write_split(
         "windows_per_group": split.windows_per_group,
         "shards": [shard.to_json() for shard in shards],
     }
+
+
+def _within_cap(
+    split: SplitPlan, tasks: Sequence[ShardTask], workers: Workers, plan_here: Callable[..., PlannedShard]
+) -> Iterator[PlannedShard]:
+    """Yield the shards of a split in order, the last one cut where the split is full."""
+    left = split.max_bytes
+    planned = workers.in_order(_plan, ((split, task, split.max_bytes) for task in tasks))
+    with closing(planned):
+        for task, shard in zip(tasks, planned, strict=True):
+            if left is not None and shard.tally.counts["num_bytes"] > left:
+                # It was planned before it was known how much of it there is room for.
+                shard = plan_here(split, task, left)  # noqa: PLW2901
+            yield shard
+            if shard.is_cut:
+                return
+            left = None if left is None else left - shard.tally.counts["num_bytes"]
+
+
+def _plan(
+    readers: Sequence[Reader], draw: Draw, split: SplitPlan, task: ShardTask, max_bytes: int | None
+) -> PlannedShard:
+    return plan_shard(split, task.file, draw.documents(split, task), readers, max_bytes)
 
 
 def _files_below(files: Files, folder: str) -> Iterator[str]:

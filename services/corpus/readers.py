@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,13 +40,18 @@ def local_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def documents(
-    files: Sequence[Path], *, format_: Format | None, separator: str | None, text_field: str, domain_field: str | None
+    files: Sequence[Path],
+    root: Path,
+    *,
+    format_: Format | None,
+    separator: str | None,
+    text_field: str,
+    domain_field: str | None,
 ) -> Iterator[Document]:
-    """Yield all documents of the files, in order; ValueError for a file that cannot be read as text.
+    """Yield all documents of the files, in order, named from `root`; ValueError for a file that is not as told.
 
     Files are read piece by piece: the memory is that of the longest document.
     """
-    root = Path(os.path.commonpath([path.parent for path in files]))
     for path in files:
         kind = format_ or _FORMATS.get(path.suffix)
         name = str(path.relative_to(root))

@@ -1,21 +1,16 @@
-"""Split documents into train and held-out ones, so that neither repeats runs of the other's text.
+"""Find runs of text that documents have in common, so that neither split repeats the other's text.
 
 Shape legend: H hashes of runs of text.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from fusion_core.arrays import UInt64
-from services.base.errors import SettingError
-from services.corpus.document import Document
+from fusion_core.arrays import Bool, UInt64
 from services.corpus.windows import WHITESPACE
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
@@ -23,63 +18,9 @@ _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _BYTE_CODES = np.random.default_rng(0).integers(1, 2**63, 256, dtype=np.uint64)
 _TABLE_SLOTS_PER_HASH = 8
 _MOST_TABLE_BITS = 28
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SplitDocuments:
-    """The documents of either split, in drawn order, and the numbers of those left out.
-
-    `num_duplicates`: documents whose text came before; `num_dropped`: train documents sharing text with held-out ones.
-    """
-
-    train: list[Document]
-    held_out: list[Document]
-    num_documents: int
-    num_duplicates: int
-    num_dropped: int
-
-    def train_texts(self, max_bytes: int | None) -> Iterator[str]:
-        """Yield the train documents, the last one cut so that all have at most `max_bytes` together."""
-        left = max_bytes if max_bytes is not None else sum(len(document.text) for document in self.train)
-        for document in self.train:
-            if left <= 0:
-                return
-            yield document.text[:left].decode("utf-8", errors="ignore")
-            left -= len(document.text)
-
-
-def split_documents(
-    read: Iterable[Document], *, held_out_share: float, shared_run_bytes: int | None, seed: int
-) -> SplitDocuments:
-    """Draw the held-out documents; SettingError when a split would be empty.
-
-    The draw orders documents by a hash of seed and text: it depends neither on file names nor on other documents.
-    """
-    written = [document for document in read if document.text.strip()]
-    unique = list({document.text: document for document in reversed(written)}.values())[::-1]
-    drawn = sorted(unique, key=lambda doc: hashlib.sha256(f"{seed}\0".encode() + doc.text).digest())
-    wanted = held_out_share * sum(len(document.text) for document in drawn)
-    ends = accumulate(len(document.text) for document in drawn)
-    num_held_out = 1 + sum(end < wanted for end in ends)
-    held_out, train = drawn[:num_held_out], drawn[num_held_out:]
-    if unique and not train:
-        raise SettingError(
-            "held_out_share",
-            f"nothing is left for training, the text has {len(unique)} document(s); "
-            "documents are never cut in two: give more files, a smaller share, or a `separator`",
-        )
-    num_train = len(train)
-    if shared_run_bytes is not None:
-        texts, others = ([document.text for document in part] for part in (train, held_out))
-        shared = sharing(texts, others, shared_run_bytes)
-        train = [document for document, is_shared in zip(train, shared, strict=True) if not is_shared]
-    dropped = num_train - len(train)
-    if dropped:
-        _log.warning("%d of %d train documents repeat text of held-out ones and are left out", dropped, num_train)
-    if unique and not train:
-        raise SettingError("shared_run_bytes", f"every train document shares {shared_run_bytes} bytes with held-out")
-    return SplitDocuments(train, held_out, len(unique), len(written) - len(unique), dropped)
+_RANGE_HASHES = 1 << 24
+"""Number of hashes that are merged at once."""
+_HASHES, _TABLE = "known-runs.u64", "known-runs-table.npy"
 
 
 def run_hashes(text: bytes, run_bytes: int) -> UInt64:
@@ -99,21 +40,70 @@ def run_hashes(text: bytes, run_bytes: int) -> UInt64:
     return result
 
 
-def sharing(texts: Iterable[bytes], others: Iterable[bytes], run_bytes: int) -> list[bool]:
-    """Return for each text whether it has a run of `run_bytes` bytes, beginning with a word, in common with `others`.
+class RunTable:
+    """A set of hashes of runs. It lies on disk, where all processes of a machine share its memory.
 
-    The time is linear in all text: a table over some bits of the hashes answers nearly every run, and only a run that
-    the table knows is looked up among the sorted hashes.
+    Looking up takes time in proportion to the text alone: a table over some bits of the hashes answers nearly every
+    run, and only a run that the table knows is looked up among the sorted hashes.
     """
-    known_H = np.unique(np.concatenate([np.zeros(0, np.uint64), *(run_hashes(other, run_bytes) for other in others)]))
-    bits = min(_MOST_TABLE_BITS, max(1, (len(known_H) * _TABLE_SLOTS_PER_HASH).bit_length()))
-    shift = np.uint64(64 - bits)
-    table = np.zeros(1 << bits, dtype=np.bool_)
-    table[known_H >> shift] = True
-    found = []
-    for text in texts:
-        hashes_H = run_hashes(text, run_bytes)
-        hashes_H = hashes_H[table[hashes_H >> shift]]
-        places_H = np.minimum(np.searchsorted(known_H, hashes_H), max(len(known_H) - 1, 0))
-        found.append(bool(hashes_H.size) and bool((known_H[places_H] == hashes_H).any()))
-    return found
+
+    def __init__(self, known_H: UInt64, table: Bool) -> None:
+        self._known_H, self._table = known_H, table
+        self._shift = _shift(table)
+
+    @classmethod
+    def of(cls, hashes_H: UInt64) -> RunTable:
+        """Return the set of some hashes, in any order."""
+        known_H = np.unique(hashes_H)
+        table = _empty_table(len(known_H))
+        table[known_H >> _shift(table)] = True
+        return cls(known_H, table)
+
+    @classmethod
+    def merge(cls, files: Sequence[Path], folder: Path) -> None:
+        """Write to a folder the set of the hashes in some sorted files; a range of them at a time is in memory."""
+        parts = [np.load(file, mmap_mode="r") for file in files]
+        num_hashes = sum(map(len, parts))
+        num_ranges = -(-num_hashes // _RANGE_HASHES)
+        table = _empty_table(num_hashes)
+        shift = _shift(table)
+        with (folder / _HASHES).open("wb") as file:
+            for number in range(num_ranges):
+                edges = [np.uint64((2**64 * n) // num_ranges) for n in (number, number + 1) if n < num_ranges]
+                ends = [[*np.searchsorted(part, edges), len(part)][:2] for part in parts]
+                ranges = [part[start:end] for part, (start, end) in zip(parts, ends, strict=True)]
+                known_H = np.unique(np.concatenate(ranges))
+                table[known_H >> shift] = True
+                known_H.tofile(file)
+        np.save(folder / _TABLE, table)
+
+    @classmethod
+    def open(cls, folder: Path) -> RunTable:
+        """Return the set in a folder, mapped into memory."""
+        path = folder / _HASHES
+        known_H = np.memmap(path, np.uint64, "r") if path.stat().st_size else np.zeros(0, np.uint64)
+        return cls(known_H, np.load(folder / _TABLE, mmap_mode="r"))
+
+    def holds(self, hashes_H: UInt64) -> bool:
+        """Return whether any of the hashes is in the set."""
+        hashes_H = hashes_H[self._table[hashes_H >> self._shift]]
+        if not hashes_H.size:
+            return False
+        places_H = np.minimum(np.searchsorted(self._known_H, hashes_H), len(self._known_H) - 1)
+        return bool((self._known_H[places_H] == hashes_H).any())
+
+
+def _empty_table(num_hashes: int) -> Bool:
+    bits = min(_MOST_TABLE_BITS, max(1, (num_hashes * _TABLE_SLOTS_PER_HASH).bit_length()))
+    return np.zeros(1 << bits, dtype=np.bool_)
+
+
+def _shift(table: Bool) -> np.uint64:
+    """Return the number of low bits of a hash that the table does not look at."""
+    return np.uint64(64 - (len(table).bit_length() - 1))
+
+
+def sharing(texts: Iterable[bytes], others: Iterable[bytes], run_bytes: int) -> list[bool]:
+    """Return for each text whether it shares with `others` a run of `run_bytes` bytes that begins with a word."""
+    table = RunTable.of(np.concatenate([np.zeros(0, np.uint64), *(run_hashes(other, run_bytes) for other in others)]))
+    return [table.holds(run_hashes(text, run_bytes)) for text in texts]

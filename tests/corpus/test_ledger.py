@@ -17,17 +17,18 @@ import pytest
 from services.base.errors import FailedPreconditionError
 from services.base.files import Files
 from services.corpus.config import CorpusConfig
+from services.corpus.drawn import Sizes
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus, Window
 from services.corpus.prepare import plan_corpus, read_text
 from tests.corpus.documents import documents_of, story, write_stories
 
-SHARD_BYTES = 2000
-"""Bytes of documents in a shard here: some three of them."""
+SIZES = Sizes(shard=2000)
+"""A shard has some three documents here."""
 
 
 def sharded(folder: Path | str, config: CorpusConfig | None = None) -> Corpus:
     config = config or CorpusConfig(files=("in/*.txt",), window_bytes=128, context_bytes=300)
-    return plan_corpus(read_text(config, folder, shard_bytes=SHARD_BYTES))
+    return plan_corpus(read_text(config, folder, sizes=SIZES))
 
 
 def windows(corpus: Corpus, split: str) -> list[Window]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from services.base.settings import explain
 from services.corpus.config import CorpusConfig
+from services.corpus.drawn import Sizes
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
 from services.corpus.prepare import plan_corpus, read_text
 from tests.corpus.documents import documents_of, story
@@ -30,7 +31,7 @@ def write_records(folder: Path) -> dict[str, tuple[str, bytes]]:
 
 def prepare(folder: Path, **config: Any) -> Corpus:
     settings = {"files": ["in.jsonl"], "domain_field": "kind", "window_bytes": 128} | config
-    return plan_corpus(read_text(CorpusConfig.model_validate(settings), folder, shard_bytes=3000))
+    return plan_corpus(read_text(CorpusConfig.model_validate(settings), folder, sizes=Sizes(shard=3000)))
 
 
 def test_a_pool_holds_the_train_documents_that_fit_in_windows_of_its_own(tmp_path: Path) -> None:

@@ -55,13 +55,15 @@ def plain_fusion(
     tokenizer: str | None = None,
     max_positions: int = 2048,
     chat_templates: Sequence[str] = (),
+    corpora: Sequence[str] = (),
     **service: Any,
 ) -> Iterator[PlainFusion]:
     """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
 
     With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
     `documents` are the corpus, generated ones by default; `windows` are keys of its section. `chat_templates` are the
-    sources', where the corpus holds conversations, and one more may be the target's.
+    sources', where the corpus holds conversations, and one more may be the target's. `corpora` are folders of further
+    data sets.
     """
     texts = documents or [sentences(600, seed=number) for number in range(12)]
     corpus = folder / "documents"
@@ -98,7 +100,9 @@ def plain_fusion(
             }
         )
         prepare(recipe, save=False)
-        address, drain = stack.enter_context(_serving(recipe.fusion_service()))
+        config = recipe.fusion_service()
+        config = config.model_copy(update={"corpora": (*config.corpora, *corpora)})
+        address, drain = stack.enter_context(_serving(config))
         yield PlainFusion(address, drain, sources, recipe)
 
 
