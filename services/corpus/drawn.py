@@ -76,7 +76,7 @@ class Draw:
         """Return which documents of a bucket belong to a split."""
         if split.name == HELD_OUT:
             return self._held_out(number, bucket)
-        kept_N: Bool = np.load(self._kept_file(number))
+        kept_N: Bool = np.frombuffer(self._kept_file(number).read_bytes(), np.bool_)
         if split.pool is None:
             return kept_N
         pairs = zip(bucket.lengths_N.tolist(), bucket.domains(), strict=True)
@@ -88,8 +88,8 @@ class Draw:
         assert run_bytes is not None, "hashes are for those who look for shared runs"
         texts = bucket.texts(self._held_out(number, bucket))
         hashes = [np.zeros(0, np.uint64), *(run_hashes(text, run_bytes) for text in texts)]
-        path = self.runs.folder / f"hashes-{number}.npy"
-        np.save(path, np.unique(np.concatenate(hashes)))
+        path = self.runs.folder / f"hashes-{number}"
+        path.write_bytes(np.unique(np.concatenate(hashes)).data)
         return path
 
     def choose(self, number: int) -> Chosen:
@@ -100,7 +100,7 @@ class Draw:
         if config.shared_run_bytes is not None and train_N.any():
             table, run_bytes = RunTable.open(self.runs.folder), config.shared_run_bytes
             kept_N[train_N] = [not table.holds(run_hashes(text, run_bytes)) for text in bucket.texts(train_N)]
-        np.save(self._kept_file(number), kept_N)
+        self._kept_file(number).write_bytes(kept_N.data)
         num_bytes = {
             split.name: int(bucket.lengths_N[self.chosen(split, number, bucket)].sum()) for split in splits_of(config)
         }
@@ -111,7 +111,7 @@ class Draw:
         return found
 
     def _kept_file(self, number: int) -> Path:
-        return self.runs.folder / f"kept-{number}.npy"
+        return self.runs.folder / f"kept-{number}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,9 @@ READ_COLUMNS = ("text", "document", "start_byte", "context_start", "ends_documen
 
 GROUP_BYTES = 1 << 18
 """Approximate bytes of text in a row group, which is read as a whole."""
-_ZSTD_LEVEL = 3
-_OPEN_SHARDS = 64
-_CACHED_GROUPS = 128
+_OPEN_SHARDS = 192
+"""Shards that are kept open, with footers of about 0.4 MiB each in memory."""
+_CACHED_GROUPS = 64
 _FOOTER_END = 8
 """Bytes at the end of a Parquet file: the length of the footer and a mark."""
 
@@ -112,8 +112,7 @@ def encode_shard(
         table,
         sink,
         row_group_size=windows_per_group,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
+        compression="lz4",  # a group is read for a single window: zstd takes twice as long to read, for 2/3 of the size
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ _TABLE_SLOTS_PER_HASH = 8
 _MOST_TABLE_BITS = 28
 _RANGE_HASHES = 1 << 24
 """Number of hashes that are merged at once."""
-_HASHES, _TABLE = "known-runs.u64", "known-runs-table.npy"
+_HASHES, _TABLE = "known-runs", "known-runs-table"
 
 
 def run_hashes(text: bytes, run_bytes: int) -> UInt64:
@@ -62,7 +63,7 @@ class RunTable:
     @classmethod
     def merge(cls, files: Sequence[Path], folder: Path) -> None:
         """Write to a folder the set of the hashes in some sorted files; a range of them at a time is in memory."""
-        parts = [np.load(file, mmap_mode="r") for file in files]
+        parts = [_mapped(file, np.uint64) for file in files]
         num_hashes = sum(map(len, parts))
         num_ranges = -(-num_hashes // _RANGE_HASHES)
         table = _empty_table(num_hashes)
@@ -74,15 +75,13 @@ class RunTable:
                 ranges = [part[start:end] for part, (start, end) in zip(parts, ends, strict=True)]
                 known_H = np.unique(np.concatenate(ranges))
                 table[known_H >> shift] = True
-                known_H.tofile(file)
-        np.save(folder / _TABLE, table)
+                file.write(known_H.data)
+        (folder / _TABLE).write_bytes(table.data)
 
     @classmethod
     def open(cls, folder: Path) -> RunTable:
         """Return the set in a folder, mapped into memory."""
-        path = folder / _HASHES
-        known_H = np.memmap(path, np.uint64, "r") if path.stat().st_size else np.zeros(0, np.uint64)
-        return cls(known_H, np.load(folder / _TABLE, mmap_mode="r"))
+        return cls(_mapped(folder / _HASHES, np.uint64), _mapped(folder / _TABLE, np.bool_))
 
     def holds(self, hashes_H: UInt64) -> bool:
         """Return whether any of the hashes is in the set."""
@@ -91,6 +90,11 @@ class RunTable:
             return False
         places_H = np.minimum(np.searchsorted(self._known_H, hashes_H), len(self._known_H) - 1)
         return bool((self._known_H[places_H] == hashes_H).any())
+
+
+def _mapped(path: Path, dtype: type[np.generic]) -> Any:
+    """Return the array in a file, mapped into memory."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _empty_table(num_hashes: int) -> Bool:
