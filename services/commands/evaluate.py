@@ -14,7 +14,7 @@ from services.base.atomic import write_whole
 from services.base.errors import UnavailableError
 from services.base.version import git_revision
 from services.commands.prepare import corpus_and_target
-from services.corpus.ledger import Corpus
+from services.corpus.ledger import Corpus, Window
 from services.evaluation.controls import training_of
 from services.evaluation.harness import evaluate_tasks
 from services.evaluation.intervals import compare
@@ -22,23 +22,31 @@ from services.evaluation.nats_per_byte import Scores, nats_per_byte
 from services.evaluation.report.report import EVALUATION
 from services.fusion.client import FusionClient, SkippedWindow, StreamRequest
 from services.models.catalogue import resolve_model
+from services.models.chat_template import TurnRefusedError
+from services.models.chat_tokenizer import ChatTokenizer, open_chat
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
 from services.source.config import AnySource
+from services.wire.messages import read_messages
 
 UNTOUCHED = "untouched target"
 
 
+def split_windows(corpus: Corpus, split: str) -> list[Window]:
+    """Return all windows of a split, in order."""
+    return [corpus.window(split, index) for index in range(corpus.num_windows(split))]
+
+
 def evaluate_folder(
-    recipe: Recipe, corpus: Corpus, folder: Path, split: str, *, bos: int | None = None, source: AnySource | None = None
+    recipe: Recipe, windows: Sequence[Window], folder: Path, *, bos: int | None = None, source: AnySource | None = None
 ) -> Scores:
-    """Score a model on a split, every window behind the model's BOS and its context, as in training.
+    """Score a model on windows, every one behind the model's BOS and its context, as in training.
 
     The left context is read by sources always, by others where the recipe's target reads it. A turn that the model's
     chat template refuses is an error.
     """
     config = recipe.distill
-    passages = [corpus.window(split, index).passage for index in range(corpus.num_windows(split))]
+    passages = [window.passage for window in windows]
     if source is None and not recipe.corpus.target_context:
         passages = [replace(passage, context=b"", messages=b"") for passage in passages]
     return nats_per_byte(
@@ -101,10 +109,13 @@ def evaluate(
     corpus = corpus_and_target(recipe)
     if split not in corpus.splits:
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
+    windows = split_windows(corpus, split)
+    if sources and recipe.corpus.is_conversations:
+        windows = _read_by_all(recipe, windows, print_line)
     scores = {}
     for name, (folder, bos) in models.items():
         print_line(f"{name}: {folder}")
-        scores[name] = evaluate_folder(recipe, corpus, folder, split, bos=bos, source=source_models.get(name))
+        scores[name] = evaluate_folder(recipe, windows, folder, bos=bos, source=source_models.get(name))
         if not scores[name].lossless_W.all():
             print_line(
                 f"{name}: its tokenizer does not spell {int((~scores[name].lossless_W).sum())} windows byte for byte"
@@ -114,20 +125,24 @@ def evaluate(
         for name, (folder, _) in models.items():
             print_line(f"{name}: tasks in {tasks}")
             results[name] = evaluate_tasks(folder, tasks, device=recipe.distill.device)
-    return write_evaluation(recipe, corpus, split, scores, tasks=results, keep=not folders)
+    return write_evaluation(recipe, corpus, split, windows, scores, tasks=results, keep=not folders)
 
 
 def write_evaluation(
     recipe: Recipe,
     corpus: Corpus,
     split: str,
+    windows: Sequence[Window],
     scores: Mapping[str, Scores],
     *,
     tasks: Mapping[str, Any] | None = None,
     keep: bool = True,
 ) -> dict[str, Any]:
-    """Compare the models; with `keep`, write the comparison to evaluation.json in the run folder, for the report."""
-    documents = [corpus.window(split, index).document for index in range(corpus.num_windows(split))]
+    """Compare the models on the windows of a split that they were scored on.
+
+    With `keep`, the comparison is written to evaluation.json in the run folder, for the report.
+    """
+    documents = [window.document for window in windows]
     evaluation = {
         "corpus": corpus.name,
         "split": split,
@@ -142,6 +157,30 @@ def write_evaluation(
     if keep:
         write_whole(recipe.run_folder / EVALUATION, json.dumps(evaluation, indent=2) + "\n")
     return evaluation
+
+
+def _read_by_all(recipe: Recipe, windows: Sequence[Window], print_line: Callable[[str], None]) -> list[Window]:
+    """Return the turns that every source's chat template writes, so that all models are scored on the same ones."""
+    read = list(windows)
+    for source, folder in zip(recipe.sources, resolve_sources(recipe).values(), strict=True):
+        chat = open_chat(folder, source.chat_template)
+        kept = [window for window in read if chat is None or _writes(chat, window)]
+        if len(kept) < len(read):
+            print_line(
+                f"source {source.name}: its chat template refuses {len(read) - len(kept)} turns, left out for all"
+            )
+        read = kept
+    if not read:
+        raise RecipeError("--sources: there is no turn that every source's chat template writes")
+    return read
+
+
+def _writes(chat: ChatTokenizer, window: Window) -> bool:
+    try:
+        chat.encode_turn(read_messages(window.messages), window.text, ends=window.ends_document)
+    except TurnRefusedError:
+        return False
+    return True
 
 
 def _own_models(recipe: Recipe) -> dict[str, tuple[Path, int | None]]:

@@ -16,7 +16,7 @@ from services.base.errors import RunFailedError
 from services.base.progress_bars import model_progress
 from services.base.version import git_revision
 from services.commands.distill import submit_recipe
-from services.commands.evaluate import evaluate_folder, evaluate_sources, write_evaluation
+from services.commands.evaluate import evaluate_folder, evaluate_sources, split_windows, write_evaluation
 from services.commands.prepare import prepare
 from services.corpus.ledger import HELD_OUT, TRAIN, Corpus
 from services.deploy.up import check_free, temporarily_up
@@ -65,8 +65,9 @@ def run(recipe: Recipe, console: Console) -> dict[str, Any]:
                 raise RunFailedError(f"training {name} ended with exit code {code}; see {recipe.run_folder / name}")
         print_line(f"evaluating on {corpus.num_windows(HELD_OUT)} held-out windows")
         sources, fused_rows = evaluate_sources(client, corpus, HELD_OUT)
-    scores = {name: evaluate_folder(recipe, corpus, recipe.run_folder / name / "model", HELD_OUT) for name in runs}
-    write_evaluation(recipe, corpus, HELD_OUT, scores)
+    windows = split_windows(corpus, HELD_OUT)
+    scores = {name: evaluate_folder(recipe, windows, recipe.run_folder / name / "model") for name in runs}
+    write_evaluation(recipe, corpus, HELD_OUT, windows, scores)
     nats = {name: score.mean for name, score in scores.items()}
     summary = {
         **_training_summary(recipe, corpus),

@@ -71,16 +71,16 @@ class Sampler:
         sampling = sampling.model_copy(update={"logprobs": True})
         running: set[asyncio.Task[None]] = set()
         asked: set[bytes] = set()
-        done = 0
+        done = reported = 0
 
         async def one(prompt: AnswerPrompt, missing: range) -> None:
-            nonlocal done
+            nonlocal done, reported
             try:
                 await self._ask(prompt, sampling, missing)
             finally:
                 asked.discard(prompt.identity)
                 self._gate.release()
-            done += 1
+            done = reported = done + 1
             progress(done)
 
         try:
@@ -103,7 +103,8 @@ class Sampler:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
             await asyncio.to_thread(self._store.flush)
-        progress(done)
+        if done != reported:
+            progress(done)
         return self.tally
 
     async def close(self) -> None:
