@@ -60,7 +60,8 @@ class Consumer:
                 if self._stall_seconds and not self.longest_pause_seconds:
                     time.sleep(self._stall_seconds)
                     self.longest_pause_seconds = self._stall_seconds
-                self._ask_for(len(frame.blocks))
+                if frame.blocks:  # the first frame, and those that say that the service lives, hold none
+                    self._ask_for(len(frame.blocks))
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.CANCELLED:
                 raise
