@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fusion_core.verify.specs import KINDS, ProgramSpec, Spec
 from fusion_core.verify.verdict import Verdict
 from services.verify.config import VerifyConfig
-from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
+from services.verify.sandbox.sandbox import ProgramLimits, ProgramRun, Sandbox
 
 
 class Verifier:
@@ -16,19 +16,23 @@ class Verifier:
 
     Attributes:
         sandbox: where programs run; its `problem` says why they cannot.
-        programs_running: number of programs that run now.
     """
 
     def __init__(self, config: VerifyConfig) -> None:
         limits = ProgramLimits(seconds=config.program_seconds, memory_bytes=config.program_memory_bytes)
         self.sandbox = Sandbox(config.bwrap, limits)
-        self.programs_running = 0
+        self._running: set[ProgramRun] = set()
         self._threads = ThreadPoolExecutor(config.programs_at_once, thread_name_prefix="programs")
 
     @property
     def kinds(self) -> list[str]:
         """The kinds of specs that are judged here."""
         return [kind for kind in KINDS if kind != "program" or not self.sandbox.problem]
+
+    @property
+    def programs_running(self) -> int:
+        """The number of programs that run now."""
+        return len(self._running)
 
     async def judge(self, spec: Spec, text: str) -> Verdict:
         """Return the verdict; when the caller is cancelled, the program is killed.
@@ -40,11 +44,11 @@ class Verifier:
         run = self.sandbox.start(spec, text)
 
         def counted() -> Verdict:
-            self.programs_running += 1
+            self._running.add(run)
             try:
                 return run.verdict()
             finally:
-                self.programs_running -= 1
+                self._running.discard(run)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, counted)

@@ -40,6 +40,7 @@ def sandbox_command(bubblewrap: str, *, scratch_bytes: int, filter_descriptor: i
         *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
         *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
         *("--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"),
+        *("--setenv", "LD_LIBRARY_PATH", f"{sys.base_prefix}/lib"),  # there is no cache of libraries
         *_files(),
         *devices,
         *("--size", str(scratch_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp"),

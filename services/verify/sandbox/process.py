@@ -40,6 +40,8 @@ class SandboxProcess:
         pass_fds: tuple[int, ...] = (),
         **streams: Any,
     ) -> None:
+        self._told = False
+        self._child_number: int | None = None
         filter_read, filter_write = os.pipe()
         self._info, info_write = os.pipe()
         try:
@@ -106,12 +108,12 @@ class SandboxProcess:
         return said
 
     def _child(self) -> int | None:
-        """Return the number of the first process in the sandbox; None before bubblewrap has said it."""
-        ready, _, _ = select.select([self._info], [], [], 0)
-        if not ready:
-            return None
-        with suppress(ValueError):  # read before, or bubblewrap ended without a word
-            self._child_number = int(json.loads(os.read(self._info, 4096))["child-pid"])
-        return self._child_number
+        """Return the number of the first process in the sandbox, or None where bubblewrap has not said it.
 
-    _child_number: int | None = None
+        What it says is read once: nothing that might come later is believed.
+        """
+        if not self._told and select.select([self._info], [], [], 0)[0]:
+            self._told = True
+            with suppress(ValueError, KeyError):
+                self._child_number = int(json.loads(os.read(self._info, 4096))["child-pid"])
+        return self._child_number

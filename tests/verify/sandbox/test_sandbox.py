@@ -111,6 +111,15 @@ def test_a_program_sees_python_and_nothing_else(sandbox: Sandbox) -> None:
     assert is_right(sandbox, answer, tests, "f", "there")
 
 
+def test_a_program_gets_no_open_file_but_its_two_pipes(sandbox: Sandbox) -> None:
+    answer = (
+        "import os, stat\ndef f():\n    pipes = 0\n    for number in range(64):\n        try:\n"
+        "            pipes += stat.S_ISFIFO(os.fstat(number).st_mode)\n        except OSError:\n            pass\n"
+        "    return pipes"
+    )
+    assert is_right(sandbox, answer, "assert f() == 2")
+
+
 @pytest.mark.parametrize(
     ("attempt", "error"),
     [
