@@ -6,10 +6,17 @@ from time import process_time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fusion_core.verify.constraints import CONSTRAINTS
+from fusion_core.verify.json_schema import KEYWORDS
 from fusion_core.verify.programs import code_of, program_of
 from fusion_core.verify.specs import ProgramSpec, parse_spec, read_spec
 from tests.fusion_core.verify.nasty_texts import nasty_texts
+
+PARAMETERS = ("words", "word", "letter", "text", "splitter", "script", "marker", "prompt", "paragraph", "options")
+WORDS = ("kind", "name", "expected", "tolerance", "schema", "at_least", "at_most", *PARAMETERS, *sorted(KEYWORDS))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,44 @@ from tests.fusion_core.verify.nasty_texts import nasty_texts
 def test_the_key_that_is_wrong_is_named(value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_spec(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from([*CONSTRAINTS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=10,
+)
+GOOD = st.sampled_from(
+    [
+        {"kind": "answer", "expected": "1/2", "tolerance": 0.1},
+        {"kind": "json_schema", "schema": {"type": "array", "items": {"minLength": 1}, "uniqueItems": True}},
+        *({"kind": "constraints", "constraints": [{"name": name}]} for name in CONSTRAINTS),
+    ]
+)
+
+
+@given(
+    GOOD, st.dictionaries(st.sampled_from(WORDS), JSON, max_size=3), st.text() | st.sampled_from(["[1]", "1/2", "A b."])
+)
+def test_whatever_is_asked_is_refused_with_a_reason_or_judged(
+    good: dict[str, Any], changes: dict[str, Any], text: str
+) -> None:
+    inside = {key: changes[key] for key in changes if key not in {"kind", "name", "expected", "schema"}}
+    wanted = [{**good, **changes}]
+    if good["kind"] == "constraints":
+        wanted.append({**good, "constraints": [{**good["constraints"][0], **inside}]})
+    elif good["kind"] == "json_schema":
+        wanted.append({**good, "schema": {**good["schema"], **inside}})
+    for value in wanted:
+        try:
+            spec = read_spec(value)
+        except ValueError as error:
+            assert str(error)
+            continue
+        if not isinstance(spec, ProgramSpec):
+            verdict = spec.judge(text)
+            assert verdict.right == (verdict.score == 1) == (not verdict.reason)
+            assert 0 <= verdict.score <= 1
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 10**5, b"1" * 10**5])
