@@ -219,10 +219,10 @@ def fulfils(text: str, name: str, parameters: Parameters) -> bool:
 
 def check_constraint(value: Any) -> tuple[str, dict[str, Any]]:
     """Return name and parameters of a constraint; raises ValueError naming what is wrong and what is allowed."""
-    if not isinstance(value, dict) or value.get("name") not in CONSTRAINTS:
-        given = value.get("name") if isinstance(value, dict) else value
-        raise ValueError(f"name: {given!r} is none of {', '.join(CONSTRAINTS)}")
-    name, parameters = value["name"], {key: part for key, part in value.items() if key != "name"}
+    given = value.get("name") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(given, str) or given not in CONSTRAINTS:
+        raise ValueError(f"name: {given!r:.80} is none of {', '.join(CONSTRAINTS)}")
+    name, parameters = given, {key: part for key, part in value.items() if key != "name"}
     constraint = CONSTRAINTS[name]
     bounds = {"at_least", "at_most"} if constraint.counted else set()
     allowed = {*constraint.needs, *bounds}
@@ -235,7 +235,7 @@ def check_constraint(value: Any) -> tuple[str, dict[str, Any]]:
     for key in sorted(bounds & set(parameters)):
         _check_parameter(name, key, parameters[key], int)
     if name == "script" and parameters["script"] not in _SCRIPT_NAMES:
-        raise ValueError(f"script: {parameters['script']!r} is none of {', '.join(_SCRIPT_NAMES)}")
+        raise ValueError(f"script: {parameters['script']!r:.80} is none of {', '.join(_SCRIPT_NAMES)}")
     return name, parameters
 
 

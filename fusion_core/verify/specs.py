@@ -95,12 +95,12 @@ Spec: TypeAlias = AnswerSpec | ConstraintsSpec | JsonSchemaSpec | ProgramSpec
 
 def read_spec(value: Any) -> Spec:
     """Return the spec in an object; raises ValueError naming the key that is wrong and what is allowed."""
-    if not isinstance(value, dict) or value.get("kind") not in _READERS:
-        given = value.get("kind") if isinstance(value, dict) else value
+    given = value.get("kind") if isinstance(value, dict) else value
+    if not isinstance(value, dict) or not isinstance(given, str) or given not in _READERS:
         raise ValueError(f"kind: {given!r:.80} is none of {', '.join(_READERS)}")
-    allowed, read = _READERS[value["kind"]]
+    allowed, read = _READERS[given]
     if unknown := sorted(set(value) - {"kind", *allowed}):
-        raise ValueError(f"{unknown[0]}: unknown key; kind {value['kind']} has {', '.join(allowed)}")
+        raise ValueError(f"{unknown[0]}: unknown key; kind {given} has {', '.join(allowed)}")
     return read(value)
 
 

@@ -24,6 +24,8 @@ WORDS = ("kind", "name", "expected", "tolerance", "schema", "at_least", "at_most
     [
         ({"kind": "answers"}, "^kind: 'answers' is none of answer, constraints, json_schema, program"),
         ([], "^kind: "),
+        ({"kind": []}, "^kind: "),
+        ({"kind": "constraints", "constraints": [{"name": {}}]}, r"^constraints\[0\]\.name: "),
         ({"kind": "answer"}, "^expected: a number, or a string"),
         ({"kind": "answer", "expected": " "}, "^expected: "),
         ({"kind": "answer", "expected": True}, "^expected: "),
