@@ -23,7 +23,7 @@ def sample(
 
     with user_errors():
         enable_ray_authentication()
-        from services.commands.sample import Sample
+        from services.commands.answers.sample import Sample
 
         command = Sample(read_recipe(recipe, set_), sources=source or ())
         tallies = command.run(err)
@@ -51,7 +51,7 @@ def chat(
         from pydantic import ValidationError
 
         from services.base.settings import explain
-        from services.commands.chat import Chat
+        from services.commands.answers.chat import Chat
         from services.wire.answer import Sampling
 
         try:

@@ -29,7 +29,7 @@ def verify(
     with user_errors():
         from rich.table import Table
 
-        from services.commands.verify import Verify
+        from services.commands.answers.verify import Verify
         from services.verify.config import VerifyConfig
 
         config = VerifyConfig(bwrap=bwrap, programs_at_once=programs_at_once)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoTokenizer  # noqa: F401  # what reading a vocabulary imports
 
 from services.base.progress_bars import plain_console
-from services.commands.sample import Sample
+from services.commands.answers.sample import Sample
 from services.recipes.load import load_recipe
 
 

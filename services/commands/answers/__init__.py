@@ -1,0 +1,1 @@
+"""What the commands do that ask for answers, or judge them: `fusion sample`, `chat` and `verify`."""
