@@ -1,6 +1,7 @@
 """Words of a text for datatrove's filters and signatures, by one expression, for every language and without a model.
 
-A letter of a script that puts no spaces between words counts as a word; so does a run of punctuation.
+Words are what stands between spaces, as in the rules' papers: punctuation belongs to the word before it. A letter of a
+script that puts no spaces between words counts as a word.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ UNSPACED = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
 _LONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
 _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{_LONE}]]"
 _WORDS = regex.compile(rf"(?V1)[{_LONE}]|{_LETTERS}+(?:['’]{_LETTERS}+)*")
-_TOKENS = regex.compile(rf"(?V1)[{_LONE}]|{_LETTERS}+(?:['’]{_LETTERS}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}_]+")
+_SPACED = regex.compile(rf"[{_LONE}]|[^\s{_LONE}]+")
 _ENDS = regex.escape("".join(sorted(TERMINAL_PUNCTUATION)), special_only=False)
 _SENTENCES = regex.compile(rf"[^\n{_ENDS}]*[{_ENDS}]+[\"'”’)]*|[^\n{_ENDS}]+")
 
@@ -23,7 +24,7 @@ class Words(WordTokenizer):  # type: ignore[misc]  # datatrove has no types
     """A tokenizer as datatrove's blocks take one."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        found: list[str] = _TOKENS.findall(text)
+        found: list[str] = _SPACED.findall(text)
         return found
 
     def sent_tokenize(self, text: str) -> list[str]:
