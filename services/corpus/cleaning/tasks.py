@@ -118,8 +118,8 @@ def run_on_ray(function: Callable[[int], None], tasks: Sequence[int]) -> Iterato
     """Run each task on a core of the Ray cluster that this process is connected to; see `RunAll`."""
     import ray
 
-    remote = ray.remote(num_cpus=1)(function)
-    pending = {remote.remote(task): task for task in tasks}
+    remote = ray.remote(num_cpus=1)(_call)
+    pending = {remote.remote(function, task): task for task in tasks}
     while pending:
         [done], _ = ray.wait(list(pending), num_returns=1)
         try:
@@ -129,6 +129,10 @@ def run_on_ray(function: Callable[[int], None], tasks: Sequence[int]) -> Iterato
         except ray.exceptions.RayError as error:
             raise RunFailedError(f"task {pending[done]} was lost: {error}") from error
         yield pending.pop(done)
+
+
+def _call(function: Callable[[int], None], task: int) -> None:
+    function(task)
 
 
 def _run_here(function: Callable[[int], None], tasks: Sequence[int]) -> Iterator[int]:

@@ -1,0 +1,64 @@
+"""The same cleaning as a job on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.base.errors import SettingError
+from services.corpus.cleaning.pipeline import clean
+from services.corpus.cleaning.tasks import run_on_ray
+from tests.corpus.cleaning.conftest import bytes_of, run_clean, settings
+from tests.fakes.heap.planted import Heap
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of this process's own."""
+    from services.deploy.local_ray import enable_ray_authentication
+
+    enable_ray_authentication()
+    import ray
+
+    repository = str(Path(__file__).parents[3])
+    paths = os.pathsep.join([repository, os.environ.get("PYTHONPATH", "")])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def test_the_job_makes_the_same_bytes_as_this_machine(heap: tuple[Heap, Path], cluster: str, tmp_path: Path) -> None:
+    curate = settings(heap[1])
+    here = run_clean(curate, tmp_path / "here")
+    model = "smollm2-135m-instruct"
+    recipe: dict[str, Any] = {
+        "name": "mine",
+        "output_dir": str(tmp_path),
+        "curate": curate.model_dump(mode="json"),
+        "sources": [{"name": "a", "model": model}],
+        "target": {"model": model},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "services.commands.clean_job", "--recipe", str(tmp_path / "mine.yaml")]
+    env = os.environ | {"RAY_ADDRESS": cluster}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert f"{here['kept']:,} kept" in done.stdout
+    made = bytes_of(tmp_path / "mine" / "curate")
+    assert made.pop("corpus.html")
+    assert made == bytes_of(tmp_path / "here")
+
+
+def test_a_task_that_fails_names_the_setting(heap: tuple[Heap, Path], cluster: str, tmp_path: Path) -> None:
+    config = settings(heap[1], files=[str(heap[1] / "raw/web/*.parquet")], text_field="body")
+    with pytest.raises(SettingError, match="text_field: .* has no column 'body'"):
+        clean(config, tmp_path / "out", run_on_ray)
