@@ -29,7 +29,8 @@ def cluster() -> Iterator[str]:
 
     repository = str(Path(__file__).parents[3])
     paths = os.pathsep.join([repository, os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    env = {"env_vars": {"PYTHONPATH": paths}}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=env)
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
@@ -60,5 +61,5 @@ def test_the_job_makes_the_same_bytes_as_this_machine(heap: tuple[Heap, Path], c
 
 def test_a_task_that_fails_names_the_setting(heap: tuple[Heap, Path], cluster: str, tmp_path: Path) -> None:
     config = settings(heap[1], files=[str(heap[1] / "raw/web/*.parquet")], text_field="body")
-    with pytest.raises(SettingError, match="text_field: .* has no column 'body'"):
+    with pytest.raises(SettingError, match=r"text_field: .* has no column 'body'"):
         clean(config, tmp_path / "out", run_on_ray)
