@@ -155,7 +155,7 @@ def judge_kills(report: Report, config_file: Path, undisturbed: Path, out: Path,
     while kills < num_kills:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            seen = [process.stdout.readline() for _ in range(rng.randint(2, 12))]
+            seen = [process.stdout.readline() for _ in range(rng.randint(2, 32))]
             time.sleep(rng.random())
             process.kill()
             process.stdout.close()

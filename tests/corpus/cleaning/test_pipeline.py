@@ -15,7 +15,8 @@ import pytest
 
 from services.base.errors import RunFailedError, SettingError
 from services.corpus.cleaning.config import CurateConfig
-from services.corpus.cleaning.pipeline import check_curated
+from services.corpus.cleaning.pipeline import check_curated, clean
+from services.corpus.cleaning.tasks import local_workers
 from tests.corpus.cleaning.conftest import bytes_of, rows_of, run_clean, settings
 from tests.fakes.heap.oracles import jaccard
 from tests.fakes.heap.planted import SEVERE, Heap
@@ -178,6 +179,12 @@ def test_a_setting_that_cannot_be_honoured_is_named(
     with pytest.raises(SettingError) as error:
         run_clean(settings(heap[1], **changes), tmp_path / "out")
     assert str(error.value).startswith(message)
+
+
+def test_a_mistake_that_a_worker_finds_is_named(heap: Made, tmp_path: Path) -> None:
+    config = settings(heap[1], files=[str(heap[1] / "raw/web/*.parquet")], text_field="body")
+    with local_workers(2) as run_all, pytest.raises(SettingError, match=r"text_field: .* has no column 'body'"):
+        clean(config, tmp_path / "out", run_all)
 
 
 def test_a_heap_of_which_nothing_is_left_is_an_error_with_a_ledger(tmp_path: Path) -> None:
