@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from services.base.errors import SettingError
+from services.cli.app import app
 from services.corpus.cleaning.pipeline import clean
 from services.corpus.cleaning.tasks import run_on_ray
 from tests.corpus.cleaning.conftest import bytes_of, run_clean, settings
@@ -21,7 +23,7 @@ from tests.fakes.heap.planted import Heap
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a cluster of this process's own."""
+    """The dashboard of a cluster of this process's own."""
     from services.deploy.local_ray import enable_ray_authentication
 
     enable_ray_authentication()
@@ -30,9 +32,13 @@ def cluster() -> Iterator[str]:
     repository = str(Path(__file__).parents[3])
     paths = os.pathsep.join([repository, os.environ.get("PYTHONPATH", "")])
     env = {"env_vars": {"PYTHONPATH": paths}}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=env)
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    started = ray.init(
+        address="local", num_cpus=2, include_dashboard=True, dashboard_port=port, log_to_driver=False, runtime_env=env
+    )
     try:
-        yield ray.get_runtime_context().gcs_address
+        yield f"http://{started.dashboard_url}"
     finally:
         ray.shutdown()
 
@@ -49,13 +55,12 @@ def test_the_job_makes_the_same_bytes_as_this_machine(heap: tuple[Heap, Path], c
         "target": {"model": model},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "services.commands.clean_job", "--recipe", str(tmp_path / "mine.yaml")]
-    env = os.environ | {"RAY_ADDRESS": cluster}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
-    assert f"{here['kept']:,} kept" in done.stdout
+    done = CliRunner().invoke(app, ["corpus", str(tmp_path / "mine.yaml"), "--ray-address", cluster])
+    assert done.exit_code == 0, done.output
+    assert f"{here['kept']:,} kept" in done.output
     made = bytes_of(tmp_path / "mine" / "curate")
     assert made.pop("corpus.html")
+    assert made.pop("submitted.yaml")
     assert made == bytes_of(tmp_path / "here")
 
 
