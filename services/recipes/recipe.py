@@ -81,7 +81,7 @@ class Recipe(Settings):
             if corpus.get(key, fixed) != fixed:
                 raise ValueError(f"corpus.{key}: curated documents have {fixed}; leave it out, or give corpus.files")
         files = _curated_files(Path(str(values.get("output_dir", "runs"))) / str(values.get("name")))
-        return {**values, "corpus": {**corpus, "files": [files]}}
+        return {**values, "corpus": {"domain_field": "domain", **corpus, "files": [files]}}
 
     @model_validator(mode="before")
     @classmethod

@@ -71,6 +71,7 @@ def test_the_corpus_is_what_is_left(recipe: dict[str, Any]) -> None:
         corpus_and_target(load_recipe(file, {"curate.exact_duplicates": False}))
     saved_again = load_recipe(written(yaml.safe_load(checked.to_yaml())))
     assert saved_again.reads_curated
+    assert saved_again.corpus.domain_field == "domain"
 
 
 def test_a_corpus_of_its_own_files_is_left_alone(recipe: dict[str, Any]) -> None:
