@@ -1,21 +1,28 @@
-"""`fusion corpus`: clean the files of section `curate`, on this machine or as a Ray job."""
+"""`fusion corpus`: clean the files of section `curate`, on this machine or as a Ray job.
+
+The job's entrypoint is `python -m services.commands.clean --recipe FILE`. Its exit codes: 0 cleaned, 1 a worker failed
+or nothing is left, 2 the recipe or its files do not allow it.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from services.base.atomic import whole_file
-from services.base.errors import SettingError
-from services.base.progress_bars import window_progress
+from services.base.errors import RunFailedError, ServiceError, SettingError
+from services.base.progress_bars import plain_console, window_progress
 from services.corpus.cleaning.page import page_of
 from services.corpus.cleaning.pipeline import clean
-from services.corpus.cleaning.tasks import RunAll, local_workers
+from services.corpus.cleaning.tasks import RunAll, local_workers, run_on_ray
 from services.evaluation.report.html_page import write_page
 from services.jobs.ray_job import job_name, submit
+from services.recipes.load import load_recipe
 from services.recipes.recipe import Recipe, RecipeError
 
 PAGE = "corpus.html"
@@ -48,7 +55,7 @@ def submit_cleaning(recipe: Recipe, dashboard: str, console: Console) -> int:
         raise RecipeError("curate: the recipe has no such section; it names the files to clean")
     file = recipe.curated_folder.absolute() / "submitted.yaml"
     recipe.save(file)
-    entrypoint = ["python", "-m", "services.commands.clean_job", "--recipe", str(file)]
+    entrypoint = ["python", "-m", "services.commands.clean", "--recipe", str(file)]
     return submit(entrypoint, name=job_name(recipe.name, "corpus"), dashboard=dashboard, console=console)
 
 
@@ -69,3 +76,20 @@ def lines_of(ledger: dict[str, Any]) -> Iterator[str]:
         yield "No source was timed: set curate.seconds_per_megabyte to see the time saved."
     for name, seconds in ledger["seconds_saved"].items():
         yield f"{name}: {seconds:,.0f} s saved in each pass over the corpus"
+
+
+def main(recipe: Annotated[str, typer.Option(help="Recipe file.")]) -> None:
+    """Clean the files of section `curate` with tasks on every core of the Ray cluster that this job runs on."""
+    import ray
+
+    ray.init(address="auto", log_to_driver=False)
+    try:
+        for line in lines_of(clean_recipe(load_recipe(recipe), run_on_ray, plain_console())):
+            print(line, flush=True)
+    except (ServiceError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1 if isinstance(error, RunFailedError) else 2) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)
