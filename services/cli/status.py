@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,6 +11,7 @@ from fusion.v1 import fusion_pb2
 from services.base.errors import ServiceError
 from services.deploy.local_ray import Deployment
 from services.fusion.client import FusionClient
+from services.recipes.load import load_recipe
 from services.rpc.health_check import health_of
 
 _TIMEOUT_SECONDS = 15.0
@@ -41,9 +44,19 @@ def show_status(deployment: Deployment, console: Console) -> bool:
             f"skipped; {done.streams} streams open, {done.windows_in_flight} windows under way "
             "(by the replica that answered, since its start)"
         )
+    if verifier := _verifier(deployment):
+        table.add_row(verifier, health_of(address, verifier), "judges answers")
     console.print(table)
     console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", soft_wrap=True)
     return health == "SERVING"
+
+
+def _verifier(deployment: Deployment) -> str | None:
+    """Return the application of the verifier that was started with the others, or None."""
+    if not Path(deployment.recipe).is_file():
+        return None
+    verify = load_recipe(deployment.recipe).verify
+    return verify.application if verify is not None and verify.address is None else None
 
 
 def _state(source: fusion_pb2.SourceStatus) -> str:
