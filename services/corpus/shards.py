@@ -36,11 +36,11 @@ TURN_SCHEMA = SCHEMA.append(pa.field("messages", pa.binary())).append(pa.field("
 READ_COLUMNS = ("text", "document", "start_byte", "context_start", "ends_document", "messages", "turn")
 """Columns that a `Window` is made of; the others say where it comes from."""
 
-GROUP_BYTES = 1 << 18
+GROUP_BYTES = 1 << 19
 """Approximate bytes of text in a row group, which is read as a whole."""
 _OPEN_SHARDS = 192
-"""Shards that are kept open, with footers of about 0.4 MiB each in memory."""
-_CACHED_GROUPS = 64
+"""Shards that are kept open, with footers of about 0.5 MiB each in memory."""
+_CACHED_GROUPS = 32
 _FOOTER_END = 8
 """Bytes at the end of a Parquet file: the length of the footer and a mark."""
 

@@ -3,7 +3,8 @@
 The large ledger is written straight as shards: made-up windows of 1,024 bytes, all with context and a tenth with a
 domain; every 16th shard repeats the windows of an earlier one, in a file of its own. Measured are opening it in a
 process of its own, with the memory that opening and then reading adds; reads at random places, from both ledgers;
-and the rate of a fused stream from both, in turn, of one service with two synthetic sources.
+and the rate of a fused stream from both, in turn, of one process: a service and two synthetic sources,
+with the default numbers of candidates.
 
 Preparing is measured in a process of its own too, with runs, buckets and shards of 4 MB instead of 32, so that the
 memory for one of each is small beside the text: processor time and peak memory.
@@ -119,7 +120,8 @@ def stream_rates(folders: dict[str, Path], num_windows: int, repetitions: int) -
     seconds: dict[str, list[float]] = {name: [] for name in folders}
     with tempfile.TemporaryDirectory() as folder:
         corpora = [str(path) for path in folders.values()]
-        with plain_fusion(Path(folder), windows={"window_bytes": WINDOW_BYTES}, corpora=corpora) as fusion:
+        windows = {"window_bytes": WINDOW_BYTES}
+        with plain_fusion(Path(folder), windows=windows, corpora=corpora, k_out=32, top_k=64) as fusion:
             client = fusion.client()
             for repetition in range(repetitions + 1):
                 for name in folders:

@@ -50,6 +50,7 @@ def plain_fusion(
     alignment: str = "byte",
     native: bool = False,
     k_out: int = 8,
+    top_k: int = 8,
     documents: Sequence[str] = (),
     windows: Mapping[str, Any] | None = None,
     tokenizer: str | None = None,
@@ -77,7 +78,7 @@ def plain_fusion(
             if not model.exists():
                 make_tiny_model(model, vocabulary_size=400 + 50 * number, seed=number)
             name = f"source-{number}"
-            settings: dict[str, Any] = {"name": name, "model": str(model), "top_k": 8}
+            settings: dict[str, Any] = {"name": name, "model": str(model), "top_k": top_k}
             if chat_templates:
                 settings["chat_template"] = chat_templates[number]
             sources.append(stack.enter_context(plain_source(SourceConfig(engine="synthetic", **settings))))
