@@ -70,9 +70,8 @@ def test_a_folder_that_is_there_stays(tmp_path, target):
 async def scores_in_vllm(folder: Path, ids: list[int], vocabulary_size: int) -> np.ndarray:
     config = SourceConfig.model_validate(
         {
-            "name": "mixture", "model": str(folder),
-            "engine": {"kind": "vllm", "dtype": "float32",
-                "engine_args": {"max_model_len": 256, "enforce_eager": True, "max_num_seqs": 2}},
+            "name": "mixture", "model": str(folder), "max_tokens": 255,
+            "engine": {"kind": "vllm", "dtype": "float32", "engine_args": {"enforce_eager": True, "max_num_seqs": 2}},
         }
     )  # fmt: skip
     engine = await load_engine(config, folder, vocabulary_size)
@@ -85,7 +84,8 @@ async def scores_in_vllm(folder: Path, ids: list[int], vocabulary_size: int) -> 
 @pytest.mark.drill
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("init", ["residual", "split"])
-def test_vllm_scores_the_mixture_as_transformers_does_the_dense_model(tmp_path, init):
+def test_vllm_scores_the_mixture_as_transformers_does_the_dense_model(tmp_path, monkeypatch, init):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     dense = fetch("smollm2-135m-instruct")
     upcycle_folder(str(dense), tmp_path / "moe", Upcycling(init=init), seed=0)
     vocabulary = Vocabulary.from_pretrained(dense)
