@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,6 +161,22 @@ def test_a_run_that_was_cancelled_before_it_began_starts_nothing(sandbox: Sandbo
     run.cancel()
     with pytest.raises(UnavailableError, match="ended before it began"):
         run.verdict()
+
+
+def test_programs_do_not_outlive_a_service_that_is_killed(sandbox: Sandbox) -> None:
+    script = (
+        "from tests.verify.sandbox.test_hacks import SPEC, sandbox_of\n"
+        "sandbox_of(seconds=300).start(SPEC, 'while True:\\n    pass').verdict()"
+    )
+    service = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3])
+    try:
+        while len(programs := psutil.Process(service.pid).children(recursive=True)) < 4:  # bubblewrap and Python, twice
+            assert service.poll() is None
+    finally:
+        service.kill()
+        service.wait()
+    _, alive = psutil.wait_procs(programs, timeout=60)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_where_bubblewrap_is_missing_programs_are_refused_with_what_to_do() -> None:
