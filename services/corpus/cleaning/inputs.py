@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import heapq
 import io
 import lzma
 import os
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from pyarrow import fs
+
 from services.base.credentials import refuse_credentials, without_credentials
 from services.base.errors import SettingError
+from services.base.files import open_location
 from services.corpus.readers import local_files
 
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -47,19 +53,24 @@ class InputFile:
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """Open the file for reading, decompressed; ValueError that names it when it cannot be read."""
-        import fsspec
         import zstandard
 
-        is_zstd = self.name.lower().endswith(".zst")
+        files, path = open_location(self.location, "files")
         try:
-            with fsspec.open(self.location, "rb", compression=None if is_zstd else "infer") as stream:
-                # fsspec's own reader of .zst ends with the first frame, and knows no lines.
-                frames = (
-                    zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True) if is_zstd else None
-                )
-                yield stream if frames is None else io.BufferedReader(frames)
+            with files.open_input_file(path) as stream:
+                yield self._decompressed(stream)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
             raise ValueError(f"{without_credentials(self.location)}: cannot be read: {error}") from error
+
+    def _decompressed(self, stream: Any) -> Any:
+        import zstandard
+
+        suffix = PurePosixPath(self.name.lower()).suffix
+        if suffix == ".zst":
+            frames = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+            return io.BufferedReader(frames)
+        openers: dict[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+        return openers.get(suffix, io.BufferedReader)(stream)  # pyarrow's own stream knows no lines
 
 
 def input_files(patterns: Sequence[str], setting: str = "files") -> list[InputFile]:
@@ -77,12 +88,19 @@ def input_files(patterns: Sequence[str], setting: str = "files") -> list[InputFi
         for path in files:
             stat = path.stat()
             found[str(path)] = stat.st_size, str(stat.st_mtime_ns)
-    paths = {at: "/" + at.partition("://")[2].lstrip("/") if "://" in at else at for at in found}
+    paths = {at: _path_of(at) for at in found}
     root = os.path.commonpath([str(Path(path).parent) for path in paths.values()])
     return [
         InputFile(location, str(PurePosixPath(paths[location]).relative_to(root)), *found[location])
         for location in sorted(found)
     ]
+
+
+def _path_of(location: str) -> str:
+    """Return the path in a URL, from its root; a local path as it is."""
+    if "://" not in location:
+        return location
+    return "/" + location.partition("://")[2].partition("?")[0].lstrip("/")
 
 
 def deal(files: Sequence[InputFile], num_shards: int) -> list[list[InputFile]]:
@@ -97,24 +115,23 @@ def deal(files: Sequence[InputFile], num_shards: int) -> list[list[InputFile]]:
 
 
 def _remote_files(pattern: str, key: str) -> dict[str, tuple[int, str]]:
-    import fsspec
+    """Return size and version of the files that a URL with `*` or `**` names; what follows a `?` belongs to the URL."""
+    from fsspec.utils import glob_translate
 
     refuse_credentials(pattern, key)
+    path, mark, query = pattern.partition("?")
+    fixed = re.split(r"[*\[]", path, maxsplit=1)[0].rpartition("/")[0]
+    files, folder = open_location(fixed + mark + query, key)
+    matches = re.compile(glob_translate(folder + path[len(fixed) :])).match
     try:
-        files, path = fsspec.core.url_to_fs(pattern)
-        details = files.glob(path, detail=True)
-    except (ImportError, ValueError, OSError) as error:
+        infos = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    except OSError as error:
         raise SettingError(key, f"cannot be listed: {without_credentials(str(error))}") from error
     found = {
-        files.unstrip_protocol(name): (int(info["size"] or 0), _version(info))
-        for name, info in details.items()
-        if info["type"] == "file"
+        fixed + info.path[len(folder) :] + mark + query: (int(info.size or 0), str(info.mtime_ns))
+        for info in infos
+        if info.type == fs.FileType.File and matches(info.path)
     }
     if not found:
-        raise SettingError(key, f"no file matches {pattern!r}")
+        raise SettingError(key, f"no file matches {without_credentials(pattern)!r}")
     return found
-
-
-def _version(info: dict[str, Any]) -> str:
-    known = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created"))
-    return str(next((value for value in known if value is not None), ""))

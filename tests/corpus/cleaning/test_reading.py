@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pyarrow import fs
 
 from services.base.errors import SettingError
 from services.corpus.cleaning.config import CurateConfig
 from services.corpus.cleaning.inputs import deal, input_files
 from services.corpus.cleaning.reading import read_files
 from services.corpus.cleaning.shards import Drop, RawDocument
+from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
 
 
 def read(pattern: str, **changes: Any) -> list[tuple[RawDocument, Drop | None]]:
@@ -105,6 +107,30 @@ def test_files_of_an_object_store_are_read(tmp_path: Path) -> None:
     assert (document.text, document.id) == ("far away", "rows.jsonl.gz#0")
     with pytest.raises(SettingError, match=r"files.0: no file matches 'memory://nothing/\*'"):
         read("memory://nothing/*")
+
+
+def test_rows_of_every_kind_are_read_from_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": ["from a table"]}), table)
+    objects = {
+        "web/a.jsonl": b'{"text": "plain"}\n', "web/b.jsonl.zst": zstd(b'{"text": "packed"}\n'),
+        "web/deep/c.parquet": table.getvalue().to_pybytes(), "other/d.jsonl": b'{"text": "not asked for"}\n',
+    }  # fmt: skip
+    with s3_server("bucket") as server, rights_on_prefix(server, "bucket", "team") as (address, refused):
+        files, root = fs.FileSystem.from_uri(s3_url(address, "bucket/team/heap"))
+        for name, data in objects.items():
+            with files.open_output_stream(f"{root}/{name}", compression=None) as stream:
+                stream.write(data)
+        pattern = s3_url(address, "bucket/team/heap/web/**/*.*")
+        found = {document.id: document.text for document, _ in read(pattern)}
+        assert refused == []
+        with pytest.raises(SettingError, match=r"files.0: no file matches"):
+            read(s3_url(address, "bucket/team/none/*"))
+    assert found == {
+        "a.jsonl#0": "plain", "b.jsonl.zst#0": "packed", "deep/c.parquet#0": "from a table",
+    }  # fmt: skip
 
 
 def test_a_file_of_an_unknown_kind_is_named(tmp_path: Path) -> None:
