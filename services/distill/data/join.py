@@ -53,7 +53,7 @@ def join(blocks: Sequence[Block]) -> list[Reading]:
     """
     read = [_spelled(block) for block in blocks]  # in byte order a prefix comes first
     readings: list[list[int]] = []
-    for index in sorted(range(len(blocks)), key=read.__getitem__):
+    for index in sorted(range(len(blocks)), key=lambda index: (read[index], blocks[index].context_ids_C.size)):
         num_context, last = blocks[index].context_ids_C.size, readings[-1][-1] if readings else None
         behind = last is not None and num_context >= blocks[last].num_inputs
         if last is not None and behind and read[index][: 4 + 4 * num_context].startswith(read[last]):
