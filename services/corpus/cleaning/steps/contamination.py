@@ -157,7 +157,7 @@ class Decontaminate:
         index = _index(self.config, self.identity)
 
         def judge(documents: list[RawDocument], tally: Tally) -> list[Drop | None]:
-            if task == 0:
+            if task == 0 and index.num_too_short:
                 tally.notes["items_too_short"] = index.num_too_short
             found = (index.find(document.text) for document in documents)
             return [hit and Drop("in_suite", f"{hit[1]:.0%} of {hit[0]}") for hit in found]

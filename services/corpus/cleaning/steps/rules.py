@@ -42,7 +42,8 @@ class Rules:
             if (drop := rule(document)) is not None:
                 document.text = before  # c4 may have rewritten it
                 return drop
-        tally.notes["rewritten_by_c4"] += document.text != before
+        if document.text != before:
+            tally.notes["rewritten_by_c4"] += 1
         return None
 
 
