@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusion_core.moe.upcycle import Upcycling
-from services.distill.target.moe import check_upcyclable, tie_copies, upcycle
+from services.distill.target.config import MoeConfig
+from services.distill.target.moe import as_mixture, check_moe, tie_copies, upcycle
 from services.models.weights import check_head
 from tests.fusion_core.moe.dense_models import DENSE, dense_model, ids
 
@@ -122,6 +123,17 @@ def test_other_models_and_windows_are_refused_by_name(tmp_path):
     upcycle(dense_model("mistral, untied, one group", sliding_window=64), SHAPES["residual"], seed=0)
     AutoConfig.for_model("gpt2").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model of type gpt2 cannot become a mixture of experts, only llama"):
-        check_upcyclable(tmp_path, Upcycling())
+        check_moe(tmp_path, MoeConfig())
     with pytest.raises(ValueError, match=r"shared: must be from 1 to shards - 1 = 3, got 4"):
         Upcycling(shards=4, shared=4)
+
+
+def test_a_mixture_keeps_its_shape_and_takes_balance_only(tmp_path):
+    mixture = upcycle(dense_model("llama, tied, whole heads"), SHAPES["residual"], seed=0)
+    mixture.save_pretrained(tmp_path)
+    check_moe(tmp_path, MoeConfig.model_validate({"balance": {"expert": 0.1, "device": 0.1, "groups": 6}}))
+    assert as_mixture(mixture, MoeConfig(), seed=0) is mixture
+    with pytest.raises(ValueError, match=r"distill\.moe: the target is a mixture of experts already"):
+        check_moe(tmp_path, MoeConfig(copies=3))
+    with pytest.raises(ValueError, match=r"groups: must divide the 12 experts of a layer, got 5"):
+        check_moe(tmp_path, MoeConfig.model_validate({"balance": {"device": 0.1, "groups": 5}}))
