@@ -31,13 +31,20 @@ CHANGES: dict[str, object] = {"micro_batch_windows": 1, "eval_every_steps": 5}
 
 
 def attempt(
-    job: DistillJob, target_folder: Path, rank: int, *, break_after: int | None = None, die_at: int | None = None
+    job: DistillJob,
+    target_folder: Path,
+    rank: int,
+    *,
+    break_after: int | None = None,
+    die_at: int | None = None,
+    block_windows: int = 1,
 ) -> None:
     """One attempt of the workers, which a broken stream may end.
 
     At step `die_at` the worker of rank 1 is killed when the others have put down their parts of the checkpoint.
     """
-    fusion = FakeFusion(target_folder, corpus(18), held_out=corpus(5, seed=9), break_after=break_after)
+    texts, held_out = corpus(18), corpus(5, seed=9)
+    fusion = FakeFusion(target_folder, texts, held_out=held_out, break_after=break_after, block_windows=block_windows)
     parallel = partial(parallelise, kind=job.config.parallel, device=torch.device("cpu"))
     world = World(rank=rank, size=dist.get_world_size(), parallel=parallel)
     newest = newest_complete(job.checkpoints)
@@ -76,6 +83,12 @@ def in_turns(rank: int, target_folder: Path, folder: Path) -> None:
 
 def sharded_attempt(rank: int, target_folder: Path, folder: Path, die_at: int | None) -> None:
     attempt(job_in(folder, target_folder, num_workers=2, parallel="fsdp"), target_folder, rank, die_at=die_at)
+
+
+def in_blocks(rank: int, target_folder: Path, folder: Path) -> None:
+    for parallel in ("ddp", "fsdp"):
+        job = job_in(folder / parallel, target_folder, num_workers=2, parallel=parallel)
+        attempt(job, target_folder, rank, block_windows=8)
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +216,12 @@ def test_a_worker_that_gets_its_weights_from_another_loads_none(target):
     model = TrainedTarget(target, config, restore_from=None, empty=True).model
     assert all(weight.is_meta for weight in model.parameters())
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight, "tied as in the target"
+
+
+def test_steps_to_which_a_worker_brings_no_window_are_like_those_of_one_worker(tmp_path, target):
+    """Blocks of 8 windows, steps of 4: each step lies in one block or two, and most in one worker's alone."""
+    alone = job_in(tmp_path / "alone", target)
+    train(alone, FakeFusion(target, corpus(18), block_windows=8))
+    assert run_workers(in_blocks, target, tmp_path, num_workers=2, meeting=tmp_path / "blocks.gloo") == [0, 0]
+    for parallel in ("ddp", "fsdp"):
+        same(job_in(tmp_path / parallel, target), alone)
