@@ -50,9 +50,15 @@ def load_model(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
 
 def empty_model(folder: Path | str) -> Any:
     """Return the model of a Hugging Face folder without its weights, which take no memory (device `meta`)."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return model_of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def model_of(config: Any) -> Any:
+    """Return the model of a configuration without weights (device `meta`)."""
+    from transformers import AutoModelForCausalLM
+
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
         return from_config(config, dtype=torch.float32)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from services.base.home import expand_user
 from services.corpus.cleaning.pipeline import check_inputs, require_extra
@@ -80,19 +81,41 @@ def _target_problems(recipe: Recipe) -> Iterator[str]:
         except ValueError as error:
             yield f"target.model: {error}"
         else:
-            yield from _moe_problems(recipe, model)
+            yield from _training_problems(recipe, model)
     if target.tokenizer is not None and target.tokenizer.folder is not None:
         folder = expand_user(target.tokenizer.folder, "target.tokenizer.folder")
         if not folder.is_dir():
             yield f"target.tokenizer: no folder {folder}"
+    if target.model is None:
+        yield from _training_problems(recipe, None)
 
 
-def _moe_problems(recipe: Recipe, folder: Path) -> Iterator[str]:
-    if recipe.distill.moe is None:
+def _training_problems(recipe: Recipe, folder: Path | None) -> Iterator[str]:
+    """Yield what the target in a folder, or else the one from scratch, does not allow in section `distill`."""
+    distill = recipe.distill
+    raises_base = any(stage.rope_theta is not None for stage in distill.stages or ())
+    if folder is not None and distill.moe is None and not raises_base:
         return
-    from services.distill.target.moe import check_moe
+    from services.distill.target.moe import check_mixture
+    from services.distill.target.rope import check_rope
+    from services.models.weights import model_of
 
     try:
-        check_moe(folder, recipe.distill.moe)
-    except ValueError as error:
+        config = _target_config(recipe, folder)
+        if distill.moe is not None:
+            check_mixture(config, distill.moe)
+        if raises_base:
+            check_rope(model_of(config))
+    except (ValueError, OSError) as error:
         yield str(error)
+
+
+def _target_config(recipe: Recipe, folder: Path | None) -> Any:
+    """Return the target's configuration in transformers; raises ValueError or OSError."""
+    from transformers import AutoConfig
+
+    from services.distill.target.prepare import shape_of
+
+    if folder is None:
+        return shape_of(recipe.target)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

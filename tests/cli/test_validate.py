@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from services.cli.app import app
 from services.fusion.config import ServiceConfig
 from services.recipes.load import load_recipe, shipped_recipes
-from services.recipes.recipe import RecipeError
+from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.validate import check_recipe
 from tests.cli.conftest import Fusion, Written
 
 pytestmark = pytest.mark.timeout(900)
@@ -59,9 +61,9 @@ BAD_RECIPES = [
     (
         "distill.stages",
         [{"name": "all", "share": 1}],
-        "distill: epochs: a run has either epochs or stages, got epochs = 6",
+        "distill.epochs: a run has either epochs or stages, got epochs = 6",
     ),
-    ("distill.num_windows", 7, "distill: num_windows: only with stages"),
+    ("distill.num_windows", 7, "distill.num_windows: only with stages"),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),
     ("corpus.name", "../elsewhere", "corpus.name: "),
@@ -69,7 +71,19 @@ BAD_RECIPES = [
     ("distill.prefetch_windows", 2000, "distill.prefetch_windows: 2000 is more than service.per_client.blocks = 1024"),
     ("service.store", "s3://key:hush@bucket/x", "service.store: a s3:// URL with credentials in it is not allowed"),
     ("distill.storage", "s3://b?secret_key=hush", "distill.storage: a s3:// URL with credentials in it is not allowed"),
-    ("distill.moe", {"shared": 8}, "distill.moe: shared: must be from 1 to shards - 1 = 7, got 8"),
+    ("distill.moe", {"shared": 8}, "distill.moe.shared: must be from 1 to shards - 1 = 7, got 8"),
+    ("distill.moe", {"shards": 7}, "distill.moe: shards: must cut intermediate_size"),
+    ("distill.moe", True, "distill.moe: must be a section of keys and values (given: True)"),
+    (
+        "target",
+        {"architecture": {"model_type": "gpt2", "heads": 2}, "tokenizer": {"train": {"vocabulary_size": 512}}},
+        "target.architecture.heads: the configuration of gpt2 has no such key",
+    ),
+    (
+        "distill",
+        {"stages": [{"name": "a", "share": 1, "mixture": {"long": 1}}]},
+        "yaml: distill.stages[0].mixture: no pool is called long; there are train (see corpus.pools)\n",
+    ),
     ("fusion.tau", float("inf"), ".inf is no finite number"),
     ("fusion.tau", "inf", "fusion.tau: Input should be a finite number"),
     ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),
@@ -83,6 +97,19 @@ def test_validate_names_the_key(written: Written, key: str, value: Any, message:
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert "hush" not in done.output
+
+
+def test_a_target_from_scratch_without_rotary_embeddings_takes_no_base_of_them(recipe_file: Path) -> None:
+    recipe = yaml.safe_load(recipe_file.read_text())
+    recipe["target"] = {"architecture": {"model_type": "gpt2"}, "tokenizer": {"train": {"vocabulary_size": 512}}}
+    recipe["distill"] |= {"epochs": 1, "stages": [{"name": "long", "share": 1, "rope_theta": 1e6}]}
+    with pytest.raises(RecipeError, match=r"^distill\.stages\.rope_theta: gpt2 has no rotary position embeddings"):
+        check_recipe(Recipe.model_validate(recipe))
+
+
+def test_one_wrong_entry_is_one_mistake(written: Written) -> None:
+    done = CliRunner().invoke(app, ["validate", written("corpus.files", [1])], terminal_width=200)
+    assert done.stderr.count("corpus.files") == 1
 
 
 def test_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:

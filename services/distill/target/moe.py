@@ -16,10 +16,17 @@ _MIXTURES = {"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"}
 
 
 def check_moe(folder: Path, moe: MoeConfig) -> None:
-    """Raise ValueError, for a run with `distill.moe`, unless the target can become, or is, a mixture of experts."""
+    """Raise ValueError as `check_mixture` does, for the target in a folder."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_mixture(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), moe)
+
+
+def check_mixture(config: Any, moe: MoeConfig) -> None:
+    """Raise ValueError, for a run with `distill.moe`, unless a target can become, or is, a mixture of experts.
+
+    `config` is the target's configuration in transformers.
+    """
     if config.model_type in _MIXTURES:
         _check_groups(moe, getattr(config, "num_experts", None) or config.num_local_experts)
         if moe.upcycling != Upcycling():

@@ -104,7 +104,7 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert config.tokenizer is not None
-    shape = _shape(config)
+    shape = shape_of(config)
     if config.tokenizer.train is not None:
         max_tokens = getattr(shape, "max_position_embeddings", DecoderConfig().max_positions)
         train_tokenizer(corpus_texts, config.tokenizer.train.vocabulary_size, folder, max_tokens=max_tokens)
@@ -132,8 +132,11 @@ def _initialise(config: TargetConfig, corpus_texts: Iterable[str], folder: Path,
         model.save_pretrained(folder)
 
 
-def _shape(config: TargetConfig) -> Any:
-    """Return the model's configuration for transformers; the ids in it come from the tokenizer later."""
+def shape_of(config: TargetConfig) -> Any:
+    """Return the configuration, for transformers, of a target from scratch; its ids come from the tokenizer later.
+
+    Raises ValueError naming the key that transformers does not know.
+    """
     from transformers import AutoConfig, LlamaConfig
 
     if config.architecture is not None:
