@@ -119,7 +119,7 @@ class CorpusConfig(Settings):
 
     @property
     def is_conversations(self) -> bool:
-        """Whether the documents are conversations."""
+        """True when the documents are conversations."""
         return self.format == "conversations"
 
     @model_validator(mode="after")

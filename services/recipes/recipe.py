@@ -45,7 +45,8 @@ def _with_template(model: Any, chosen: str) -> Any:
     return model
 
 
-def _curated_files(run_folder: Path) -> str:
+def curated_files(run_folder: Path) -> str:
+    """Return the glob of the documents that `fusion corpus` leaves in a run's folder."""
     return f"{glob.escape(str(run_folder.absolute()))}/curate/documents/*.parquet"
 
 
@@ -80,7 +81,7 @@ class Recipe(Settings):
         for key, fixed in (("format", "parquet"), ("text_field", "text")):
             if corpus.get(key, fixed) != fixed:
                 raise ValueError(f"corpus.{key}: curated documents have {fixed}; leave it out, or give corpus.files")
-        files = _curated_files(Path(str(values.get("output_dir", "runs"))) / str(values.get("name")))
+        files = curated_files(Path(str(values.get("output_dir", "runs"))) / str(values.get("name")))
         return {**values, "corpus": {"domain_field": "domain", **corpus, "files": [files]}}
 
     @model_validator(mode="before")
@@ -219,8 +220,8 @@ class Recipe(Settings):
 
     @property
     def reads_curated(self) -> bool:
-        """Whether the corpus is made of what `fusion corpus` leaves."""
-        return self.curate is not None and self.corpus.files == (_curated_files(self.run_folder),)
+        """True when the corpus is made of the documents that `fusion corpus` leaves."""
+        return self.curate is not None and self.corpus.files == (curated_files(self.run_folder),)
 
     @property
     def corpus_folder(self) -> str:
@@ -235,7 +236,7 @@ class Recipe(Settings):
 
     @property
     def target_chat_template(self) -> str | None:
-        """How the target reads the messages before a turn; None where it reads documents, or a turn alone."""
+        """The template by which the target reads the messages before a turn; None for documents, or a turn alone."""
         reads = self.corpus.is_conversations and self.corpus.target_context
         return self.target.chat_template if reads else None
 

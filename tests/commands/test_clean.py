@@ -111,10 +111,10 @@ def test_a_recipe_without_the_section_says_so(recipe: dict[str, Any]) -> None:
 
 
 def test_validate_looks_at_the_files_and_at_the_extra(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.corpus.cleaning.pipeline.find_spec", lambda name: None if name == "xxhash" else 1)
-    done = CliRunner().invoke(app, ["corpus", written(recipe)])
+    with monkeypatch.context() as patched:
+        patched.setattr("services.corpus.cleaning.pipeline.find_spec", lambda name: None if name == "xxhash" else 1)
+        done = CliRunner().invoke(app, ["corpus", written(recipe)])
     assert (done.exit_code, "xxhash is not installed; the extra `curate` has it" in done.output) == (2, True)
-    monkeypatch.undo()
     recipe["curate"] |= {"files": ["/no/such/*.jsonl"]}
     recipe["sources"][0]["model"] = "/no/such/model"
     with pytest.raises(RecipeError, match=r"curate.files.0: no file matches"):

@@ -161,6 +161,16 @@ OBJECT_STORE_BREACHES: dict[str, tuple[Callable[[list[Document]], Any], str]] = 
 }
 
 
+def test_windows_in_an_object_store_are_reached_by_who_writes_and_who_reads_them(build: Build, k8s: Path) -> None:
+    recipe = recipe_of(1, corpus={"files": ["/data/runs/text/*.jsonl"], "folder": "s3://windows/many"})
+    assert render(k8s, recipe).exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    assert list(problems(documents, ["base", "object-store"])) == []
+    [prepare] = [document for document in documents if document["kind"] == "Job"]
+    prepare["spec"]["template"]["spec"]["containers"][0]["envFrom"].pop()
+    assert "the Secret object-store does not reach it" in "; ".join(problems(documents, ["base", "object-store"]))
+
+
 @pytest.mark.parametrize("breach", OBJECT_STORE_BREACHES)
 def test_an_object_store_that_no_pod_reaches_is_caught(build: Build, k8s: Path, breach: str) -> None:
     assert render(k8s, recipe_of(1, service={"store": "s3://windows/store"})).exit_code == 0
@@ -192,12 +202,15 @@ def test_the_port_of_a_store_is_that_of_its_url(url: str, port: int) -> None:
         ("service", "store", "file:///scratch/store"),
         ("service", "store", "memory://store"),
         ("distill", "storage", "checkpoints"),
+        ("corpus", "folder", "/scratch/windows"),
+        ("corpus", "folder", "file:///scratch/windows"),
         ("distill", "storage", "/home/fusion/checkpoints"),
     ],
 )
 def test_a_place_that_pods_do_not_share_is_refused(tmp_path: Path, section: str, key: str, place: str) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe_of(1, **{section: {key: place}})))
+    recipe = recipe_of(1)
+    file.write_text(yaml.safe_dump(recipe | {section: {**recipe.get(section, {}), key: place}}))
     with pytest.raises(RecipeError, match=rf"{section}\.{key}: .* is no place that all pods share"):
         overlay_files(load_recipe(file), base="../../..", run_name="fused")
 

@@ -115,6 +115,19 @@ def test_what_no_pod_could_see_is_refused(tmp_path: Path, changes: dict[str, Any
     assert words in str(error.value)
 
 
+def test_cleaned_documents_and_windows_lie_in_the_volume_of_runs(tmp_path: Path) -> None:
+    recipe = recipe_of(1, curate={"files": ["heap/*.jsonl"]})
+    del recipe["corpus"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    overlay = overlay_files(load_recipe(file), base="../../..", run_name="fused")
+    (tmp_path / "inside.yaml").write_text(overlay["recipe.yaml"])
+    inside = load_recipe(tmp_path / "inside.yaml")
+    assert inside.corpus.files == ("/data/runs/many/curate/documents/*.parquet",)
+    assert inside.reads_curated
+    assert inside.corpus_folder == "/data/runs/many/corpus"
+
+
 def test_the_base_has_to_be_there(tmp_path: Path) -> None:
     result = runner.invoke(app, ["k8s", "render", "quickstart", "--base", str(tmp_path), "--output", str(tmp_path)])
     assert result.exit_code == 2

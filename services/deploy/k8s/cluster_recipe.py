@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, urlsplit
 
 from services.base.home import fusion_home
 from services.models.catalogue import MODELS, RECORD
 from services.models.reference import is_reference, parse_reference
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import Recipe, RecipeError, curated_files
 from services.recipes.resolve import models_to_fetch
 from services.source.config import AnySource, SourceAtAddress, SourceConfig
 
@@ -33,6 +33,10 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
     if recipe.verify is not None and recipe.verify.address is None:
         raise RecipeError("verify: there are no manifests of a verifier; give the address of one, or leave it out")
+    corpus = recipe.corpus
+    if recipe.reads_curated:  # they lie in the run's folder, which is another one in the cluster
+        corpus = corpus.model_copy(update={"files": (curated_files(Path(RUNS_FOLDER / recipe.name)),)})
+        recipe = recipe.model_copy(update={"corpus": corpus})
     _check_paths(recipe)
     service = recipe.service.model_copy(update={"address": f"fusion:{GRPC_PORT}"})
     return recipe.model_copy(
@@ -55,7 +59,8 @@ def model_marker(model: str) -> str:
 
 def object_stores(recipe: Recipe) -> list[str]:
     """Return the URLs of the recipe at which pods keep windows and checkpoints."""
-    return [url for url in (recipe.service.store, recipe.distill.storage) if url is not None and "://" in url]
+    places = (recipe.service.store, recipe.distill.storage, recipe.corpus.folder)
+    return [url for url in places if url is not None and "://" in url]
 
 
 def stored_models(recipe: Recipe) -> list[str]:
@@ -92,7 +97,11 @@ def _check_paths(recipe: Recipe) -> None:
                 f"{key}: {folder} is not below {MODELS_FOLDER}, where pods find models, nor one of {known}, nor a URL "
                 "(hf://ORG/NAME@REVISION, s3://BUCKET/FOLDER)"
             )
-    for key, place in (("service.store", recipe.service.store), ("distill.storage", recipe.distill.storage)):
+    for key, place in (
+        ("service.store", recipe.service.store),
+        ("distill.storage", recipe.distill.storage),
+        ("corpus.folder", recipe.corpus.folder),
+    ):
         _check_shared(key, place)
     for pattern in recipe.corpus.files or ():
         if not PurePosixPath(pattern).is_relative_to(RUNS_FOLDER):
@@ -118,9 +127,9 @@ def _check_shared(key: str, place: str | None) -> None:
         return
     scheme, is_url, _ = place.partition("://")
     inside = PurePosixPath(place).is_relative_to(RUNS_FOLDER)
-    # A store may be relative to the run's folder, which lies there.
+    # Stores and windows may be relative to the run's folder, which lies there.
     relative = (
-        key == "service.store" and not PurePosixPath(place).is_absolute() and ".." not in PurePosixPath(place).parts
+        key != "distill.storage" and not PurePosixPath(place).is_absolute() and ".." not in PurePosixPath(place).parts
     )
     if scheme in {"file", "memory"} if is_url else not (inside or relative):
         raise RecipeError(

@@ -94,7 +94,7 @@ def object_stores_are_reached(documents: Sequence[Document]) -> Iterator[str]:
         return
     ports = set(map(port_of_store, urls))
     roles = {"fusion", "distill"} if object_stores(recipe) else set()
-    roles |= {"prepare"} if stored_models(recipe) else set()
+    roles |= {"prepare"} if stored_models(recipe) or "://" in recipe.corpus.folder else set()
     if "object-store" not in names(documents, "NetworkPolicy"):
         yield "the recipe keeps data in an object store, and no pod may leave to it: component object-store is missing"
         return
