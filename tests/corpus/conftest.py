@@ -6,6 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from services.models.fetch import fetch
+
+
+@pytest.fixture(scope="session")
+def real_models() -> dict[str, Path]:
+    """Folders of two real models, fetched once for all tests: a session's fixtures come before a home of a test's."""
+    return {name: fetch(name) for name in ("smollm2-135m-instruct", "gemma-3-270m")}
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -14,7 +14,6 @@ from services.corpus.config import CorpusConfig
 from services.corpus.ledger import TRAIN, Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.corpus.windows import PlannedWindow, Reader, plan_windows
-from services.models.fetch import fetch
 from services.models.prompt import encode_passages
 from services.wire.passage import Passage
 from tests.fakes.strategies import texts
@@ -200,11 +199,11 @@ def test_the_text_for_a_tokenizer_is_the_train_split_whether_the_corpus_was_ther
     assert sum(len(text.encode()) for text in seen[0][1]) == 1500
 
 
-def test_real_text_is_cut_at_boundaries_of_both_real_tokenizers() -> None:
+def test_real_text_is_cut_at_boundaries_of_both_real_tokenizers(real_models: dict[str, Path]) -> None:
     """README and sources of this repository: nearly every cut is a boundary for both, all at whitespace."""
     real = [
-        Reader(name, Vocabulary.from_pretrained(fetch(name)), 1023, reads_context=True)
-        for name in ("smollm2-135m-instruct", "gemma-3-270m")
+        Reader(name, Vocabulary.from_pretrained(folder), 1023, reads_context=True)
+        for name, folder in real_models.items()
     ]
     root = Path(__file__).parents[2]
     files = [root / "README.md", *sorted((root / "fusion_core").rglob("*.py"))]
