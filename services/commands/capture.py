@@ -22,7 +22,7 @@ from services.fusion.sources.through_store import refusal
 from services.models.revision import weights_revision
 from services.recipes.recipe import RecipeError
 from services.recipes.resolve import resolve_sources
-from services.source.config import AnySource
+from services.source.config import AnySource, SourceConfig
 from services.store.capture_plan import CapturePlan, capture_folder, read_plan
 from services.store.captured_split import CapturedSplit
 from services.store.identity import SourceIdentity, window_key
@@ -93,7 +93,7 @@ class Capture:
     def _stored(self, source: AnySource) -> SourceIdentity | None:
         """Return the stored identity that a deployment would have now: the same weights under the same settings."""
         fitting = self.scope.stored(source)
-        if source.address is None and fitting:
+        if isinstance(source, SourceConfig) and source.weights_here and fitting:
             revision = weights_revision(self._folders[source.name])
             fitting = [identity for identity in fitting if identity.revision == revision]
         return fitting[0] if len(fitting) == 1 else None

@@ -19,7 +19,7 @@ from services.base.settings import MEMORY_PATTERN, Settings
 from services.models.chat_template import read_chosen
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
-from services.source.engines.config import EngineConfig, VllmConfig, lift_flat_keys
+from services.source.engines.config import EngineConfig, ModelConfig, VllmConfig, lift_flat_keys
 from services.source.engines.identity import counted_variables, engine_name
 
 MAX_TOP_K = 1024
@@ -160,7 +160,10 @@ class SourceConfig(_Source):
 
     def says_more(self, key: str) -> bool:
         """Return whether a key of a source, or one of its engine's, is set to something else than its default."""
-        plain = type(self)(name=self.name, model=self.model, engine=type(self.engine)())
+        if self.engine.kind == "openai" and key == "engine":  # its URL has no default
+            return True
+        engine = self.engine if self.engine.kind == "openai" else type(self.engine)()
+        plain = type(self)(name=self.name, model=self.model, engine=engine)
         if key in {"engine", "synthetic"}:
             return self.engine != plain.engine
         mine, default = (self, plain) if key in type(self).model_fields else (self.engine, plain.engine)
@@ -175,9 +178,14 @@ class SourceConfig(_Source):
         return self.name
 
     @property
+    def weights_here(self) -> bool:
+        """True when the folder that `model` names has the weights that are served, and not the tokenizer alone."""
+        return self.engine.kind != "openai"
+
+    @property
     def dtype(self) -> str:
         """The type that the model is asked to compute in; `auto` leaves it to the model's folder."""
-        return "auto" if self.engine.kind == "synthetic" else self.engine.dtype
+        return self.engine.dtype if isinstance(self.engine, ModelConfig) else "auto"
 
     @property
     def counted(self) -> dict[str, Any]:

@@ -51,10 +51,10 @@ class SourceServicer(AnswersServicer):
         self._config = config
         self.client_limits = ClientLimits(config.per_client, f"sources.{config.name}.per_client")
         folder = resolve_model(config.model)
-        revision = asyncio.get_running_loop().run_in_executor(None, weights_revision, folder)
+        hashing = asyncio.create_task(asyncio.to_thread(weights_revision, folder)) if config.weights_here else None
         self._scorer = await Scorer.load(config, folder)
         self._generator = await Generator.load(self._scorer, folder)
-        self._revision = await revision
+        self._revision = await hashing if hashing is not None else self._scorer.engine.revision or ""
         engine = self._scorer.engine
         logger.info("source %s serves %s on %s", config.name, config.model, engine.name_and_version)
         identity = (self._revision, self._scorer.vocabulary.fingerprint, self._scorer.bos_token)
@@ -157,10 +157,12 @@ class SourceServicer(AnswersServicer):
     async def check_health(self) -> None:
         """Answer Serve's own probe: a replica whose engine died is replaced.
 
-        A replica whose model is broken stays and says why: the weights on disk may be the reason.
+        A replica whose model is broken stays and says why: the weights on disk may be the reason. So does one whose
+        model runs elsewhere.
         """
         self._scorer.report_state()
-        await self._scorer.engine.check_health()
+        if self._scorer.engine.runs_here:
+            await self._scorer.engine.check_health()
 
     def record_failure(self, code: grpc.StatusCode) -> None:
         """Count a call that ended with an error; services/rpc/methods.py calls this for every one."""

@@ -129,8 +129,9 @@ def test_every_key_of_a_recipe_is_on_a_page() -> None:
 def test_recipes_on_the_pages_are_valid() -> None:
     [recipe] = code_blocks("README.md", "yaml")
     assert len(Recipe.model_validate(yaml.safe_load(recipe)).sources) == 2
-    sources, sample = code_blocks("docs/sources.md", "yaml")
+    sources, served, sample = code_blocks("docs/sources.md", "yaml")
     assert SampleConfig.model_validate(yaml.safe_load(sample)["sample"]).sources == ("smollm2",)
     assert [parse_source(source).name for source in yaml.safe_load(sources)["sources"]] == ["gemma3", "elsewhere"]
+    assert [parse_source(source).name for source in yaml.safe_load(served)["sources"]] == ["teacher"]
     [curated] = code_blocks("docs/corpus.md", "yaml")
     assert Recipe.model_validate(yaml.safe_load(curated)).reads_curated

@@ -62,7 +62,7 @@ def test_gpus_of_one_process_group_belong_to_the_replica(values: dict[str, Any])
         ({"engine": {"dtype": "float32"}, "dtype": "bfloat16"}, "dtype: 'bfloat16', but engine.dtype is 'float32'"),
         ({"engine": {"kind": "transformers", "engine_args": {}}}, "engine.engine_args"),
         ({"engine": "synthetic", "synthetic": 7}, "synthetic: expected a section"),
-        ({"engine": {"kind": ["vllm"]}}, "Input should be 'vllm', 'transformers' or 'synthetic'"),
+        ({"engine": {"kind": ["vllm"]}}, "Input should be 'vllm', 'transformers', 'synthetic' or 'openai'"),
         ({"dtype": "int8"}, "\ndtype\n"),
         ({"engine": {"dtype": "int8"}}, "\nengine.dtype\n"),
         ({"engine": "synthetic", "synthetic": {"seed": -1}}, "\nsynthetic.seed\n"),

@@ -70,10 +70,15 @@ class Engine(ABC):
     Attributes:
         name_and_version: such as "vllm 0.32.0".
         dtype: the type that the model computes in.
-        path: the way of the log-probabilities: "tap" or "flat" for vllm, "arrays" for engines in this process.
+        path: the way of the log-probabilities: "tap" or "flat" for vllm, "arrays" for engines in this process, "json"
+            for a server elsewhere.
         determinism: a sentence on what may differ when a text is scored again.
+        runs_here: whether another replica would help when `check_health` fails.
+        revision: stands for the weights where they are not in the model's folder; else None.
     """
 
+    runs_here: bool = True
+    revision: str | None = None
     name_and_version: str
     dtype: str
     path: str

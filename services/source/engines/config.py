@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, model_validator
 
 from services.base.settings import Settings
+from services.source.engines.endpoint.config import OpenAIConfig
 from services.source.engines.identity import counted_arguments
 
 OWN_VALUES = {"load_format": "safetensors"}  # vLLM would fall back on pickled weights
@@ -90,10 +91,12 @@ class SyntheticConfig(Settings):
     seed: int = Field(0, ge=0, description="Sources with different seeds predict differently.")
 
 
-_KINDS: dict[str, type[VllmConfig | TransformersConfig | SyntheticConfig]] = {
+_AnyEngine: TypeAlias = VllmConfig | TransformersConfig | SyntheticConfig | OpenAIConfig
+_KINDS: dict[str, type[_AnyEngine]] = {
     "vllm": VllmConfig,
     "transformers": TransformersConfig,
     "synthetic": SyntheticConfig,
+    "openai": OpenAIConfig,
 }
 _FLAT_KEYS = {
     key: [kind for kind, section in _KINDS.items() if key in section.model_fields]
@@ -107,17 +110,17 @@ _FLAT_KEYS = {
 def _section(value: Any) -> Any:
     """Validate a section by the model of its kind, so that errors name the keys without the kind before them."""
     if not isinstance(value, Mapping):
-        return value if isinstance(value, Settings) else _kind(value)()
+        return value if isinstance(value, Settings) else _kind(value).model_validate({})
     return _kind(value.get("kind", "vllm")).model_validate(value)
 
 
-def _kind(value: Any) -> type[VllmConfig | TransformersConfig | SyntheticConfig]:
+def _kind(value: Any) -> type[_AnyEngine]:
     if not isinstance(value, str) or value not in _KINDS:
-        raise ValueError("Input should be 'vllm', 'transformers' or 'synthetic'")
+        raise ValueError("Input should be 'vllm', 'transformers', 'synthetic' or 'openai'")
     return _KINDS[value]
 
 
-EngineConfig: TypeAlias = Annotated[VllmConfig | TransformersConfig | SyntheticConfig, BeforeValidator(_section)]
+EngineConfig: TypeAlias = Annotated[_AnyEngine, BeforeValidator(_section)]
 
 
 def lift_flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def lift_flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         default = fields[key].get_default(call_default_factory=True) if key in fields else None
         if key in _FLAT_KEYS and key not in fields:
-            _refuse_unless_default(key, value)
+            _refuse_unless_default(key, value, kind)
         elif section.get(key, default) in (default, value):
             section[key] = value
         else:
@@ -153,13 +156,13 @@ def lift_flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, VllmConfig | TransformersConfig | SyntheticConfig):
+    if isinstance(value, _AnyEngine):
         return value.model_dump(exclude_unset=True) | {"kind": value.kind}
     return value
 
 
-def _refuse_unless_default(key: str, value: Any) -> None:
+def _refuse_unless_default(key: str, value: Any, kind: str) -> None:
     kinds = _FLAT_KEYS[key]
     if value != _KINDS[kinds[0]].model_fields[key].get_default(call_default_factory=True):
-        only = f"only engine {kinds[0]} takes it" if len(kinds) == 1 else "engine synthetic loads no model"
+        only = f"only engine {kinds[0]} takes it" if len(kinds) == 1 else f"engine {kind} loads no model"
         raise ValueError(f"{key}: {only}")

@@ -20,6 +20,11 @@ async def load_engine(config: SourceConfig, folder: Path, vocabulary_size: int) 
             from services.source.engines.vllm import VllmEngine
 
             return await VllmEngine.load(config, settings, folder)
+        case "openai":
+            from fusion_core.vocabulary import Vocabulary
+            from services.source.engines.endpoint.engine import EndpointEngine
+
+            return await EndpointEngine.load(config, settings, Vocabulary.from_pretrained(folder))
         case "transformers":
             from services.source.engines.transformers import TransformersEngine
 

@@ -34,6 +34,8 @@ def tokens_in_flight(config: SourceConfig, folder: Path) -> int:
         return config.max_tokens_in_flight
     if config.engine.kind == "synthetic":
         return 64 * (config.max_tokens + 1)
+    if config.engine.kind == "openai":  # the server bounds its own memory
+        return config.engine.max_concurrent * (config.max_tokens + 1)
     return max(2 * rows_at_once(config.engine, folder), config.max_tokens + 1)
 
 
