@@ -142,7 +142,7 @@ def write_evaluation(
 
     With `keep`, the comparison is written to evaluation.json in the run folder, for the report.
     """
-    documents = [window.document for window in windows]
+    documents, domains = ([getattr(window, field) for window in windows] for field in ("document", "domain"))
     evaluation = {
         "corpus": corpus.name,
         "split": split,
@@ -151,7 +151,7 @@ def write_evaluation(
         "trainings": {
             name: training.to_json() for name in scores if (training := training_of(recipe.run_folder / name))
         },
-        "domains": compare(scores, documents),
+        "domains": compare(scores, documents, domains),
         "tasks": tasks or {},
     }
     if keep:

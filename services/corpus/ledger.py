@@ -37,7 +37,8 @@ VERSION, SINGLE_FILE_VERSION = 3, 2
 class Window:
     """A window: its bytes, its document, the place in it, and the index in the split.
 
-    `context` is the text right before it that sources read with it; `ends_document` whether the document ends with it.
+    `context` is the text right before it that sources read with it; `ends_document` is True where the document ends with
+    it; `domain` is that of the document, empty where the corpus has no `domain_field` or the record no domain.
     """
 
     text: bytes
@@ -48,6 +49,7 @@ class Window:
     ends_document: bool
     messages: bytes = b""
     turn: int = 0
+    domain: str = ""
 
     @property
     def passage(self) -> Passage:
@@ -163,8 +165,7 @@ class Corpus:
         rows = self._splits[split]
         batch, place = rows.at(index)
         columns = ["text", "document", "start_byte", "ends_document"]
-        if "messages" in batch.schema.names:
-            columns += ["messages", "turn"]
+        columns += [name for name in ("domain", "messages", "turn") if name in batch.schema.names]
         row = {name: batch.column(name)[place].as_py() for name in columns}
         num_before, at, context = row["start_byte"] - batch.column("context_start")[place].as_py(), index, b""
         while len(context) < num_before:

@@ -33,8 +33,8 @@ SCHEMA = pa.schema(
 )
 TURN_SCHEMA = SCHEMA.append(pa.field("messages", pa.binary())).append(pa.field("turn", pa.int64()))
 """Schema of a corpus of conversations: the messages before a turn, and its number in the conversation."""
-READ_COLUMNS = ("text", "document", "start_byte", "context_start", "ends_document", "messages", "turn")
-"""Columns that a `Window` is made of; the others say where it comes from."""
+READ_COLUMNS = ("text", "document", "start_byte", "context_start", "ends_document", "domain", "messages", "turn")
+"""Columns that a `Window` is made of."""
 
 GROUP_BYTES = 1 << 19
 """Approximate bytes of text in a row group, which is read as a whole."""

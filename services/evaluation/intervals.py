@@ -46,20 +46,26 @@ def domain_of(document: str) -> str:
     return file.partition(".")[0] if in_file else "files"
 
 
-def compare(models: Mapping[str, Scores], documents: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """Compare the scores of models on the same windows; `documents` names the document of each window.
+def compare(
+    models: Mapping[str, Scores], documents: Sequence[str], domains: Sequence[str] = (), *, seed: int = 0
+) -> dict[str, Any]:
+    """Compare the scores of models on the same windows.
+
+    `documents` names the document of each window, `domains` its domain where records name one: else it is empty, and
+    the document's name decides.
 
     Returns, by domain and for `all`: the number of bytes and documents; by model `nats_per_byte` and `accuracy` with
     intervals (from `MIN_DOCUMENTS` documents on), and `difference_from` every other model in nats per byte (below 0
     where this one is better). Accuracy is the share of the positions where a token starts in every model's tokenisation
     at which the model's likeliest token is the real one.
     """
-    domains: dict[str, list[int]] = {ALL: list(range(len(documents)))}
-    by_domain = [domain_of(document) for document in documents]
+    chosen: dict[str, list[int]] = {ALL: list(range(len(documents)))}
+    named = domains or [""] * len(documents)
+    by_domain = [domain or domain_of(document) for domain, document in zip(named, documents, strict=True)]
     if len(set(by_domain)) > 1:
-        for domain in sorted(set(by_domain)):
-            domains[domain] = [index for index, name in enumerate(by_domain) if name == domain]
-    return {name: _compare_windows(models, documents, windows, seed) for name, windows in domains.items()}
+        for domain in sorted(set(by_domain) - {ALL}):
+            chosen[domain] = [index for index, name in enumerate(by_domain) if name == domain]
+    return {name: _compare_windows(models, documents, windows, seed) for name, windows in chosen.items()}
 
 
 def _compare_windows(

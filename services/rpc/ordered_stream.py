@@ -79,7 +79,7 @@ class OrderedStream(Generic[Asked, Answered]):
 
     @property
     def broken(self) -> bool:
-        """Whether the stream has ended since it was last opened."""
+        """True when the stream has ended since it was last opened."""
         return self._connection is not None and self._connection.broken
 
     @property

@@ -9,7 +9,7 @@ from services.wire.answer import Sampling
 
 
 class SampleConfig(Settings):
-    """What `fusion sample` asks for."""
+    """Section `sample` of a recipe: prompts, the sources that answer them, and how."""
 
     prompts: tuple[str, ...] = Field(
         min_length=1, description="Files (globs), .jsonl or .parquet, with `prompt` or `messages` in every row."

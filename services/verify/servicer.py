@@ -29,7 +29,7 @@ from services.wire.protocol import PROTOCOL_VERSION
 logger = logging.getLogger("ray.serve")
 
 Task: TypeAlias = tuple[Spec, str]
-"""What to hold an answer against, and the answer."""
+"""A spec, and the answer that is held against it."""
 _MOST_REASON_CHARACTERS = 500
 MAX_WAITING = 256
 """Answers that a stream may have waiting for credits."""

@@ -35,7 +35,7 @@ _REASONS = {number: reason for reason, number in _FINISH.items()}
 
 
 class Sampling(Settings):
-    """How the answers to a prompt are sampled."""
+    """Settings by which the answers to a prompt are sampled."""
 
     num_answers: int = Field(1, ge=1, description="Answers to each prompt, by seeds of their own.")
     temperature: float = Field(1.0, ge=0, le=MOST_TEMPERATURE, description="Divides the logits; 0 is greedy.")
@@ -70,7 +70,7 @@ class Sampling(Settings):
 
 @dataclass(frozen=True, slots=True)
 class AnswerPrompt:
-    """What an answer is asked for; made by `text_prompt` or `messages_prompt`.
+    """A prompt for answers; made by `text_prompt` or `messages_prompt`.
 
     Attributes:
         content: UTF-8: the text to be continued, or the messages as JSON.

@@ -51,6 +51,15 @@ def table_rows(output: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
+def test_a_prompt_with_two_specs_is_refused(files: list[str], tmp_path: Path) -> None:
+    again = [{"prompt": "7 * 6 =", "verify": {"kind": "answer", "expected": 42}}]
+    assert fusion(*files, "--against", write(tmp_path / "again.jsonl", again)).exit_code == 0
+    other = [*again, {"prompt": "7 * 6 =", "verify": {"kind": "answer", "expected": 43}}]
+    done = fusion(*files, "--against", write(tmp_path / "other.jsonl", other))
+    assert done.exit_code == 2
+    assert "other.jsonl, line 2: verify: its prompt has another spec already" in done.output
+
+
 def test_answers_are_judged_by_the_specs_of_their_prompts(files: list[str], tmp_path: Path) -> None:
     done = fusion(*files, "--to", str(tmp_path / "judged.jsonl"))
     assert done.exit_code == 0, done.output

@@ -57,6 +57,9 @@ def test_a_pool_holds_the_train_documents_that_fit_in_windows_of_its_own(tmp_pat
     without = prepare(tmp_path / "without")
     assert [without.fingerprint(s) for s in without.splits] == [corpus.fingerprint(s) for s in (TRAIN, HELD_OUT)]
     assert len({corpus.fingerprint(split) for split in corpus.splits}) == 5
+    for split in corpus.splits:
+        windows = [corpus.window(split, index) for index in range(corpus.num_windows(split))]
+        assert [window.domain for window in windows] == [given[window.document][0] for window in windows]
 
 
 def test_a_shard_says_domain_and_length_of_every_window_s_document(tmp_path: Path) -> None:

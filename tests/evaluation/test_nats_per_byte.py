@@ -78,6 +78,9 @@ def test_models_are_compared_where_tokens_of_all_start():
     assert everything["fine"]["accuracy"]["value"] == pytest.approx(3 / 3)
     assert everything["coarse"]["accuracy"]["value"] == pytest.approx(1 / 3)
     assert result["code"]["models"]["coarse"]["accuracy"]["value"] == 0.0
+    named = compare({"fine": fine, "coarse": coarse}, ["prose/a", "code/b"], ["news", ""])
+    assert list(named) == ["all", "code", "news"]
+    assert (named["news"], named["code"]) == (result["prose"], result["code"])
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():

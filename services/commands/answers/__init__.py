@@ -1,1 +1,1 @@
-"""What the commands do that ask for answers, or judge them: `fusion sample`, `chat` and `verify`."""
+"""The work of the commands that ask for answers or judge them: `fusion sample`, `chat` and `verify`."""

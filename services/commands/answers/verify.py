@@ -60,21 +60,25 @@ class Verify:
         Raises ValueError naming file, line and key that is wrong, ServiceError when an answer cannot be judged.
         """
         common = None if self.spec is None else _common(self.spec)
-        by_prompt = dict(self._specs())
+        by_prompt = self._specs()
         if to is None:
             asyncio.run(self._judge_all(by_prompt, common, None))
             return
         with whole_file(to) as partial, partial.open("w", encoding="utf-8") as lines:
             asyncio.run(self._judge_all(by_prompt, common, lines))
 
-    def _specs(self) -> Iterator[tuple[str, bytes]]:
-        """Yield prompts, each by its key, with their specs."""
-        if not self.against:
-            return
-        for path in local_files(self.against):
+    def _specs(self) -> dict[str, bytes]:
+        """Return the specs of prompts, by the prompt's key; raises ValueError for a prompt with two."""
+        specs: dict[str, bytes] = {}
+        for path in local_files(self.against) if self.against else ():
             for where, row in _rows(path):
                 if "verify" in row:
-                    yield _prompt_key(row, where), _spec_bytes(row["verify"], where)
+                    key, spec = _prompt_key(row, where), _spec_bytes(row["verify"], where)
+                    if specs.setdefault(key, spec) != spec:
+                        raise ValueError(
+                            f"{where}: verify: its prompt has another spec already, and only one can count"
+                        )
+        return specs
 
     async def _judge_all(self, by_prompt: dict[str, bytes], common: bytes | None, lines: Any) -> None:
         rows = _rows(self.answers)

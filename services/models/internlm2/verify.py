@@ -29,7 +29,7 @@ _PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a comparison measured.
+    """The result of a comparison.
 
     Attributes:
         difference: largest difference of a logit.

@@ -35,7 +35,7 @@ class PromptScores:
 
 @dataclass(frozen=True, slots=True)
 class TokenSampling:
-    """How an engine samples the tokens of one answer.
+    """Settings by which an engine samples the tokens of one answer.
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token.

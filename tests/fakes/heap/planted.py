@@ -26,7 +26,7 @@ PERSONAL = (
 
 @dataclass
 class Heap:
-    """What was written.
+    """The heap as it was written.
 
     Attributes:
         texts: by id, as written.

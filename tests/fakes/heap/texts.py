@@ -62,7 +62,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _is_varied(text: str) -> bool:
-    """Whether hardly a run of five words comes twice."""
+    """Return whether hardly a run of five words comes twice."""
     words = text.split()
     return len({tuple(words[i : i + 5]) for i in range(len(words) - 4)}) > 0.97 * (len(words) - 4)
 
