@@ -89,7 +89,11 @@ def test_scores_with_intervals_are_shown_by_domain(run_folder):
             "models": {"clm_only": control, "fused": fused | {"difference_from": {"clm_only": difference}}},
         }
 
-    domains = {"all": models(score(-0.1, -0.15, -0.05)), "code": models(score(-0.1, -0.2, 0.01))}
+    domains = {
+        "all": models(score(-0.1, -0.15, -0.05)),
+        "code": models(score(-0.1, -0.2, 0.01)),
+        "<script>alert(1)</script>\n# $\\nothing$": models(score(-0.1, -0.2, 0.01)),
+    }
     evaluation = {"corpus": "toy", "split": "held_out", "domains": domains}
     (run_folder / "evaluation.json").write_text(json.dumps(evaluation))
     report = write_report(run_folder).read_text()
@@ -98,6 +102,9 @@ def test_scores_with_intervals_are_shown_by_domain(run_folder):
     assert "fused minus clm_only: -0.1000 nats per byte (-0.1500 to -0.0500): better beyond the interval" in report
     assert "no difference beyond the interval" in report.split("held_out: code")[1]
     assert (run_folder / "domains.png").exists()
+    assert "\n# " not in report
+    page = (run_folder / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
 
 
 def test_too_few_documents_give_no_verdict(run_folder):

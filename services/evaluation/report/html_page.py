@@ -31,12 +31,12 @@ _IMAGE = re.compile(r'src="([^":]+\.png)"')
 
 
 def write_page(markdown: str, title: str, path: Path) -> None:
-    """Write `markdown` as HTML; its pictures are read from the folder of `path`."""
+    """Write `markdown` as HTML; its pictures are read from the folder of `path`. HTML in it is shown, not obeyed."""
     from markdown_it import MarkdownIt
 
     def embed(match: re.Match[str]) -> str:
         data = base64.b64encode((path.parent / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
-    body = _IMAGE.sub(embed, MarkdownIt("commonmark").enable("table").render(markdown))
+    body = _IMAGE.sub(embed, MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
     path.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")

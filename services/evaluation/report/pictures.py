@@ -47,7 +47,7 @@ def draw_domains(domains: Mapping[str, Any], path: Path) -> Path | None:
             above = [0.0 if no else score["high"] - score["value"] for no, score in zip(few, scores, strict=True)]
             left = [index + (number - (len(models) - 1) / 2) * width for index in range(len(scores))]
             axes.bar(left, values, width, yerr=None if all(few) else [below, above], capsize=3, label=model)
-        axes.set_xticks(range(len(domains)), list(domains))
+        axes.set_xticks(range(len(domains)), [name.replace("$", r"\$") for name in domains])  # no formulas
         axes.set_ylabel("held-out nats per byte" + ("" if all(few) else ", 95 % interval"))
         axes.legend()
     return path

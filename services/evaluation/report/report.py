@@ -142,7 +142,8 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
     trainings = _trainings(evaluation, run_folder)
     for domain, result in evaluation.get("domains", {}).items():
         ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
-        lines += [f"## {evaluation['corpus']}/{evaluation['split']}: {domain}", ""]
+        # A record may name any text as its domain: here it stays on its line.
+        lines += [f"## {evaluation['corpus']}/{evaluation['split']}: {' '.join(domain.split())}", ""]
         lines += _table(
             ["model", "taught by", "nats per byte", "95 % interval", "next-token accuracy"],
             [
