@@ -37,8 +37,8 @@ VERSION, SINGLE_FILE_VERSION = 3, 2
 class Window:
     """A window: its bytes, its document, the place in it, and the index in the split.
 
-    `context` is the text right before it that sources read with it; `ends_document` is True where the document ends with
-    it; `domain` is that of the document, empty where the corpus has no `domain_field` or the record no domain.
+    `context` is the text right before it that sources read with it; `ends_document` is True where the document ends
+    with it; `domain` is that of the document, empty where the corpus has no `domain_field` or the record no domain.
     """
 
     text: bytes

@@ -44,6 +44,8 @@ from services.corpus.cleaning.tasks import RunAll, Step, read_record, run_step
 VERSION = 1
 """Changes when the same settings and files give other documents."""
 DOCUMENTS, LEDGER = "documents", "ledger.json"
+_MOST_DOMAINS, OTHERS = 64, "others"
+"""Domains of a shard that have a file each, all of which are open at once, and the name of the file of all others."""
 _DECIDING = ("datatrove", "py3langid", "scikit-learn", "trafilatura", "pyarrow", "numpy")
 
 Report = Callable[[str, int, int], None]
@@ -175,12 +177,14 @@ def _identities(patterns: tuple[str, ...] | None, setting: str) -> list[Any]:
 
 
 def _write_domains(source: Path, task: int, folder: Path) -> None:
-    """Write a shard as one file for each of its domains, `DOMAIN.TASK.parquet`: so the corpus names its documents."""
+    """Write a shard as one file for each of its first domains, `DOMAIN.TASK.parquet`, and one for all others."""
     writers: dict[str, ShardWriter] = {}
     try:
         for batch in read_shard(shard_folder(source, task) / KEPT):
             for document in batch:
                 name = re.sub(r"[^\w-]+", "_", document.domain)[:64] or "documents"
+                if name not in writers and len(writers) >= _MOST_DOMAINS:
+                    name = OTHERS
                 if name not in writers:
                     writers[name] = ShardWriter(folder / f"{name}.{task:05d}.parquet")
                 writers[name].write(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -200,3 +201,14 @@ def test_what_was_cleaned_with_other_settings_is_not_taken_for_it(heap: Made, cl
         check_curated(settings(heap[1], near_duplicates={"threshold": 0.8}), cleaned[1])
     with pytest.raises(SettingError, match="not cleaned yet"):
         check_curated(settings(heap[1]), tmp_path)
+
+
+def test_rows_of_any_number_of_domains_lie_in_a_bounded_number_of_files(tmp_path: Path) -> None:
+    rows = [{"text": f"A text of host {n}.", "domain": f"host{n}.example"} for n in range(100)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = dict.fromkeys(("language", "rules", "near_duplicates", "safety"))
+    config = CurateConfig.model_validate({"files": [str(tmp_path / "in.jsonl")], "shards": 1, **left_out})
+    run_clean(config, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "documents").glob("*.parquet"))) == 65
+    kept = rows_of(tmp_path / "out", "documents/*.parquet")
+    assert sorted(row["domain"] for row in kept) == sorted(row["domain"] for row in rows)
