@@ -22,7 +22,7 @@ _RETRIED = (UnavailableError, DeadlineExceededError, ResourceExhaustedError)
 
 @dataclass(slots=True)
 class Tally:
-    """Numbers of answers that were sampled or there already, and of prompts that were refused, with the first reason."""
+    """Numbers of answers that were sampled or were there, and of prompts that were refused, with the first reason."""
 
     sampled: int = 0
     kept: int = 0
