@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from services.evaluation.controls import Training
+from services.evaluation.controls import Training, comparisons, training_of
 from services.evaluation.report.report import verdict, write_report
 from services.evaluation.report.run_summary import summarise
 
@@ -150,6 +150,28 @@ def test_fused_targets_are_held_against_every_control(run_folder):
     assert re.findall(r"\*\*(\w+) minus (\w+)", report) == [
         ("both", "right_only"), ("both", "tokens"), ("right_only", "tokens"),
     ]  # fmt: skip
+
+
+def test_controls_are_runs_of_the_same_shape(tmp_path):
+    def run(name, lambda_, **settings):
+        settings = {"distill.sources": [], "distill.lambda": lambda_, "distill.lambda_end": None} | settings
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"settings": settings}))
+        return training_of(tmp_path / name)
+
+    moe = {"distill.moe": {"shards": 8, "shared": 2, "copies": 4, "init": "split"}}
+    stages = {"distill.stages": [{"name": "short"}, {"name": "long"}]}
+    trainings = {
+        "dense": run("dense", 0.5),
+        "dense_clm": run("dense_clm", 1),
+        "experts": run("experts", 0.5, **moe),
+        "staged": run("staged", 0.5, **stages),
+        "staged_clm": run("staged_clm", 1, **stages),
+    }
+    assert str(trainings["experts"]) == "fused: all; experts split 8-2-4"
+    assert str(trainings["staged_clm"]) == "CLM only; stages short, long"
+    assert comparisons(trainings) == [("dense", "dense_clm"), ("staged", "staged_clm")]
+    assert Training.from_json(json.loads(json.dumps(trainings["experts"].to_json()))) == trainings["experts"]
 
 
 def test_evaluations_become_a_picture(run_folder):
