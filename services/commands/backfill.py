@@ -55,9 +55,14 @@ class Backfill:
         self._list = BackfillList(self.store.files)
 
     def parts(self) -> Iterator[tuple[str, BackfillPart]]:
-        """Yield the parts of the list for this recipe's corpus; raises ValueError for one that is damaged."""
-        for split in self.corpus.splits:
-            yield from self._list.parts(self.corpus.fingerprint(split))
+        """Yield the parts of the list for this recipe's corpus; raises ValueError for one that is damaged.
+
+        A split is known by its windows: a pool may have had another name, or hold the windows of another split.
+        """
+        splits = {self.corpus.fingerprint(split): split for split in reversed(self.corpus.splits)}
+        for fingerprint, split in splits.items():
+            for path, part in self._list.parts(fingerprint):
+                yield path, part.model_copy(update={"split": split})
 
     def run(self, console: Console) -> Backfilled:
         """Complete every listed window; a source that does not run is deployed for as long as it takes.

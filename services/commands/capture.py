@@ -24,7 +24,7 @@ from services.recipes.recipe import RecipeError
 from services.recipes.resolve import resolve_sources
 from services.source.config import AnySource, SourceConfig
 from services.store.capture_plan import CapturePlan, capture_folder, read_plan
-from services.store.captured_split import CapturedSplit
+from services.store.captured_split import CapturedSplit, renamed
 from services.store.identity import SourceIdentity, window_key
 from services.store.rows import encode_row
 from services.store.shard import UNREADABLE, check_shard, write_shard
@@ -108,7 +108,9 @@ class Capture:
                 f"--windows-per-shard: {self.corpus.name}/{split} was begun with {there.windows_per_shard}; leave it "
                 f"out, or delete {store.files.location(capture_folder(store.folder, fingerprint))}"
             )
-        plan = there or CapturePlan(
+        if there is not None:  # the same windows, perhaps under another name of the corpus or the pool
+            return CapturedSplit(store, self.corpus, renamed(there, self.corpus, split))
+        plan = CapturePlan(
             corpus=self.corpus.name,
             split=split,
             fingerprint=fingerprint,

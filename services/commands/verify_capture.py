@@ -9,7 +9,7 @@ from rich.console import Console
 from services.base.progress_bars import window_progress
 from services.commands.capture_scope import CaptureScope
 from services.store.capture_plan import capture_folder, read_plan
-from services.store.captured_split import CapturedSplit
+from services.store.captured_split import CapturedSplit, renamed
 from services.store.identity import SourceIdentity
 from services.store.shard import check_shard
 
@@ -35,7 +35,8 @@ def _problems_of(
         if plan is None:
             yield store.files.location(f"{folder}/capture.json"), f"{split} was not captured, or its plan is damaged"
             continue
-        for number, (place, problem) in enumerate(CapturedSplit(store, scope.corpus, plan).problems()):
+        captured = CapturedSplit(store, scope.corpus, renamed(plan, scope.corpus, split))
+        for number, (place, problem) in enumerate(captured.problems()):
             progress(f"{name}/{split}", min((number + 1) * plan.windows_per_shard, plan.num_windows), plan.num_windows)
             if problem:
                 yield place, problem

@@ -21,6 +21,11 @@ from services.store.shard import check_shard, read_record
 from services.store.source_store import SourceStore
 
 
+def renamed(plan: CapturePlan, corpus: Corpus, split: str) -> CapturePlan:
+    """Return the plan of a capture for a split with the same windows; a pool may have had another name."""
+    return plan.model_copy(update={"corpus": corpus.name, "split": split})
+
+
 @dataclass(frozen=True, slots=True)
 class CapturedSplit:
     """The windows of one split in the store of one source."""

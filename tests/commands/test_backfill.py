@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from services.base.errors import UnavailableError
 from services.cli.app import app
 from services.commands.backfill import Backfill
+from services.corpus.config import PoolConfig
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.recipes.recipe import Recipe
 from tests.fakes.services.plain_fusion import PlainFusion, plain_fusion
@@ -78,6 +79,10 @@ def test_degraded_windows_get_the_passes_that_they_lack(folder: Path) -> None:
         degraded = sum(not whole([window]) for window in windows)
         assert 0 < degraded < len(windows)
         assert fusion.client().info().counts.degraded == degraded
+        listed = [window for _, part in Backfill(fusion.recipe).parts() for window in part.windows]
+        config = fusion.recipe.corpus.model_copy(update={"pools": {"whole": PoolConfig()}, "folder": "pooled"})
+        pooled = Backfill(fusion.recipe.model_copy(update={"corpus": config}))  # the pool has the windows of the split
+        assert [window for _, part in pooled.parts() for window in part.windows] == listed
         done = backfill(fusion.recipe, folder)
         assert (done.exit_code, f"{degraded} windows complete" in done.stdout) == (0, True), done.output
     with plain_fusion(folder, store="store-degraded") as fusion:

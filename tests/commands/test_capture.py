@@ -263,3 +263,21 @@ def test_a_miss_is_scored_once_and_captured_without_another_pass(
     without_kept = {name: data for name, data in contents(written("streamed")).items() if "/kept/" not in name}
     assert without_kept.keys() == contents(undisturbed).keys()
     assert capture(written("streamed"), "--verify").exit_code == 0
+
+
+def test_a_pool_under_another_name_has_been_captured(written: Callable[..., str]) -> None:
+    recipe = written("pooled")
+
+    def name_pool(name: str) -> None:
+        values = yaml.safe_load(Path(recipe).read_text())
+        values["corpus"]["pools"] = {name: {"window_bytes": 256}}
+        Path(recipe).write_text(yaml.safe_dump(values))
+
+    name_pool("long")
+    assert capture(recipe).exit_code == 0
+    before = contents(recipe)
+    name_pool("wide")
+    for options in ((), ("--verify",)):
+        done = capture(recipe, *options)
+        assert done.exit_code == 0, done.output
+    assert contents(recipe) == before
