@@ -32,7 +32,9 @@ def validate(recipe: RecipeArgument, set_: SetOption = None) -> None:
     with user_errors():
         checked = read_recipe(recipe, set_)
         check_recipe(checked)
-        print_line(f"{recipe}: good; {len(checked.sources)} sources, run folder {checked.run_folder}")
+        num_sources = len(checked.sources)
+        sources = f"{num_sources} source" if num_sources == 1 else f"{num_sources} sources"
+        print_line(f"{recipe}: good; {sources}, run folder {checked.run_folder}")
 
 
 def doctor() -> None:

@@ -11,7 +11,12 @@ from services.cli.options import out, print_line, user_errors
 
 
 def verify(
-    answers: Annotated[Path, typer.Argument(metavar="ANSWERS.jsonl", help="Answers, as `fusion sample --to` writes.")],
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS.jsonl", exists=True, dir_okay=False, help="Answers, as `fusion sample --to` writes."
+        ),
+    ],
     against: Annotated[
         list[str] | None,
         typer.Option(metavar="PROMPTS.jsonl", help="Prompts with their specs under `verify`; may be repeated."),
