@@ -106,4 +106,6 @@ def resolve_model(name_or_path: str) -> Path:
         return folder.absolute()  # a tokenizer alone is enough for engine synthetic; other engines ask for the rest
     problem = "has no config.json" if folder.is_dir() else "does not exist"
     known = f"a catalogue model ({', '.join(MODELS)}) after `fusion models fetch NAME`"
-    raise ValueError(f"model folder {name_or_path} {problem}; give a Hugging Face folder, or {known}")
+    raise ValueError(
+        f"model folder {name_or_path} {problem}; give a Hugging Face folder, or {known}, or hf://ORG/NAME@REVISION"
+    )

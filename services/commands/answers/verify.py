@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from fusion_core.verify.specs import parse_spec, read_spec
 from fusion_core.verify.verdict import Verdict
 from services.base.atomic import whole_file
+from services.base.errors import SettingError
 from services.corpus.readers import local_files
 from services.verify.client import VerdictStream
 from services.verify.config import VerifyConfig
@@ -70,7 +71,11 @@ class Verify:
     def _specs(self) -> dict[str, bytes]:
         """Return the specs of prompts, by the prompt's key; raises ValueError for a prompt with two."""
         specs: dict[str, bytes] = {}
-        for path in local_files(self.against) if self.against else ():
+        try:
+            paths = local_files(self.against) if self.against else ()
+        except SettingError as error:
+            raise ValueError(f"--against: {error.problem}") from error
+        for path in paths:
             for where, row in _rows(path):
                 if "verify" in row:
                     key, spec = _prompt_key(row, where), _spec_bytes(row["verify"], where)
