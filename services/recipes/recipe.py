@@ -108,7 +108,8 @@ class Recipe(Settings):
         if self.verify is not None and self.verify.application in {*names, self.service.application}:
             raise ValueError(f"verify.application: {self.verify.application} is the name of another application")
         if self.fusion.min_sources > len(names):
-            raise ValueError(f"fusion.min_sources: {self.fusion.min_sources} is more than the {len(names)} sources")
+            least = self.fusion.min_sources
+            raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")
         if unknown := sorted(set(self.fusion.weights) - set(names)):
             raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):

@@ -37,7 +37,7 @@ BAD_RECIPES = [
     ("fusion.tau", 0, "fusion.tau: "),
     ("fusion.alignment", "bytes", "fusion.alignment: Input tag 'bytes' found using 'method' does not match"),
     ("fusion.alignment", "transport", "fusion.alignment: transport matches candidates with those of a source"),
-    ("fusion.min_sources", 3, "fusion.min_sources: 3 is more than the 2 sources"),
+    ("fusion.min_sources", 3, "fusion.min_sources: must be at most the number of sources, 2, got 3"),
     ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
     ("sources.0.model", "/no/such/folder", "sources[0].model: "),
