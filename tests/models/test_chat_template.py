@@ -68,6 +68,10 @@ def test_ids_are_those_of_transformers(style: str, template: str, rng: random.Ra
     joint = oracle.apply_chat_template(whole, tokenize=False)
     # The words are split apart: their white space does not melt into the template's, nor its space into their token.
     melts = content[:1].isspace() or (template == "brackets" and not tokenizer.vocabulary.has_dummy_prefix)
+    # A token such as "\nc" may hold the template's line end and the first letter.
+    num_before = len(all_ids(turn)) - len(turn.words.token_ids_T)
+    before, joined = (spelled(tokenizer, ids[:num_before]) for ids in (all_ids(turn), expected))
+    melts = melts or (joined != before and joined.startswith(before))
     if not melts:
         assert all_ids(turn) == expected[: len(all_ids(turn))]
         assert turn.words.ends_document

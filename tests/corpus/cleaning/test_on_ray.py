@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -34,9 +35,16 @@ def cluster() -> Iterator[str]:
     env = {"env_vars": {"PYTHONPATH": paths}}
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    started = ray.init(
-        address="local", num_cpus=2, include_dashboard=True, dashboard_port=port, log_to_driver=False, runtime_env=env
-    )
+    with pytest.MonkeyPatch.context() as patch:  # the jobs' `python` is the one that runs the tests
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        started = ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=True,
+            dashboard_port=port,
+            log_to_driver=False,
+            runtime_env=env,
+        )
     try:
         yield f"http://{started.dashboard_url}"
     finally:
