@@ -51,7 +51,7 @@ def real_blocks(source: str, num_windows: int) -> list[Block]:
         scorer = await Scorer.load(plain, fetch(config.model))
         with tempfile.TemporaryDirectory() as folder:
             corpus = plan_corpus(read_text(recipe.corpus, folder))
-        windows = [corpus.window(TRAIN, index) for index in range(num_windows)]
+            windows = [corpus.window(TRAIN, index) for index in range(num_windows)]
         prompts = scorer.encode([Passage(window.text) for window in windows])
         return [await scorer.score(prompt, TOP_K) for prompt in prompts]
 
