@@ -44,7 +44,11 @@ BAD_RECIPES = [
     ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
     ("distill.lambda", -0.1, "distill.lambda: Input should be greater than or equal to 0"),
     ("distill.sources", ["tiny", "gemma"], "distill.sources: no source is called gemma; there are smollm2, tiny"),
-    ("sources.0.engine", "tgi", "sources.0.engine: Input should be 'vllm', 'transformers' or 'synthetic'"),
+    (
+        "sources.0.engine",
+        "tgi",
+        "sources.0.engine: Input should be 'vllm', 'transformers', 'synthetic' or 'openai' (given: 'tgi')",
+    ),
     ("sources.0.top_k", 0, "sources.0.top_k: "),
     ("sources.0.max_top_k", 3, "max_top_k (3) must be at least top_k (16)"),
     ("service.grpc_port", 70000, "service.grpc_port: "),

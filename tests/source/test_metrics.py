@@ -46,12 +46,15 @@ def test_a_source_reports_what_it_did(live: Live) -> None:
         with pytest.raises(grpc.RpcError):
             stub.Score(source_pb2.ScoreRequest(texts=[]), metadata=call_metadata("smollm2"), timeout=300)
     deadline = time.monotonic() + 60
-    while "INVALID_ARGUMENT" not in (found := scraped(live)).get("errors_total", {}):
+    # Others have called the source before, and the metrics of one scrape need not be of one moment.
+    while (
+        "INVALID_ARGUMENT" not in (found := scraped(live)).get("errors_total", {})
+        or found["texts_scored_total"][""] < 4  # the canary's three and this one
+    ):
         assert time.monotonic() < deadline, found
         time.sleep(0.5)  # Ray exports every few seconds
     assert found["tokens_scored_total"][""] >= response.blocks[0].num_tokens
     assert found["wire_bytes_total"][""] >= response.blocks[0].ByteSize()
-    assert found["texts_scored_total"][""] >= 4  # the canary's three and this one
     assert found["engine_seconds_total"][""] > 0
     assert found["queue_seconds_total"][""] > 0
     assert found["tokens_in_flight"][""] == 0
