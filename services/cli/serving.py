@@ -44,8 +44,8 @@ def up(
             only = [checked.service.application] if no_sources else None
             deployment = start(checked, recipe_file, progress, only=only)
         print_line(f"fusion service: {deployment.grpc_address} (application {deployment.application})")
-        if not no_sources and checked.verify is not None and checked.verify.address is None:
-            print_line(f"verifier:       {deployment.grpc_address} (application {checked.verify.application})")
+        for section, served in checked.beside.items() if not no_sources else ():
+            print_line(f"{section + ':':15} {deployment.grpc_address} (application {served.application})")
         print_line(f"Ray dashboard:  {deployment.dashboard}")
         if is_open:
             print_note("warning: no FUSION_TOKEN is set, and Serve's gRPC port listens on all interfaces")

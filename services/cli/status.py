@@ -15,6 +15,8 @@ from services.recipes.load import load_recipe
 from services.rpc.health_check import health_of
 
 _TIMEOUT_SECONDS = 15.0
+_TASKS_BESIDE = {"verify": "judges answers"}
+"""The task of each service beside sources and fusion service, by section of the recipe."""
 
 
 def show_status(deployment: Deployment, console: Console) -> bool:
@@ -44,19 +46,18 @@ def show_status(deployment: Deployment, console: Console) -> bool:
             f"skipped; {done.streams} streams open, {done.windows_in_flight} windows under way "
             "(by the replica that answered, since its start)"
         )
-    if verifier := _verifier(deployment):
-        table.add_row(verifier, health_of(address, verifier), "judges answers")
+    for section, served in _beside(deployment):
+        table.add_row(served, health_of(address, served), _TASKS_BESIDE[section])
     console.print(table)
     console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", soft_wrap=True)
     return health == "SERVING"
 
 
-def _verifier(deployment: Deployment) -> str | None:
-    """Return the application of the verifier that was started with the others, or None."""
+def _beside(deployment: Deployment) -> list[tuple[str, str]]:
+    """Return section and application of each service that was started beside sources and fusion service."""
     if not Path(deployment.recipe).is_file():
-        return None
-    verify = load_recipe(deployment.recipe).verify
-    return verify.application if verify is not None and verify.address is None else None
+        return []
+    return [(section, served.application) for section, served in load_recipe(deployment.recipe).beside.items()]
 
 
 def _state(source: fusion_pb2.SourceStatus) -> str:

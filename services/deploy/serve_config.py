@@ -14,9 +14,12 @@ from services.source.config import SourceConfig
 from services.verify.app import SERVICER as VERIFY_SERVICER
 from services.verify.config import VerifyConfig
 
+SERVICERS_BESIDE = {"verify": VERIFY_SERVICER}
+"""The servicers of the services beside sources and fusion service, by section of the recipe."""
+
 
 def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Return the Serve config: an application for each source without an address, the fusion service, and the verifier.
+    """Return the Serve config: an application for each source without an address, the fusion service, and those beside.
 
     `only`: names of the applications to include, all by default.
     """
@@ -29,9 +32,9 @@ def serve_config(recipe: Recipe, only: Collection[str] | None = None) -> dict[st
         args = recipe.fusion_service().model_dump(mode="json", by_alias=True)
         applications.append(fusion_application(recipe, args))
     servicers = [SOURCE_SERVICER, FUSION_SERVICER]
-    if recipe.verify is not None and recipe.verify.address is None:
-        applications.append(verify_application(recipe.verify))
-        servicers.append(VERIFY_SERVICER)
+    for section, served in recipe.beside.items():
+        applications.append(application_beside(section, served))
+        servicers.append(SERVICERS_BESIDE[section])
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": service.host, "port": service.http_port},
@@ -66,12 +69,12 @@ def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def verify_application(config: VerifyConfig) -> dict[str, Any]:
-    """Return Serve's entry for the verifier."""
+def application_beside(section: str, config: VerifyConfig) -> dict[str, Any]:
+    """Return Serve's entry for the service of a section, one that is deployed beside sources and fusion service."""
     return {
         "name": config.application,
         "route_prefix": f"/{config.application}",
-        "import_path": "services.verify.app:build",
+        "import_path": f"services.{section}.app:build",
         "args": config.model_dump(mode="json"),
     }
 

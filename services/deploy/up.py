@@ -86,8 +86,7 @@ def _start(recipe: Recipe, recipe_file: Path) -> Deployment:
     log = recipe.run_folder / "ray.log"
     wanted = sum(source.num_cpus * source.most_replicas for source in recipe.deployed)
     wanted += service.num_cpus * service.num_replicas + 2
-    if recipe.verify is not None and recipe.verify.address is None:
-        wanted += recipe.verify.num_cpus * recipe.verify.num_replicas
+    wanted += sum(served.num_cpus * served.num_replicas for served in recipe.beside.values())
     wanted += recipe.distill.worker_range[1] * recipe.distill.cpus_per_worker
     pid, gcs_address = start_ray(
         host=service.host, dashboard_port=service.dashboard_port, num_cpus=int(wanted + 0.999), log=log

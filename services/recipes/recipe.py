@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from services.distill.config import DistillConfig
 from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
-from services.models.chat_template import MODEL, PLAIN
+from services.recipes.defaults import curated_files, give_chat_templates, read_curated
 from services.recipes.strict_yaml import write_yaml
 from services.sample.config import SampleConfig
 from services.source.config import AnySource, SourceConfig
@@ -28,26 +27,6 @@ from services.verify.config import VerifyConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Pattern of names of folders, in a recipe or on the command line."""
-
-
-def _has_conversations(corpus: Any) -> bool:
-    if isinstance(corpus, CorpusConfig):
-        return corpus.is_conversations
-    return isinstance(corpus, Mapping) and corpus.get("format") == "conversations"
-
-
-def _with_template(model: Any, chosen: str) -> Any:
-    """Return the settings of a source or a target with a chat template, if they have none."""
-    if isinstance(model, Settings) and getattr(model, "chat_template", None) is None:
-        return model.model_copy(update={"chat_template": chosen})
-    if isinstance(model, Mapping) and model.get("chat_template") is None:
-        return {**model, "chat_template": chosen}
-    return model
-
-
-def curated_files(run_folder: Path) -> str:
-    """Return the glob of the documents that `fusion corpus` leaves in a run's folder."""
-    return f"{glob.escape(str(run_folder.absolute()))}/curate/documents/*.parquet"
 
 
 class RecipeError(ValueError):
@@ -71,32 +50,8 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _corpus_is_curated(cls, values: Any) -> Any:
-        """Let a corpus without an origin of its own read what `fusion corpus` makes of section `curate`."""
-        if not isinstance(values, Mapping) or values.get("curate") is None:
-            return values
-        corpus = values.get("corpus", {})
-        if not isinstance(corpus, Mapping) or "files" in corpus or "package" in corpus:
-            return values
-        for key, fixed in (("format", "parquet"), ("text_field", "text")):
-            if corpus.get(key, fixed) != fixed:
-                raise ValueError(f"corpus.{key}: curated documents have {fixed}; leave it out, or give corpus.files")
-        files = curated_files(Path(str(values.get("output_dir", "runs"))) / str(values.get("name")))
-        return {**values, "corpus": {"domain_field": "domain", **corpus, "files": [files]}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _models_read_conversations(cls, values: Any) -> Any:
-        """Fill in the chat templates of sources and target that say none, where the corpus holds conversations."""
-        if not isinstance(values, Mapping) or not _has_conversations(values.get("corpus")):
-            return values
-        filled = dict(values)
-        if isinstance(sources := values.get("sources"), list | tuple):
-            filled["sources"] = [_with_template(source, MODEL) for source in sources]
-        if isinstance(target := values.get("target"), Mapping | TargetConfig):
-            pretrained = target.model if isinstance(target, TargetConfig) else target.get("model")
-            filled["target"] = _with_template(target, MODEL if pretrained else PLAIN)
-        return filled
+    def _sections_fill_each_other(cls, values: Any) -> Any:
+        return give_chat_templates(read_curated(values))
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Recipe:
@@ -105,8 +60,11 @@ class Recipe(Settings):
             raise ValueError(f"sources: the name {twice[0]} is used twice")
         if self.service.application in names:
             raise ValueError(f"service.application: {self.service.application} is the name of a source as well")
-        if self.verify is not None and self.verify.application in {*names, self.service.application}:
-            raise ValueError(f"verify.application: {self.verify.application} is the name of another application")
+        taken = {*names, self.service.application}
+        for section, served in self._beside():
+            if served.application in taken:
+                raise ValueError(f"{section}.application: {served.application} is the name of another application")
+            taken.add(served.application)
         if self.fusion.min_sources > len(names):
             least = self.fusion.min_sources
             raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")
@@ -255,6 +213,15 @@ class Recipe(Settings):
     def deployed(self) -> tuple[SourceConfig, ...]:
         """The sources without an address."""
         return tuple(source for source in self.sources if isinstance(source, SourceConfig))
+
+    @property
+    def beside(self) -> dict[str, VerifyConfig]:
+        """The services that are deployed beside sources and fusion service, by their section."""
+        return {section: served for section, served in self._beside() if served.address is None}
+
+    def _beside(self) -> Iterator[tuple[str, VerifyConfig]]:
+        if self.verify is not None:
+            yield "verify", self.verify
 
     def endpoint(self, source: AnySource) -> SourceEndpoint:
         """Return the address of a source for the fusion service, and the settings that identify its stored windows."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from services.base.errors import InvalidArgumentError, ResourceExhaustedError
 from services.rpc.credits import Credits
 from services.wire.protocol import FRAME_BYTES
 
@@ -139,7 +140,68 @@ class Pipeline(Generic[Item, Result]):
         return self._may_share(before, self._tasks[0].result())
 
 
-async def until_none(queue: asyncio.Queue[Item | None]) -> AsyncIterator[Item]:
+class RequestPipeline(Pipeline[Item, Result]):
+    """A pipeline of the items that a client sends on its stream, in messages beside those with credits.
+
+    Args:
+        requests: the messages after the first one.
+        field: name of the messages with items, and of the repeated field that holds them there.
+        items_of: from such a message, and the number of items before it, to its items; runs in a thread.
+        compute, size: as in `Pipeline`.
+        max_waiting: most items that wait for credits.
+    """
+
+    def __init__(
+        self,
+        requests: AsyncIterator[Any],
+        field: str,
+        items_of: Callable[[Any, int], Sequence[Item]],
+        compute: Callable[[Item], Awaitable[Result]],
+        size: Callable[[Result], int],
+        *,
+        max_waiting: int,
+    ) -> None:
+        self._waiting: asyncio.Queue[Item | None] = asyncio.Queue()  # `_read` bounds it
+        super().__init__(_until_none(self._waiting), compute, size)
+        self._requests, self._field, self._items_of = requests, field, items_of
+        self._max_waiting = max_waiting
+
+    def answers(self) -> AsyncGenerator[list[Result], None]:
+        """Yield frames of results until the client has sent its last item, or grants no more for those it sent.
+
+        Raises InvalidArgumentError for a message that is neither items nor credit, ResourceExhaustedError for more
+        items than may wait, and whatever `items_of` and `compute` raise.
+        """
+        return self.frames(self._read)
+
+    async def _read(self) -> None:
+        num_read, field = 0, self._field
+        async for message in self._requests:
+            kind = message.WhichOneof("message")
+            if kind == "credit":
+                self.credits.grant(message.credit.blocks)
+            elif kind == field:
+                given = getattr(message, field)
+                num_given = len(getattr(given, field))
+                if self._waiting.qsize() + num_given > self._max_waiting:
+                    raise ResourceExhaustedError(f"{field}: at most {self._max_waiting} may wait for credits")
+                for item in await asyncio.to_thread(self._items_of, given, num_read):
+                    self._waiting.put_nowait(item)
+                num_read += num_given
+            else:
+                raise InvalidArgumentError(f"message: expected {field} or credit, got {kind or 'nothing'}")
+        self._waiting.put_nowait(None)
+
+
+async def opening_of(requests: AsyncIterator[Any]) -> Any:
+    """Return the `open` in the first message of a stream; raises InvalidArgumentError where that is another one."""
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("message") != "open":
+        raise InvalidArgumentError("message: a stream starts with `open`")
+    return first.open
+
+
+async def _until_none(queue: asyncio.Queue[Item | None]) -> AsyncIterator[Item]:
     """Yield what is put into a queue, up to the first None."""
     while (item := await queue.get()) is not None:
         yield item

@@ -15,7 +15,6 @@ from fusion.v1 import block_pb2, source_pb2
 from services.base.concurrency import gather_or_cancel
 from services.base.errors import (
     InvalidArgumentError,
-    ResourceExhaustedError,
     UnavailableError,
 )
 from services.models.catalogue import resolve_model
@@ -26,7 +25,7 @@ from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
-from services.rpc.pipeline import Pipeline, until_none
+from services.rpc.pipeline import RequestPipeline, opening_of
 from services.source.answers.generator import Generator
 from services.source.answers.servicer import AnswersServicer
 from services.source.canary import CanaryRecord
@@ -117,28 +116,18 @@ class SourceServicer(AnswersServicer):
     async def StreamScores(
         self, requests: AsyncIterator[source_pb2.StreamScoresRequest]
     ) -> AsyncGenerator[source_pb2.StreamScoresResponse, None]:
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "open":
-            raise InvalidArgumentError("message: a stream starts with `open`")
-        waiting: asyncio.Queue[Prompt | None] = asyncio.Queue()  # `read` bounds it
-        pipeline = Pipeline(until_none(waiting), self._answer(first.open), block_pb2.TokenBlock.ByteSize)
+        opened = await opening_of(requests)
 
-        async def read() -> None:
-            async for message in requests:
-                match message.WhichOneof("message"):
-                    case "credit":
-                        pipeline.credits.grant(message.credit.blocks)
-                    case "texts":
-                        if waiting.qsize() + len(message.texts.texts) > MAX_TEXTS:
-                            raise ResourceExhaustedError(f"texts: at most {MAX_TEXTS} may wait for credits")
-                        for index, prompt in enumerate(await asyncio.to_thread(self._prompts, message.texts)):
-                            self._check_size([prompt], first.open, f"texts[{index}]")
-                            waiting.put_nowait(prompt)
-                    case other:
-                        raise InvalidArgumentError(f"message: expected texts or credit, got {other or 'nothing'}")
-            waiting.put_nowait(None)
+        def prompts_of(message: source_pb2.ScoreTexts, _first: int) -> list[Prompt]:
+            prompts = self._prompts(message)
+            for index, prompt in enumerate(prompts):
+                self._check_size([prompt], opened, f"texts[{index}]")
+            return prompts
 
-        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read)) as frames:
+        size = block_pb2.TokenBlock.ByteSize
+        pipeline = RequestPipeline(requests, "texts", prompts_of, self._answer(opened), size, max_waiting=MAX_TEXTS)
+
+        async with self._draining.holding(pipeline), aclosing(pipeline.answers()) as frames:
             yield source_pb2.StreamScoresResponse(replica=self._replica)
             async for frame in frames:
                 yield source_pb2.StreamScoresResponse(blocks=frame)

@@ -14,13 +14,13 @@ import grpc
 from fusion.v1 import verify_pb2
 from fusion_core.verify.specs import Spec, parse_spec
 from services.base.concurrency import gather_or_cancel
-from services.base.errors import InvalidArgumentError, ResourceExhaustedError
+from services.base.errors import InvalidArgumentError
 from services.rpc.auth import accepted_tokens
 from services.rpc.client_limits import ClientLimits
 from services.rpc.draining import Draining, replica_name
 from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
-from services.rpc.pipeline import Pipeline, until_none
+from services.rpc.pipeline import RequestPipeline, opening_of
 from services.verify.config import VerifyConfig
 from services.verify.metrics import VerifyMetrics
 from services.verify.verifier import Verifier
@@ -76,30 +76,17 @@ class VerifierServicer:
     async def StreamVerdicts(
         self, requests: AsyncIterator[verify_pb2.StreamVerdictsRequest]
     ) -> AsyncGenerator[verify_pb2.StreamVerdictsResponse, None]:
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "open":
-            raise InvalidArgumentError("message: a stream starts with `open`")
-        waiting: asyncio.Queue[Task | None] = asyncio.Queue()  # `read` bounds it
-        pipeline = Pipeline(until_none(waiting), self._verdict, verify_pb2.Verdict.ByteSize)
+        await opening_of(requests)
+        pipeline = RequestPipeline(
+            requests,
+            "submissions",
+            self._stream_tasks,
+            self._verdict,
+            verify_pb2.Verdict.ByteSize,
+            max_waiting=MAX_WAITING,
+        )
 
-        async def read() -> None:
-            num_read = 0
-            async for message in requests:
-                match message.WhichOneof("message"):
-                    case "credit":
-                        pipeline.credits.grant(message.credit.blocks)
-                    case "submissions":
-                        submissions = message.submissions.submissions
-                        if waiting.qsize() + len(submissions) > MAX_WAITING:
-                            raise ResourceExhaustedError(f"submissions: at most {MAX_WAITING} may wait for credits")
-                        for task in await asyncio.to_thread(self._tasks, submissions, num_read):
-                            waiting.put_nowait(task)
-                        num_read += len(submissions)
-                    case other:
-                        raise InvalidArgumentError(f"message: expected submissions or credit, got {other or 'nothing'}")
-            waiting.put_nowait(None)
-
-        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read)) as frames:
+        async with self._draining.holding(pipeline), aclosing(pipeline.answers()) as frames:
             yield verify_pb2.StreamVerdictsResponse(replica=self._replica)
             async for frame in frames:
                 yield verify_pb2.StreamVerdictsResponse(verdicts=frame)
@@ -116,6 +103,9 @@ class VerifierServicer:
         """End the watch for draining and the threads of the programs."""
         await self._draining.close()
         await asyncio.to_thread(self._verifier.close)
+
+    def _stream_tasks(self, message: verify_pb2.Submissions, first: int) -> list[Task]:
+        return self._tasks(message.submissions, first)
 
     def _tasks(self, submissions: Sequence[verify_pb2.Submission], first: int) -> list[Task]:
         """Return the tasks of submissions numbered from `first`; raises InvalidArgumentError naming the field."""

@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 from services.base.home import fusion_home
 from services.models.catalogue import MODELS, RECORD
 from services.models.reference import is_reference, parse_reference
-from services.recipes.recipe import Recipe, RecipeError, curated_files
+from services.recipes.defaults import curated_files
+from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import models_to_fetch
 from services.source.config import AnySource, SourceAtAddress, SourceConfig
 

@@ -8,10 +8,10 @@ from contextlib import aclosing
 
 from fusion.v1 import answer_pb2
 from services.base.concurrency import gather_or_cancel
-from services.base.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from services.base.errors import InvalidArgumentError, UnavailableError
 from services.rpc.draining import Draining
 from services.rpc.methods import bidirectional, unary
-from services.rpc.pipeline import Pipeline, until_none
+from services.rpc.pipeline import RequestPipeline, opening_of
 from services.source.answers.generator import EncodedPrompt, Generator
 from services.source.config import SourceConfig
 from services.source.scorer import Scorer
@@ -50,36 +50,20 @@ class AnswersServicer:
     async def StreamAnswers(
         self, requests: AsyncIterator[answer_pb2.StreamAnswersRequest]
     ) -> AsyncGenerator[answer_pb2.StreamAnswersResponse, None]:
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "open":
-            raise InvalidArgumentError("message: a stream starts with `open`")
-        sampling = self._checked_sampling(first.open)
+        opened = await opening_of(requests)
+        sampling = self._checked_sampling(opened)
         self._generator.check_size(1, sampling)
-        waiting: asyncio.Queue[EncodedPrompt | None] = asyncio.Queue()  # `read` bounds it
+
+        def prompts_of(message: answer_pb2.AnswerPrompts, first: int) -> list[EncodedPrompt]:
+            return self._encoded(message.prompts, sampling, first)
 
         async def answer(prompt: EncodedPrompt) -> answer_pb2.PromptAnswers:
             return await self._answered(prompt, sampling)
 
-        pipeline = Pipeline(until_none(waiting), answer, answer_pb2.PromptAnswers.ByteSize)
+        size = answer_pb2.PromptAnswers.ByteSize
+        pipeline = RequestPipeline(requests, "prompts", prompts_of, answer, size, max_waiting=MAX_PROMPTS)
 
-        async def read() -> None:
-            num_read = 0
-            async for message in requests:
-                match message.WhichOneof("message"):
-                    case "credit":
-                        pipeline.credits.grant(message.credit.blocks)
-                    case "prompts":
-                        prompts = message.prompts.prompts
-                        if waiting.qsize() + len(prompts) > MAX_PROMPTS:
-                            raise ResourceExhaustedError(f"prompts: at most {MAX_PROMPTS} may wait for credits")
-                        for prompt in await asyncio.to_thread(self._encoded, prompts, sampling, num_read):
-                            waiting.put_nowait(prompt)
-                        num_read += len(prompts)
-                    case other:
-                        raise InvalidArgumentError(f"message: expected prompts or credit, got {other or 'nothing'}")
-            waiting.put_nowait(None)
-
-        async with self._draining.holding(pipeline), aclosing(pipeline.frames(read)) as frames:
+        async with self._draining.holding(pipeline), aclosing(pipeline.answers()) as frames:
             yield answer_pb2.StreamAnswersResponse(replica=self._replica)
             async for frame in frames:
                 yield answer_pb2.StreamAnswersResponse(answers=frame)
