@@ -23,19 +23,23 @@ def show_status(deployment: Deployment, console: Console) -> bool:
     """Print a table for one deployment; return whether the fusion service answers SERVING."""
     health = health_of(deployment.grpc_address, deployment.application)
     table = Table(title=f"{deployment.name} at {deployment.grpc_address}", title_justify="left")
-    for column in ("application", "health", "model", "vocabulary", "missing", "retries", "timeouts", "problem"):
+    for column in ("application", "health", "model", "vocabulary", "missing, retries, timeouts"):
         table.add_column(column, overflow="fold", no_wrap=column in {"health", "vocabulary"})
+    problems: list[str] = []
     address, name = deployment.grpc_address, deployment.application
     client = FusionClient(address, application=name, timeout_seconds=_TIMEOUT_SECONDS, patience_seconds=0)
     try:
         info = client.info()
     except ServiceError as error:
-        table.add_row(deployment.application, health, "", "", "", "", "", str(error))
+        table.add_row(deployment.application, health)
+        problems.append(f"{deployment.application}: {error}")
     else:
         table.add_row(deployment.application, health, f"fuses by {info.alignment}, {info.strategy}", info.vocabulary)
         for source in info.sources:
-            counts = (str(source.missing), str(source.retries), str(source.timeouts))
-            table.add_row(source.name, _state(source), source.model, source.vocabulary, *counts, source.problem)
+            counts = f"{source.missing}, {source.retries}, {source.timeouts}"
+            table.add_row(source.name, _state(source), source.model, source.vocabulary, counts)
+            if source.problem:
+                problems.append(f"{source.name}: {source.problem}")
         for dataset in info.datasets:
             size = f"{dataset.num_windows} windows, {dataset.num_bytes:,} bytes"
             table.add_row(f"data set {dataset.name}/{dataset.split}", "", size, dataset.fingerprint[:16])
@@ -49,6 +53,8 @@ def show_status(deployment: Deployment, console: Console) -> bool:
     for section, served in _beside(deployment):
         table.add_row(served, health_of(address, served), _TASKS_BESIDE[section])
     console.print(table)
+    for problem in problems:
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
     console.print(f"Ray dashboard {deployment.dashboard}, log {deployment.log}", soft_wrap=True)
     return health == "SERVING"
 

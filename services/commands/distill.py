@@ -56,7 +56,10 @@ def _check_served(recipe: Recipe) -> None:
     for deployment in deployments():
         if deployment.name != recipe.name:
             continue
-        asked, served = recipe.model_dump(by_alias=True), load_recipe(deployment.recipe).model_dump(by_alias=True)
+        asked, served = (
+            one.model_dump(by_alias=True, exclude={"corpus": {"workers"}})  # decides no window
+            for one in (recipe, load_recipe(deployment.recipe))
+        )
         for section in ("corpus", "sources", "target", "fusion", "service"):
             if (key := _first_difference(section, asked[section], served[section])) is not None:
                 raise RecipeError(

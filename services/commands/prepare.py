@@ -105,7 +105,7 @@ def _source_tokenizers(recipe: Recipe, print_line: Callable[[str], None]) -> Ite
         try:
             folder = resolve_model(source.model)
         except ValueError as error:
-            print_line(f"windows are planned without the tokenizer of sources[{index}]: {error}")
+            print_line(f"windows are planned without the tokenizer of sources.{index}: {error}")
         else:
             template = source.chat_template if recipe.corpus.is_conversations else None
             yield _tokenizer(f"sources[{index}]", folder, source.max_tokens, True, template, eos_token=source.eos_token)

@@ -107,7 +107,7 @@ class Recipe(Settings):
         for number, stage in enumerate(stages):
             if unknown := sorted(set(stage.mixture) - {WHOLE_TRAIN, *pools}):
                 raise ValueError(
-                    f"distill.stages[{number}].mixture: no pool is called {unknown[0]}; there are "
+                    f"distill.stages.{number}.mixture: no pool is called {unknown[0]}; there are "
                     f"{', '.join((WHOLE_TRAIN, *pools))} (see corpus.pools)"
                 )
         return self

@@ -14,9 +14,7 @@ def resolve_sources(recipe: Recipe) -> dict[str, Path]:
 
     Raises RecipeError naming the key whose folder is not there.
     """
-    return {
-        source.name: resolve(f"sources[{index}].model", source.model) for index, source in enumerate(recipe.sources)
-    }
+    return {source.name: resolve(f"sources.{index}.model", source.model) for index, source in enumerate(recipe.sources)}
 
 
 def models_to_fetch(recipe: Recipe) -> list[str]:

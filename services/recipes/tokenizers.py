@@ -120,7 +120,7 @@ def tokenizer_problems(recipe: Recipe, *, tried: Collection[str] = ()) -> Iterat
 def _folders(recipe: Recipe) -> Iterator[tuple[str, Path, AnySource | None]]:
     """Yield key and folder of every tokenizer that a recipe names, and the source that it belongs to."""
     named: list[tuple[str, str, AnySource | None]] = [
-        (f"sources[{index}].model", source.model, source) for index, source in enumerate(recipe.sources)
+        (f"sources.{index}.model", source.model, source) for index, source in enumerate(recipe.sources)
     ]
     if recipe.target.model is not None:
         named.append(("target.model", recipe.target.model, None))

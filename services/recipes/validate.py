@@ -37,7 +37,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             and source.engine.kind == "vllm"
             and importlib.util.find_spec("vllm") is None
         ):
-            yield f"sources[{index}].engine: vllm is not installed here; use transformers, or an address"
+            yield f"sources.{index}.engine: vllm is not installed here; use transformers, or an address"
     yield from _corpus_problems(recipe)
     if recipe.sample is not None:
         try:

@@ -81,8 +81,9 @@ def test_a_setting_that_the_running_services_decide_is_refused_by_its_key(up: Up
     assert (done.exit_code, f"{key}: differs from what is up" in done.stderr) == (2, True), done.output
 
 
-def test_settings_of_the_run_itself_are_free(up: Up) -> None:
-    done = run("distill", str(up()), "--set", "distill.learning_rate=0.5")
+@pytest.mark.parametrize("setting", ["distill.learning_rate=0.5", "corpus.workers=3"])
+def test_settings_that_decide_no_window_are_free(up: Up, setting: str) -> None:
+    done = run("distill", str(up()), "--set", setting)
     assert "differs" not in done.output
 
 

@@ -40,7 +40,7 @@ BAD_RECIPES = [
     ("fusion.min_sources", 3, "fusion.min_sources: must be at most the number of sources, 2, got 3"),
     ("distill.lambda", 1.5, "distill.lambda: Input should be less than or equal to 1"),
     ("sources.1.name", "smollm2", "the name smollm2 is used twice"),
-    ("sources.0.model", "/no/such/folder", "sources[0].model: "),
+    ("sources.0.model", "/no/such/folder", "sources.0.model: "),
     ("distill.lora", {"rank": 4}, "distill.lora: adapters need a pretrained target (target.model)"),
     ("distill.lambda", -0.1, "distill.lambda: Input should be greater than or equal to 0"),
     ("distill.sources", ["tiny", "gemma"], "distill.sources: no source is called gemma; there are smollm2, tiny"),
@@ -86,7 +86,7 @@ BAD_RECIPES = [
     (
         "distill",
         {"stages": [{"name": "a", "share": 1, "mixture": {"long": 1}}]},
-        "yaml: distill.stages[0].mixture: no pool is called long; there are train (see corpus.pools)\n",
+        "yaml: distill.stages.0.mixture: no pool is called long; there are train (see corpus.pools)\n",
     ),
     ("fusion.tau", float("inf"), ".inf is no finite number"),
     ("fusion.tau", "inf", "fusion.tau: Input should be a finite number"),

@@ -93,7 +93,7 @@ def test_a_recipe_names_the_pool_that_is_not_there(tmp_path: Path) -> None:
     }
     assert Recipe.model_validate(recipe).distill.stages is not None
     for pools, mixture, problem in (
-        (recipe["corpus"]["pools"], {"long": 0.5, "code": 0.5}, r"distill.stages[0].mixture: no pool is called code"),
+        (recipe["corpus"]["pools"], {"long": 0.5, "code": 0.5}, r"distill.stages.0.mixture: no pool is called code"),
         ({"train": {}}, {"train": 1}, "corpus.pools: train is the whole split in distill.stages"),
     ):
         recipe["corpus"]["pools"], recipe["distill"]["stages"][0]["mixture"] = pools, mixture

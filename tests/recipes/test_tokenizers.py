@@ -96,27 +96,27 @@ def test_good_tokenizers_are_good(written: Written) -> None:
 
 def test_wordpiece_is_refused_wherever_it_stands(written: Written, good: Path, tmp_path: Path) -> None:
     folder = save(wordpiece(), tmp_path / "wordpiece")
-    assert "sources[0].model: " in refusal(written(first=folder))
+    assert "sources.0.model: " in refusal(written(first=folder))
     assert "WordPiece" in refusal(written(first=folder))
-    assert "sources[1].model: " in refusal(written(second=folder))
+    assert "sources.1.model: " in refusal(written(second=folder))
     assert "target.model: " in refusal(written(target={"model": str(folder)}))
     scratch = {"tokenizer": str(folder), "config": {"hidden_size": 32, "num_layers": 1, "num_heads": 2}}
     assert "target.tokenizer: " in refusal(written(target=scratch))
 
 
 def test_a_tokenizer_that_leaves_nothing_of_a_text_is_refused(written: Written, tmp_path: Path) -> None:
-    assert "sources[0].model: tokenizer: it drops" in refusal(written(first=save(silent(), tmp_path / "silent")))
+    assert "sources.0.model: tokenizer: it drops" in refusal(written(first=save(silent(), tmp_path / "silent")))
 
 
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(written: Written, tmp_path: Path) -> None:
     folder = save(wordpiece(), tmp_path / "broken")
     (folder / "tokenizer.json").write_text('{"model": {"type": "BPE",\n')
-    assert "sources[0].model: tokenizer: " in refusal(written(first=folder))
+    assert "sources.0.model: tokenizer: " in refusal(written(first=folder))
 
 
 @pytest.mark.parametrize("role", ["bos_token", "eos_token"])
 def test_a_role_that_the_tokenizer_has_not_is_refused(written: Written, role: str) -> None:
-    assert f"sources[0].{role}: '<nothing>' is no special token of" in refusal(written(**{role: "<nothing>"}))
+    assert f"sources.0.{role}: '<nothing>' is no special token of" in refusal(written(**{role: "<nothing>"}))
 
 
 def test_a_source_of_conversations_needs_a_template(written: Written, tmp_path: Path) -> None:

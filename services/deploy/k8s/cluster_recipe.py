@@ -84,7 +84,7 @@ def _by_address(source: AnySource) -> SourceAtAddress:
 
 
 def _check_paths(recipe: Recipe) -> None:
-    folders = {f"sources[{index}].model": source.model for index, source in enumerate(recipe.sources)}
+    folders = {f"sources.{index}.model": source.model for index, source in enumerate(recipe.sources)}
     if recipe.target.model is not None:
         folders["target.model"] = recipe.target.model
     if recipe.target.tokenizer is not None and recipe.target.tokenizer.folder is not None:
@@ -109,7 +109,7 @@ def _check_paths(recipe: Recipe) -> None:
             raise RecipeError(f"corpus.files: {pattern} is not below {RUNS_FOLDER}, where pods find shared files")
     for index, source in enumerate(recipe.sources):
         if len(source.name) > _LONGEST_NAME:
-            raise RecipeError(f"sources[{index}].name: {source.name} is longer than {_LONGEST_NAME} characters")
+            raise RecipeError(f"sources.{index}.name: {source.name} is longer than {_LONGEST_NAME} characters")
 
 
 def _check_reference(key: str, url: str) -> None:
