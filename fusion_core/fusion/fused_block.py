@@ -6,7 +6,7 @@ Shape legend: S sources that answered, T target tokens, M entries of all sources
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,18 @@ Array = TypeVar("Array", Float32, Float64)
 
 class TooFewSources(ValueError):  # noqa: N818 - named after its cause, as StopIteration is
     """Fewer sources answered for a window than the configuration asks for; the missing ones may answer later."""
+
+
+class FusedInDetail(NamedTuple):
+    """A fused block, and what it was made of.
+
+    By source its own block and its rows in the target's vocabulary, None where it gave none; `problems` says why.
+    """
+
+    block: Block
+    blocks: Mapping[str, Block | None]
+    rows: Mapping[str, ProjectedRows | None]
+    problems: Mapping[str, Exception]
 
 
 def fuse(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import typer
 
 from services.cli import answers, corpus, models, scoring, serving, training, verifying
+from services.cli.analysis.commands import headroom
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 
@@ -54,6 +55,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Store": {"capture": scoring.capture, "backfill": scoring.backfill},
     "Answers": {"sample": answers.sample, "chat": answers.chat, "verify": verifying.verify},
     "Training": {
+        "headroom": headroom,
         "distill": training.distill,
         "eval": training.evaluate,
         "runs": training.runs,

@@ -59,47 +59,105 @@ def compare(
     where this one is better). Accuracy is the share of the positions where a token starts in every model's tokenisation
     at which the model's likeliest token is the real one.
     """
+    return {
+        name: _compare_windows(models, documents, windows, seed)
+        for name, windows in windows_by_domain(documents, domains).items()
+    }
+
+
+def compare_nats(
+    nats_MW: Mapping[str, Float64],
+    bytes_W: npt.NDArray[np.int64],
+    documents: Sequence[str],
+    domains: Sequence[str] = (),
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare the nats that several ways of scoring the same windows lose on each, as `compare` does.
+
+    `nats_MW` and `bytes_W` have an entry per window. Accuracies are left out.
+    """
+    result = {}
+    for name, windows in windows_by_domain(documents, domains).items():
+        draws = _Draws([documents[window] for window in windows], seed)
+        bytes_D = draws.per_document(bytes_W[windows])
+        nats_MD = {model: draws.per_document(nats_W[windows]) for model, nats_W in nats_MW.items()}
+        result[name] = {
+            "bytes": int(bytes_D.sum()),
+            "documents": draws.num_documents,
+            "models": draws.differences(nats_MD, bytes_D),
+        }
+    return result
+
+
+def windows_by_domain(documents: Sequence[str], domains: Sequence[str] = ()) -> dict[str, list[int]]:
+    """Return the places of the windows of each domain, and of `all`; the latter alone where there is one domain."""
     chosen: dict[str, list[int]] = {ALL: list(range(len(documents)))}
     named = domains or [""] * len(documents)
     by_domain = [domain or domain_of(document) for domain, document in zip(named, documents, strict=True)]
     if len(set(by_domain)) > 1:
         for domain in sorted(set(by_domain) - {ALL}):
             chosen[domain] = [index for index, name in enumerate(by_domain) if name == domain]
-    return {name: _compare_windows(models, documents, windows, seed) for name, windows in chosen.items()}
+    return chosen
+
+
+class _Draws:
+    """Random draws of documents, the same for all models."""
+
+    def __init__(self, document_of_window: Sequence[str], seed: int) -> None:
+        names = list(dict.fromkeys(document_of_window))
+        numbers = {name: number for number, name in enumerate(names)}
+        self._document_W = np.array([numbers[document] for document in document_of_window])
+        self.num_documents = len(names)
+        even = np.full(len(names), 1 / len(names))
+        self.draws_RD = np.random.default_rng(seed).multinomial(len(names), even, size=_DRAWS)
+
+    def per_document(self, values_W: npt.NDArray[Any]) -> Float64:
+        """Return the sums of the windows' values by document."""
+        sums_D = np.bincount(self._document_W, weights=values_W, minlength=self.num_documents)
+        return sums_D.astype(np.float64)
+
+    def interval(self, value: float, drawn_R: Float64) -> Interval:
+        """Return the interval of a value from what it is in each draw."""
+        if self.num_documents < MIN_DOCUMENTS:
+            return Interval(value, None, None)
+        low, high = np.percentile(drawn_R, _PERCENTILES)
+        return Interval(value, float(low), float(high))
+
+    def differences(self, nats_MD: Mapping[str, Float64], bytes_D: Float64) -> dict[str, dict[str, Any]]:
+        """Return nats per byte of every model, and the difference from every other, with intervals."""
+        values = {model: float(nats_D.sum() / bytes_D.sum()) for model, nats_D in nats_MD.items()}
+        drawn_MR = {model: self.draws_RD @ nats_D / (self.draws_RD @ bytes_D) for model, nats_D in nats_MD.items()}
+        return {
+            model: {
+                "nats_per_byte": self.interval(values[model], drawn_MR[model]).to_json(),
+                "difference_from": {
+                    other: self.interval(values[model] - values[other], drawn_MR[model] - drawn_MR[other]).to_json()
+                    for other in nats_MD
+                    if other != model
+                },
+            }
+            for model in nats_MD
+        }
 
 
 def _compare_windows(
-    models: Mapping[str, Scores], documents: Sequence[str], windows: Sequence[int], seed: int
+    models: Mapping[str, Scores], documents: Sequence[str], windows: list[int], seed: int
 ) -> dict[str, Any]:
-    names = list(dict.fromkeys(documents[window] for window in windows))
-    numbers = {name: number for number, name in enumerate(names)}
-    document_W = np.array([numbers[documents[window]] for window in windows])
-    draws_RD = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=_DRAWS)
-
-    def per_document(values_W: npt.NDArray[Any]) -> Float64:
-        return np.bincount(document_W, weights=values_W, minlength=len(names)).astype(np.float64)
-
+    draws = _Draws([documents[window] for window in windows], seed)
     any_model = next(iter(models.values()))
-    bytes_D = per_document(any_model.bytes_W[list(windows)])
-    nats_MD = {model: per_document(scores.nats_W[list(windows)]) for model, scores in models.items()}
-    hits_MD, positions_D = _hits(models, windows, per_document)
-    drawn_MR = {model: draws_RD @ nats_D / (draws_RD @ bytes_D) for model, nats_D in nats_MD.items()}
-    result: dict[str, Any] = {"bytes": int(bytes_D.sum()), "documents": len(names), "models": {}}
-    for model, nats_D in nats_MD.items():
-        accuracy_R = draws_RD @ hits_MD[model] / np.maximum(1, draws_RD @ positions_D)
-        value = float(nats_D.sum() / bytes_D.sum())
+    bytes_D = draws.per_document(any_model.bytes_W[windows])
+    nats_MD = {model: draws.per_document(scores.nats_W[windows]) for model, scores in models.items()}
+    hits_MD, positions_D = _hits(models, windows, draws.per_document)
+    compared = draws.differences(nats_MD, bytes_D)
+    result: dict[str, Any] = {"bytes": int(bytes_D.sum()), "documents": draws.num_documents, "models": {}}
+    for model, values in compared.items():
+        accuracy_R = draws.draws_RD @ hits_MD[model] / np.maximum(1, draws.draws_RD @ positions_D)
+        accuracy = draws.interval(float(hits_MD[model].sum() / max(1, positions_D.sum())), accuracy_R)
         result["models"][model] = {
-            "nats_per_byte": _interval(value, drawn_MR[model], len(names)).to_json(),
-            "accuracy": _interval(
-                float(hits_MD[model].sum() / max(1, positions_D.sum())), accuracy_R, len(names)
-            ).to_json(),
-            "difference_from": {
-                other: _interval(
-                    value - float(nats_MD[other].sum() / bytes_D.sum()), drawn_MR[model] - drawn_MR[other], len(names)
-                ).to_json()
-                for other in models
-                if other != model
-            },
+            "nats_per_byte": values["nats_per_byte"],
+            "accuracy": accuracy.to_json(),
+            "difference_from": values["difference_from"],
         }
     return result
 
@@ -123,10 +181,3 @@ def _hits(
             hits_MW[model].append(int(scores.hits_W[window][at_T].sum()))
     hits = {model: per_document(np.array(hits_W, dtype=np.float64)) for model, hits_W in hits_MW.items()}
     return hits, per_document(np.array(positions_W, dtype=np.float64))
-
-
-def _interval(value: float, drawn_R: Float64, num_documents: int) -> Interval:
-    if num_documents < MIN_DOCUMENTS:
-        return Interval(value, None, None)
-    low, high = np.percentile(drawn_R, _PERCENTILES)
-    return Interval(value, float(low), float(high))

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,13 @@ import pyarrow as pa
 
 from fusion.v1 import fusion_pb2
 from fusion_core.alignment.method import Alignment
+from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.blocks import Block
-from fusion_core.fusion import TooFewSources, fuse
-from fusion_core.vocabulary import Vocabulary
+from fusion_core.fusion import FusedInDetail, TooFewSources, fuse
 from services.base.concurrency import Coalesced
 from services.base.errors import (
     DeadlineExceededError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     UnavailableError,
 )
@@ -30,9 +28,9 @@ from services.fusion.config import FusionServiceConfig
 from services.fusion.metrics import FusionMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
 from services.fusion.sources.through_store import ThroughStore
+from services.fusion.target_text import TargetText, UnfusableTextError
 from services.fusion.warm_up import TEXT, made_up_block
-from services.models.chat_tokenizer import open_chat
-from services.models.prompt import Prompt, encode_passages
+from services.models.prompt import Prompt
 from services.rpc.deadline import remaining_seconds
 from services.store.backfill_list import BackfillList, BackfillWindow
 from services.store.capture_plan import Place
@@ -64,17 +62,6 @@ class QuorumLostError(UnavailableError):
         self.missing = tuple(missing)
 
 
-class UnfusableTextError(InvalidArgumentError):
-    """A text that can never be fused: the target's tokenizer keeps nothing of it, or too few sources take it.
-
-    `refused_by` names the sources that do not take it.
-    """
-
-    def __init__(self, message: str, refused_by: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.refused_by = tuple(refused_by)
-
-
 class _TooLateError(UnavailableError):
     """A source did not answer in time for the caller; it may be sound all the same."""
 
@@ -91,11 +78,8 @@ class Fuser:
         self._config = config
         self._splits = splits
         self.metrics = FusionMetrics()
-        self.target = Vocabulary.from_pretrained(Path(config.tokenizer))
-        if self.target.eos_id is None:
-            logger.warning("the target's tokenizer has no EOS: blocks have no end row, and the target learns no end")
-        eos_token = next((n for n, i in self.target.special_tokens.items() if i == self.target.eos_id), None)
-        self._chat = open_chat(config.tokenizer, config.target_chat_template, eos_token)
+        self._text = TargetText(config)
+        self.target = self._text.vocabulary
         self._store = BlockStore(config.service.store) if config.service.store else None
         self._backfill = BackfillList(self._store.files) if self._store else None
         self._sources = {
@@ -146,22 +130,8 @@ class Fuser:
         return f"{serving} of {len(statuses)} sources answer, {self._config.fusion.min_sources} are needed: {problems}"
 
     def encode(self, passage: Passage) -> Prompt:
-        """Return the target's tokens, and EOS behind the text where the document ends and there is an EOS.
-
-        Context and messages are left out where the target does not read them. Takes milliseconds: call it off the event
-        loop. Raises UnfusableTextError when the text has no tokens, or the target's chat template refuses the turn.
-        """
-        if not self._config.target_context:
-            passage = replace(passage, context=b"")
-        if self._chat is None:
-            passage = replace(passage, messages=b"")
-        try:
-            [prompt] = encode_passages(self.target, [passage], self._chat)
-        except InvalidArgumentError as error:
-            raise UnfusableTextError(f"target: {error}") from error
-        if prompt.encoding.without_end().num_tokens == 0:
-            raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
-        return prompt
+        """Return the target's tokens, as `TargetText.encode` does. Takes milliseconds: call it off the event loop."""
+        return self._text.encode(passage)
 
     async def fuse(
         self,
@@ -190,11 +160,7 @@ class Fuser:
             QuorumLostError: fewer than min_sources answered.
             FailedPreconditionError: a source has never fitted the configuration.
         """
-        asked = [self._answer(self._sources[name], passage, streamed, place) for name in names]
-        answers = dict(zip(names, await asyncio.gather(*asked, return_exceptions=True), strict=True))
-        for answer in answers.values():
-            if not isinstance(answer, Block | UnavailableError | RefusedTextError):
-                raise answer
+        answers = await self._answers(passage, names, streamed, place)
         blocks = {name: answer if isinstance(answer, Block) else None for name, answer in answers.items()}
         for name in names:
             if blocks[name] is None:
@@ -207,6 +173,22 @@ class Fuser:
         except ValueError as error:
             raise FailedPreconditionError(f"fusion: {error}") from error
         return Fused(block, _may_come_later(answers))
+
+    async def fuse_in_detail(
+        self, passage: Passage, prompt: Prompt, *, streamed: bool = False, place: Place | None = None
+    ) -> FusedInDetail:
+        """Ask all sources and fuse their answers as `fuse` does; return also what the block was made of.
+
+        Raises as `fuse`.
+        """
+        answers = await self._answers(passage, self.names, streamed, place)
+        blocks = {name: answer if isinstance(answer, Block) else None for name, answer in answers.items()}
+        try:
+            rows, block = await asyncio.to_thread(self._fused, prompt, blocks, self._config.fusion.k_out)
+        except TooFewSources as error:
+            raise self._too_few(error, answers) from error
+        problems = {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}
+        return FusedInDetail(block, blocks, rows, problems)
 
     async def list_for_backfill(
         self, corpus: str, split: str, fingerprint: str, windows: Sequence[BackfillWindow]
@@ -251,6 +233,18 @@ class Fuser:
     async def _ask_all(self) -> list[fusion_pb2.SourceStatus]:
         return list(await asyncio.gather(*(source.status(self._splits) for source in self._sources.values())))
 
+    async def _answers(
+        self, passage: Passage, names: Sequence[str], streamed: bool, place: Place | None
+    ) -> dict[str, Block | UnavailableError | RefusedTextError]:
+        """Return the answer of each source, or why there is none; raises every other error."""
+        asked = [self._answer(self._sources[name], passage, streamed, place) for name in names]
+        answers = {}
+        for name, answer in zip(names, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if not isinstance(answer, Block | UnavailableError | RefusedTextError):
+                raise answer
+            answers[name] = answer
+        return answers
+
     async def _answer(self, source: ThroughStore, passage: Passage, streamed: bool, place: Place | None) -> Block:
         """Return a source's block, as long as there is time left to fuse it with the others'."""
         remaining = remaining_seconds()
@@ -276,11 +270,13 @@ class Fuser:
         return min(self._config.fusion.min_sources, num_asked)
 
     def _mix(self, prompt: Prompt, blocks: Mapping[str, Block | None], k: int) -> Block:
-        block = self._fused(prompt, blocks, k)
+        _, block = self._fused(prompt, blocks, k)
         self.metrics.fused(block)
         return block
 
-    def _fused(self, prompt: Prompt, blocks: Mapping[str, Block | None], k: int) -> Block:
+    def _fused(
+        self, prompt: Prompt, blocks: Mapping[str, Block | None], k: int
+    ) -> tuple[dict[str, ProjectedRows | None], Block]:
         rows = self._alignment.project(blocks, prompt.encoding)
         block = fuse(
             prompt.text,
@@ -291,7 +287,7 @@ class Fuser:
             k_out=k,
             min_sources=self._quorum(len(blocks)),
         )
-        return replace(block, context_ids_C=prompt.context_ids, first_id=prompt.first_id)
+        return rows, replace(block, context_ids_C=prompt.context_ids, first_id=prompt.first_id)
 
 
 def _may_come_later(answers: Mapping[str, object]) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from fusion.v1 import block_pb2, fusion_pb2
 from services.base.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from services.corpus.ledger import Corpus, Window
 from services.fusion.config import ServiceConfig
-from services.fusion.fuser import Fuser, QuorumLostError, UnfusableTextError
+from services.fusion.fuser import Fuser, QuorumLostError
 from services.fusion.order import OrderedWindow, StreamPlan
 from services.fusion.parts import Part, Pool
+from services.fusion.target_text import UnfusableTextError
 from services.models.prompt import Prompt
 from services.rpc.draining import Draining
 from services.rpc.pipeline import Pipeline

@@ -26,7 +26,7 @@ _NEAR_UNIFORM_NATS = 0.7
 """Nats by which a row may exceed 1/V and count as uniform: a padded lm_head makes V known to a factor of two only."""
 
 
-def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
+def implausible(block: Block, *, vocabulary_size: int, k: int, rounded_nats: float = 0.0) -> str | None:
     """Return why a source's block cannot be a working model's answer; None when it can.
 
     Beside what `implausible_scores` refuses: other k than asked for, ids beyond the vocabulary, candidates out of order
@@ -36,6 +36,7 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
         block: as decoded, in the source's own vocabulary.
         vocabulary_size: number of ids in that vocabulary.
         k: number of candidates that was asked for.
+        rounded_nats: by how much the candidates' log-probabilities may be rounded, beyond float16 on the wire.
     """
     if block.k != k:
         return f"the rows have {block.k} candidates instead of {k}"
@@ -49,7 +50,7 @@ def implausible(block: Block, *, vocabulary_size: int, k: int) -> str | None:
     return (
         implausible_scores(block.gold_T, block.topk_logprobs_TK, vocabulary_size=vocabulary_size)
         or _disorder(block.topk_ids_TK, block.topk_logprobs_TK)
-        or _contradiction(block.token_ids_T, block.gold_T, block.topk_ids_TK, block.topk_logprobs_TK)
+        or _contradiction(block.token_ids_T, block.gold_T, block.topk_ids_TK, block.topk_logprobs_TK, rounded_nats)
     )
 
 
@@ -87,7 +88,9 @@ def _disorder(ids_TK: Int32, logprobs_TK: Float32) -> str | None:
     return "a row has the same candidate twice" if twice.any() else None
 
 
-def _contradiction(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32) -> str | None:
+def _contradiction(
+    token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_TK: Float32, rounded_nats: float
+) -> str | None:
     """Return a message when a realised token's log-probability contradicts the candidates'; else None.
 
     It does when it differs from the token's own among the candidates, or exceeds theirs without being one.
@@ -101,6 +104,6 @@ def _contradiction(token_ids_T: Int32, gold_T: Float32, ids_TK: Int32, logprobs_
     is_candidate_T = hits_TK[each, place_T]
     there_T = np.maximum(np.where(is_candidate_T, logprobs_TK[each, place_T], last_T), _LOWEST)
     gold_T = np.maximum(gold_T, _LOWEST)
-    slack_T = _SAME_NATS - _HALF_PRECISION * gold_T
+    slack_T = _SAME_NATS + rounded_nats - _HALF_PRECISION * gold_T
     sound_T = (gold_T <= there_T + slack_T) & (~is_candidate_T | (there_T <= gold_T + slack_T))
     return None if sound_T.all() else "the realised tokens' log-probabilities contradict the candidates'"

@@ -17,6 +17,7 @@ from services.fusion.sources.meters import StoreMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
 from services.store.capture_plan import Place
 from services.store.identity import SourceIdentity, window_key
+from services.store.rows import STEP_NATS
 from services.store.source_store import SourceStore
 from services.store.store import BlockStore
 from services.wire.passage import Passage
@@ -115,7 +116,9 @@ class ThroughStore:
         block = windows.find(key, place)
         if block is None or not block.mask_T.any():
             return block
-        problem = implausible(block, vocabulary_size=self.vocabulary.size, k=self.source.endpoint.top_k)
+        # A row is rounded and then rescaled, by half a step each.
+        size, k = self.vocabulary.size, self.source.endpoint.top_k
+        problem = implausible(block, vocabulary_size=size, k=k, rounded_nats=STEP_NATS)
         if problem is None:
             return block
         logger.warning("service.store: a window of source %s in %s: %s", self.name, windows.folder, problem)
