@@ -27,8 +27,8 @@ def disagreement(sources: Sequence[ProjectedRows]) -> tuple[Bool, Bool]:
     A row that a source does not have counts as no disagreement.
     """
     best_ST = np.stack([likeliest_ids(rows) for rows in sources])
-    shared_T: Bool = (best_ST >= 0).all(axis=0)
-    differ_T: Bool = np.logical_and(shared_T, (best_ST != best_ST[0]).any(axis=0))
+    shared_T: Bool = np.all(best_ST >= 0, axis=0)
+    differ_T: Bool = np.any(best_ST != best_ST[:1], axis=0) & shared_T
     return differ_T, shared_T
 
 
