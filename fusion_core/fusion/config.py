@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion_core.alignment.byte.projection import ByteConfig
 from fusion_core.alignment.method import AlignmentConfig
+
+DEFAULT_DOMAIN = "default"
 
 
 class FusionConfig(BaseModel):
@@ -25,6 +28,8 @@ class FusionConfig(BaseModel):
         weights: one weight per source for `fixed`, by name; they are normalised over the sources that answered.
         k_out: candidates kept per fused row, the realised token always among them; the rest goes to the tail.
         min_sources: a window with fewer sources than that is refused.
+        sources_by: names of the sources that score a document, by its domain; `all` stands for every source, and the
+            entry `default` is for the domains that are not named, and for documents without one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,6 +42,28 @@ class FusionConfig(BaseModel):
     weights: dict[str, float] = Field(default_factory=dict)
     k_out: int = Field(default=32, ge=1)
     min_sources: int = Field(default=1, ge=1)
+    sources_by: dict[str, Literal["all"] | tuple[str, ...]] = Field(default_factory=dict)
+
+    def sources_of(self, domain: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of `names` that score a document of this domain; LookupError where no entry is for it."""
+        if not self.sources_by:
+            return tuple(names)
+        chosen = self.sources_by.get(domain or DEFAULT_DOMAIN, self.sources_by.get(DEFAULT_DOMAIN))
+        if chosen is None:
+            raise LookupError(
+                f"sources_by: no sources for domain {domain!r}; there are {', '.join(self.sources_by)}, and no "
+                f"`{DEFAULT_DOMAIN}`"
+            )
+        return tuple(name for name in names if chosen == "all" or name in chosen)
+
+    @model_validator(mode="after")
+    def _each_domain_has_sources(self) -> Self:
+        for domain, names in self.sources_by.items():
+            if not names:
+                raise ValueError(f"sources_by.{domain}: name at least one source, or all")
+            if names != "all" and len(set(names)) < len(names):
+                raise ValueError(f"sources_by.{domain}: names a source twice")
+        return self
 
     @model_validator(mode="after")
     def _weights_fit_the_strategy(self) -> Self:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from fusion_core.fusion import DEFAULT_DOMAIN
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
 from services.corpus.cleaning.pipeline import check_curated
@@ -75,6 +76,7 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         corpus = plan_corpus(text, [*_source_tokenizers(recipe, print_line), own])
     except SettingError as error:
         raise RecipeError(f"corpus.{error}") from error
+    _check_domains(recipe, corpus)
     for split in corpus.splits:
         info = corpus.record["splits"][split]
         line = f"{split}: {corpus.num_windows(split)} windows, {corpus.num_bytes(split):,} bytes"
@@ -84,6 +86,18 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         for turns in _turn_lines(info.get("turns", {})):
             print_line(f"{split}: {turns}")
     return corpus
+
+
+def _check_domains(recipe: Recipe, corpus: Corpus) -> None:
+    """Raise RecipeError naming the first document that `fusion.sources_by` has no entry for."""
+    if not recipe.fusion.sources_by or DEFAULT_DOMAIN in recipe.fusion.sources_by:
+        return
+    for split in corpus.splits:
+        for document, domain in corpus.domains(split):
+            try:
+                recipe.fusion.sources_of(domain, ())
+            except LookupError as error:
+                raise RecipeError(f"fusion.{error}: document {document}") from error
 
 
 def _turn_lines(turns: dict[str, dict[str, int]]) -> Iterator[str]:

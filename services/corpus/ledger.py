@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -63,8 +63,8 @@ class _Rows(Protocol):
     def at(self, index: int) -> tuple[pa.Table | pa.RecordBatch, int]:
         """Return rows that hold the window at an index, and its place among them."""
 
-    def texts(self) -> Iterator[bytes]:
-        """Yield the windows' bytes in order."""
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table | pa.RecordBatch]:
+        """Yield the named columns of all rows in order; one that the ledger does not have is left out."""
 
     def check_sizes(self) -> None:
         """Raise ValueError naming a file that is missing or has another size than the ledger says."""
@@ -79,8 +79,8 @@ class _TableRows:
     def at(self, index: int) -> tuple[pa.Table, int]:
         return self._table, index
 
-    def texts(self) -> Iterator[bytes]:
-        return (value.as_py() for value in self._table.column("text"))
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        yield self._table.select([name for name in columns if name in self._table.schema.names])
 
     def check_sizes(self) -> None:
         return  # the whole file was read
@@ -98,10 +98,9 @@ class _ShardRows:
         group, row = divmod(index - self._starts[number], self._windows_per_group)
         return self._reader.group(self._shards[number], group), row
 
-    def texts(self) -> Iterator[bytes]:
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for shard in self._shards:
-            for batch in self._reader.groups(shard):
-                yield from batch.column("text").to_pylist()
+            yield from self._reader.groups(shard, columns)
 
     def check_sizes(self) -> None:
         self._reader.check_sizes(self._shards)
@@ -177,7 +176,17 @@ class Corpus:
     def texts(self, split: str) -> Iterator[bytes]:
         """Yield the windows' bytes in order."""
         self._info(split)
-        return self._splits[split].texts()
+        for batch in self._splits[split].batches(["text"]):
+            yield from batch.column("text").to_pylist()
+
+    def domains(self, split: str) -> Iterator[tuple[str, str]]:
+        """Yield document and domain of every window in order; "" for a document without one."""
+        self._info(split)
+        for batch in self._splits[split].batches(["document", "domain"]):
+            documents = batch.column("document").to_pylist()
+            named = "domain" in batch.schema.names
+            domains = batch.column("domain").to_pylist() if named else [""] * len(documents)
+            yield from zip(documents, (domain or "" for domain in domains), strict=True)
 
     def check_sizes(self) -> None:
         """Raise ValueError naming a file that is missing or has another size than the ledger says."""

@@ -170,10 +170,10 @@ class ShardReader:
                 self._groups.popitem(last=False)
         return batch
 
-    def groups(self, shard: Shard) -> Iterator[pa.RecordBatch]:
-        """Yield the row groups of a shard in order, without keeping them; raises as `group` does."""
+    def groups(self, shard: Shard, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of a shard's row groups in order, without keeping them; raises as `group` does."""
         for number in range(self._opened(shard).reader.num_row_groups):
-            yield self._read(shard, number)
+            yield self._read(shard, number, columns)
 
     def check_sizes(self, shards: Sequence[Shard]) -> None:
         """Raise DamagedShardError naming the first shard that is missing or has another size than the index says."""
@@ -190,11 +190,12 @@ class ShardReader:
         """Return the full path or URL of a shard, for messages."""
         return without_credentials(join_location(self._folder, shard.file))
 
-    def _read(self, shard: Shard, number: int) -> pa.RecordBatch:
+    def _read(self, shard: Shard, number: int, columns: Sequence[str] = READ_COLUMNS) -> pa.RecordBatch:
         opened = self._opened(shard)
+        there = [name for name in columns if name in opened.columns]
         try:
             with opened.lock:
-                table = opened.reader.read_row_group(number, columns=opened.columns, use_threads=False)
+                table = opened.reader.read_row_group(number, columns=there, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             with self._lock:
                 self._open.pop(shard.file, None)

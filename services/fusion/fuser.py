@@ -24,6 +24,7 @@ from services.base.errors import (
     NotFoundError,
     UnavailableError,
 )
+from services.corpus.ledger import Window
 from services.fusion.config import FusionServiceConfig
 from services.fusion.metrics import FusionMetrics
 from services.fusion.sources.remote import RefusedTextError, RemoteSource
@@ -100,6 +101,20 @@ class Fuser:
             if name not in self._sources:
                 raise NotFoundError(f"sources: {name!r} is not known; this service has {', '.join(self.names)}")
         return tuple(dict.fromkeys(names)) or self.names
+
+    def names_for(self, window: Window, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the named sources that score a window of this domain, see `fusion.sources_by`.
+
+        Raises FailedPreconditionError where no entry is for its domain, and UnfusableTextError where all that it names
+        are left out.
+        """
+        try:
+            chosen = self._config.fusion.sources_of(window.domain, names)
+        except LookupError as error:
+            raise FailedPreconditionError(f"fusion.{error}: document {window.document}") from error
+        if not chosen:
+            raise UnfusableTextError(f"fusion.sources_by: none of {', '.join(names)} scores domain {window.domain!r}")
+        return chosen
 
     def compile_loops(self) -> None:
         """Fuse a made-up window, so that no caller waits for a compiler (minutes on a busy machine without a cache)."""

@@ -21,13 +21,13 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
     sources = {}
     for endpoint in config.sources:
         known = identities.get(endpoint.name)
-        # A key of later versions, left out where it says nothing: runs that began before it go on.
+        # A key of later versions is left out where it says nothing: runs that began before it go on.
         unset = {"chat_template"} if known and not known.chat_template else set[str]()
         served = known.model_dump(mode="json", exclude={"model", "top_k"} | unset) if known else {}
         sources[endpoint.name] = {"model": endpoint.model, "top_k": endpoint.top_k} | served
     settings: dict[str, Any] = {
         "corpus": {"target_context": config.target_context},
-        "fusion": config.fusion.model_dump(mode="json"),
+        "fusion": config.fusion.model_dump(mode="json", exclude=set() if config.fusion.sources_by else {"sources_by"}),
         "service": {"below_quorum": config.service.below_quorum},
         "sources": sources,
     }

@@ -192,7 +192,7 @@ class FusedStream:
         fused = await self._fuser.fuse(
             window.passage,
             prompt,
-            names=settings.names,
+            names=self._fuser.names_for(window, settings.names),
             k=settings.k,
             streamed=True,
             place=Place(self._corpus.fingerprint(empty.split), window.index),

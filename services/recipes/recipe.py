@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from fusion_core.fusion import FusionConfig
+from fusion_core.fusion import DEFAULT_DOMAIN, FusionConfig
 from services.base.atomic import write_whole
 from services.base.credentials import refuse_credentials
 from services.base.settings import Settings
@@ -68,8 +68,6 @@ class Recipe(Settings):
         if self.fusion.min_sources > len(names):
             least = self.fusion.min_sources
             raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")
-        if unknown := sorted(set(self.fusion.weights) - set(names)):
-            raise ValueError(f"fusion.weights: no source is called {unknown[0]}; there are {', '.join(names)}")
         if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
             raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
         return self
@@ -144,19 +142,26 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sources_are_there(self) -> Recipe:
-        names, asked = [source.name for source in self.sources], self.distill.sources or ()
-        if unknown := sorted(set(asked) - set(names)):
-            raise ValueError(f"distill.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
-        sampled = (self.sample.sources if self.sample is not None else None) or ()
-        if unknown := sorted(set(sampled) - set(names)):
-            raise ValueError(f"sample.sources: no source is called {unknown[0]}; there are {', '.join(names)}")
-        timed = self.curate.seconds_per_megabyte if self.curate is not None else {}
-        if unknown := sorted(set(timed) - set(names)):
-            raise ValueError(
-                f"curate.seconds_per_megabyte: no source is called {unknown[0]}; there are {', '.join(names)}"
-            )
-        if asked and self.fusion.weights and not any(map(self.fusion.weights.get, asked)):
-            raise ValueError("distill.sources: fusion.weights gives all of them 0")
+        names, weights = [source.name for source in self.sources], self.fusion.weights
+        by_domain = {
+            f"fusion.sources_by.{domain}": () if chosen == "all" else chosen
+            for domain, chosen in self.fusion.sources_by.items()
+        }
+        mixed = {"distill.sources": self.distill.sources or ()} | by_domain
+        named: dict[str, Iterable[str]] = {
+            "fusion.weights": weights,
+            "sample.sources": (self.sample.sources if self.sample is not None else None) or (),
+            "curate.seconds_per_megabyte": self.curate.seconds_per_megabyte if self.curate is not None else (),
+            **mixed,
+        }
+        for key, used in named.items():
+            if unknown := sorted(set(used) - set(names)):
+                raise ValueError(f"{key}: no source is called {unknown[0]}; there are {', '.join(names)}")
+        for key, chosen in mixed.items():
+            if chosen and weights and not any(map(weights.get, chosen)):
+                raise ValueError(f"{key}: fusion.weights gives all of them 0")
+        if set(self.fusion.sources_by) - {DEFAULT_DOMAIN} and self.corpus.domain_field is None:
+            raise ValueError("fusion.sources_by: needs corpus.domain_field, which names the domain of a record")
         return self
 
     @property

@@ -57,6 +57,7 @@ def plain_fusion(
     max_positions: int = 2048,
     chat_templates: Sequence[str] = (),
     corpora: Sequence[str] = (),
+    sources_by: Mapping[str, Any] | None = None,
     **service: Any,
 ) -> Iterator[PlainFusion]:
     """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
@@ -64,7 +65,7 @@ def plain_fusion(
     With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
     `documents` are the corpus, generated ones by default; `windows` are keys of its section. `chat_templates` are the
     sources', where the corpus holds conversations, and one more may be the target's. `corpora` are folders of further
-    data sets.
+    data sets, and `sources_by` is the key of section `fusion`.
     """
     texts = documents or [sentences(600, seed=number) for number in range(12)]
     corpus = folder / "documents"
@@ -96,7 +97,12 @@ def plain_fusion(
                 "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128, **(windows or {})},
                 "sources": entries,
                 "target": target,
-                "fusion": {"k_out": k_out, "min_sources": min_sources, "alignment": alignment},
+                "fusion": {
+                    "k_out": k_out,
+                    "min_sources": min_sources,
+                    "alignment": alignment,
+                    "sources_by": sources_by or {},
+                },
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
         )
