@@ -12,6 +12,7 @@ from services.cli import answers, corpus, models, scoring, serving, training, ve
 from services.cli.analysis.commands import headroom
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
+from services.cli.reward.app import app as reward_app
 
 app = typer.Typer(
     help="Fuse the next-token distributions of several LLMs into one target.",
@@ -69,6 +70,7 @@ for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
 app.add_typer(models.app, name="models", rich_help_panel="Machines")
+app.add_typer(reward_app, name="reward", rich_help_panel="Training")
 app.add_typer(k8s_app, name="k8s", rich_help_panel="Machines")
 
 

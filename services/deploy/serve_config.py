@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from services.fusion.app import SERVICER as FUSION_SERVICER
-from services.recipes.recipe import Recipe
+from services.recipes.recipe import Recipe, ServiceBeside
+from services.reward.app import SERVICER as REWARD_SERVICER
 from services.rpc.health import SERVICER as HEALTH_SERVICER
 from services.source.app import SERVICER as SOURCE_SERVICER
 from services.source.config import SourceConfig
 from services.verify.app import SERVICER as VERIFY_SERVICER
-from services.verify.config import VerifyConfig
 
-SERVICERS_BESIDE = {"verify": VERIFY_SERVICER}
+SERVICERS_BESIDE = {"verify": VERIFY_SERVICER, "reward.serve": REWARD_SERVICER}
 """The servicers of the services beside sources and fusion service, by section of the recipe."""
 
 
@@ -69,12 +69,12 @@ def fusion_application(recipe: Recipe, args: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def application_beside(section: str, config: VerifyConfig) -> dict[str, Any]:
+def application_beside(section: str, config: ServiceBeside) -> dict[str, Any]:
     """Return Serve's entry for the service of a section, one that is deployed beside sources and fusion service."""
     return {
         "name": config.application,
         "route_prefix": f"/{config.application}",
-        "import_path": f"services.{section}.app:build",
+        "import_path": f"services.{section.partition('.')[0]}.app:build",
         "args": config.model_dump(mode="json"),
     }
 

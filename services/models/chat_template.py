@@ -68,8 +68,7 @@ class ChatTemplate:
         names: dict[str, Any] = dict(tokenizer.special_tokens_map)
         own: Any = tokenizer.chat_template
         if chosen == PLAIN:
-            plain = resources.files("services.models") / "plain.jinja"
-            return cls(plain.read_text(encoding="utf-8"), names)
+            return cls(cls.plain_text(), names)
         if chosen != MODEL:
             return cls(chosen, names)
         by_name: dict[str, str] = own if isinstance(own, dict) else {"default": own}
@@ -79,6 +78,11 @@ class ChatTemplate:
                 "with a Jinja template"
             )
         return cls(by_name["default"], names, by_name.get("tool_use"))
+
+    @staticmethod
+    def plain_text() -> str:
+        """Return the text of the plain template."""
+        return (resources.files("services.models") / "plain.jinja").read_text(encoding="utf-8")
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, *, add_generation_prompt: bool = False

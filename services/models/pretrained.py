@@ -23,15 +23,21 @@ def load_causal_lm(folder: Path | str, *, dtype: Any, trust_remote_code: bool = 
     """
     from transformers import AutoModelForCausalLM
 
-    if not trust_remote_code and _needs_own_code(Path(folder)):
-        remedy = f"{key}: true runs it" if key else "which is never run here"
-        raise ValueError(f"model: {folder} brings Python code of its own; {remedy}")
+    if not trust_remote_code:
+        check_own_code(Path(folder), key)
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"model: {folder} cannot be loaded: {error}") from error
+
+
+def check_own_code(folder: Path, key: str | None = None) -> None:
+    """Raise ValueError for a folder that needs Python code of its own; `key` is the recipe's key that allows it."""
+    if _needs_own_code(folder):
+        remedy = f"{key}: true runs it" if key else "which is never run here"
+        raise ValueError(f"model: {folder} brings Python code of its own; {remedy}")
 
 
 def _needs_own_code(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -21,12 +21,19 @@ from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.recipes.defaults import curated_files, give_chat_templates, read_curated
 from services.recipes.strict_yaml import write_yaml
+from services.reward.config import RewardConfig, RewardServiceConfig
 from services.sample.config import SampleConfig
 from services.source.config import AnySource, SourceConfig
 from services.verify.config import VerifyConfig
 
 _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Pattern of names of folders, in a recipe or on the command line."""
+
+
+ServiceBeside: TypeAlias = VerifyConfig | RewardServiceConfig
+"""Settings of a service that is deployed beside sources and fusion service."""
+TRAINED = "trained"
+"""Name of a run of section `reward` that names none; its model is the one that is served."""
 
 
 class RecipeError(ValueError):
@@ -46,6 +53,7 @@ class Recipe(Settings):
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
     sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
+    reward: RewardConfig | None = Field(None, description="The reward model: its training, and its service.")
     verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
     @model_validator(mode="before")
@@ -172,7 +180,13 @@ class Recipe(Settings):
         """Return the folder of a training run, directly below the run's own; RecipeError for a name that leaves it."""
         if not re.fullmatch(_NAME, run_name):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
-        own = (self.curated_folder, Path(self.corpus_folder), self.target_folder, Path(self.store or ""))
+        own = (
+            self.curated_folder,
+            self.reward_folder,
+            Path(self.corpus_folder),
+            self.target_folder,
+            Path(self.store or ""),
+        )
         if run_name in {folder.name for folder in own}:
             raise RecipeError(f"--run-name: {self.run_folder / run_name} is the recipe's own, choose another name")
         return self.run_folder / run_name
@@ -181,6 +195,11 @@ class Recipe(Settings):
     def curated_folder(self) -> Path:
         """The folder of section `curate`: its steps, their ledger, and the documents that are left."""
         return self.run_folder / "curate"
+
+    @property
+    def reward_folder(self) -> Path:
+        """The folder of the runs of section `reward`, each in a folder of its own name."""
+        return self.run_folder / "reward"
 
     @property
     def reads_curated(self) -> bool:
@@ -220,13 +239,16 @@ class Recipe(Settings):
         return tuple(source for source in self.sources if isinstance(source, SourceConfig))
 
     @property
-    def beside(self) -> dict[str, VerifyConfig]:
+    def beside(self) -> dict[str, ServiceBeside]:
         """The services that are deployed beside sources and fusion service, by their section."""
         return {section: served for section, served in self._beside() if served.address is None}
 
-    def _beside(self) -> Iterator[tuple[str, VerifyConfig]]:
+    def _beside(self) -> Iterator[tuple[str, ServiceBeside]]:
         if self.verify is not None:
             yield "verify", self.verify
+        if self.reward is not None and self.reward.serve is not None:
+            trained = str((self.reward_folder / TRAINED / "model").absolute())
+            yield "reward.serve", self.reward.serve.model_copy(update={"model": self.reward.serve.model or trained})
 
     def endpoint(self, source: AnySource) -> SourceEndpoint:
         """Return the address of a source for the fusion service, and the settings that identify its stored windows."""

@@ -15,6 +15,8 @@ from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve_sources
 from services.recipes.tokenizers import tokenizer_problems
+from services.reward.config import RewardConfig
+from services.reward.pairs import read_pairs
 from services.sample.prompts import read_prompts
 from services.source.config import SourceConfig
 
@@ -44,6 +46,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             sum(1 for _ in read_prompts(recipe.sample.prompts))
         except ValueError as error:
             yield f"sample.{error}"
+    if recipe.reward is not None:
+        yield from _reward_problems(recipe.reward)
     yield from _target_problems(recipe)
     yield from tokenizer_problems(recipe)
     if recipe.distill.device == "cuda":
@@ -56,6 +60,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         yield f"output_dir: cannot write to {parent}"
+
+
+def _reward_problems(reward: RewardConfig) -> Iterator[str]:
+    for check in (lambda: resolve_model(reward.start), lambda: read_pairs(reward.data, reward.domains)):
+        try:
+            check()
+        except ValueError as error:
+            yield f"reward.{error}".replace("reward.model", "reward.start", 1)
 
 
 def _corpus_problems(recipe: Recipe) -> Iterator[str]:

@@ -38,6 +38,10 @@ def client_of(peer: str, metadata: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(f"{host} {token}".encode()).hexdigest()[:16]
 
 
+_SENT = ("blocks", "skipped", "answers", "verdicts", "scores")
+"""Fields of responses whose items use up a credit each."""
+
+
 @dataclass(slots=True)
 class _Held:
     streams: int = 0
@@ -125,7 +129,7 @@ class OpenStream:
 
     def sent(self, response: Any) -> None:
         """Give back the credits of a frame that was sent; a skipped window has used up its credit as well."""
-        num_sent = sum(len(getattr(response, field, ())) for field in ("blocks", "skipped", "answers", "verdicts"))
+        num_sent = sum(len(getattr(response, field, ())) for field in _SENT)
         num_blocks = min(num_sent, self.blocks)
         self.blocks -= num_blocks
         self._held.blocks -= num_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +15,7 @@ from fusion_core.verify.specs import parse_spec, read_spec
 from fusion_core.verify.verdict import Verdict
 from services.base.atomic import whole_file
 from services.base.errors import SettingError
+from services.commands.answers.rows import answer_of, json_rows
 from services.corpus.readers import local_files
 from services.verify.client import VerdictStream
 from services.verify.config import VerifyConfig
@@ -76,7 +77,7 @@ class Verify:
         except SettingError as error:
             raise ValueError(f"--against: {error.problem}") from error
         for path in paths:
-            for where, row in _rows(path):
+            for where, row in json_rows(path):
                 if "verify" in row:
                     key, spec = _prompt_key(row, where), _spec_bytes(row["verify"], where)
                     if specs.setdefault(key, spec) != spec:
@@ -86,12 +87,12 @@ class Verify:
         return specs
 
     async def _judge_all(self, by_prompt: dict[str, bytes], common: bytes | None, lines: Any) -> None:
-        rows = _rows(self.answers)
+        rows = json_rows(self.answers)
         async with AsyncExitStack() as stack:
             judge = self._judge(stack)
             while some := list(islice(rows, _ROWS_AT_ONCE)):
                 specs = [self._spec_of(row, where, by_prompt, common) for where, row in some]
-                texts = [_answer(row, where) for where, row in some]
+                texts = [answer_of(row, where) for where, row in some]
                 verdicts = await asyncio.gather(*map(judge, texts, specs))
                 for (_, row), spec, verdict in zip(some, specs, verdicts, strict=True):
                     self._count(row, spec, verdict)
@@ -123,22 +124,6 @@ class Verify:
         count.scores += verdict.score
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a file, each with its place for messages; raises ValueError for a line that is no object."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected an object")
-            yield where, row
-
-
 def _common(spec: str) -> bytes:
     try:
         parse_spec(spec.encode(errors="replace"))
@@ -153,17 +138,6 @@ def _spec_bytes(value: Any, where: str) -> bytes:
     except ValueError as error:
         raise ValueError(f"{where}: verify.{error}") from error
     return json.dumps(value).encode()
-
-
-def _answer(row: dict[str, Any], where: str) -> str:
-    """Return the answer of a row: its completion, or the last message."""
-    if isinstance(completion := row.get("completion"), str):
-        return completion
-    messages = row.get("messages")
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(last, dict) and last.get("role") == "assistant" and isinstance(content := last.get("content"), str):
-        return content
-    raise ValueError(f"{where}: no answer; expected `completion`, or `messages` that end with the assistant's")
 
 
 def _prompt_key(row: dict[str, Any], where: str) -> str:
