@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from fusion.v1 import fusion_pb2
@@ -79,8 +78,8 @@ class Fuser:
         self._config = config
         self._splits = splits
         self.metrics = FusionMetrics()
-        self._text = TargetText(config)
-        self.target = self._text.vocabulary
+        self.text = TargetText(config)
+        self.target = self.text.vocabulary
         self._store = BlockStore(config.service.store) if config.service.store else None
         self._backfill = BackfillList(self._store.files) if self._store else None
         self._sources = {
@@ -146,7 +145,7 @@ class Fuser:
 
     def encode(self, passage: Passage) -> Prompt:
         """Return the target's tokens, as `TargetText.encode` does. Takes milliseconds: call it off the event loop."""
-        return self._text.encode(passage)
+        return self.text.encode(passage)
 
     async def fuse(
         self,
@@ -225,25 +224,6 @@ class Fuser:
         """End the streams to the sources and write windows that are only in memory to the store."""
         await asyncio.gather(*(source.close() for source in self._sources.values()))
         await asyncio.to_thread(self.flush)
-
-    def without_distributions(self, prompt: Prompt) -> Block:
-        """Return a block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
-        encoding, num_tokens = prompt.encoding, prompt.encoding.num_tokens
-        return Block(
-            text_bytes=prompt.text,
-            token_ids_T=encoding.token_ids_T,
-            byte_ends_T=encoding.byte_ends_T,
-            topk_ids_TK=np.zeros((num_tokens, 0), dtype=np.int32),
-            topk_logprobs_TK=np.zeros((num_tokens, 0), dtype=np.float32),
-            tail_T=np.zeros(num_tokens, dtype=np.float32),
-            gold_T=np.full(num_tokens, -np.inf, dtype=np.float32),
-            vocabulary=self.target.fingerprint,
-            mask_T=np.zeros(num_tokens, dtype=np.bool_),
-            covered_mass=0.0,
-            ends_document=encoding.ends_document,
-            context_ids_C=prompt.context_ids,
-            first_id=prompt.first_id,
-        )
 
     async def _ask_all(self) -> list[fusion_pb2.SourceStatus]:
         return list(await asyncio.gather(*(source.status(self._splits) for source in self._sources.values())))

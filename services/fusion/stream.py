@@ -178,7 +178,7 @@ class FusedStream:
         """Return `empty`, which names the window, with the block of the window."""
         settings, where = self._settings, empty.where
         if self._tokens_only:
-            block = self._fuser.without_distributions(prompt)
+            block = self._fuser.text.without_distributions(prompt)
             return replace(empty, block=encode_block(block, settings.dtype, where))
         num_tokens = prompt.encoding.num_tokens
         num_bytes = most_block_bytes(

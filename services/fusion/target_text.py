@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from fusion_core.blocks import Block
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import InvalidArgumentError
 from services.fusion.config import FusionServiceConfig
@@ -56,3 +59,22 @@ class TargetText:
         if prompt.encoding.without_end().num_tokens == 0:
             raise UnfusableTextError("texts: the target's tokenizer keeps nothing of this text")
         return prompt
+
+    def without_distributions(self, prompt: Prompt) -> Block:
+        """Return a block of the realised tokens alone: no candidates, all mass in the tail, every row masked."""
+        encoding, num_tokens = prompt.encoding, prompt.encoding.num_tokens
+        return Block(
+            text_bytes=prompt.text,
+            token_ids_T=encoding.token_ids_T,
+            byte_ends_T=encoding.byte_ends_T,
+            topk_ids_TK=np.zeros((num_tokens, 0), dtype=np.int32),
+            topk_logprobs_TK=np.zeros((num_tokens, 0), dtype=np.float32),
+            tail_T=np.zeros(num_tokens, dtype=np.float32),
+            gold_T=np.full(num_tokens, -np.inf, dtype=np.float32),
+            vocabulary=self.vocabulary.fingerprint,
+            mask_T=np.zeros(num_tokens, dtype=np.bool_),
+            covered_mass=0.0,
+            ends_document=encoding.ends_document,
+            context_ids_C=prompt.context_ids,
+            first_id=prompt.first_id,
+        )
