@@ -10,6 +10,7 @@ import typer
 
 from services.cli import answers, corpus, models, scoring, serving, training, verifying
 from services.cli.analysis.commands import headroom
+from services.cli.beside.recall import app as recall_app
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 from services.cli.reward.app import app as reward_app
@@ -72,6 +73,7 @@ for _panel, _commands in _PANELS.items():
 app.add_typer(models.app, name="models", rich_help_panel="Machines")
 app.add_typer(reward_app, name="reward", rich_help_panel="Training")
 app.add_typer(k8s_app, name="k8s", rich_help_panel="Machines")
+app.add_typer(recall_app, name="recall", rich_help_panel="Answers")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from services.recipes.load import load_recipe
 from services.rpc.health_check import health_of
 
 _TIMEOUT_SECONDS = 15.0
-_TASKS_BESIDE = {"verify": "judges answers", "reward.serve": "scores answers"}
+_TASKS_BESIDE = {"recall": "finds key blocks", "verify": "judges answers", "reward.serve": "scores answers"}
 """The task of each service beside sources and fusion service, by section of the recipe."""
 
 

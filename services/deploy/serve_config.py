@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from services.fusion.app import SERVICER as FUSION_SERVICER
+from services.recall.app import SERVICER as RECALL_SERVICER
 from services.recipes.recipe import Recipe, ServiceBeside
 from services.reward.app import SERVICER as REWARD_SERVICER
 from services.rpc.health import SERVICER as HEALTH_SERVICER
@@ -14,7 +15,7 @@ from services.source.app import SERVICER as SOURCE_SERVICER
 from services.source.config import SourceConfig
 from services.verify.app import SERVICER as VERIFY_SERVICER
 
-SERVICERS_BESIDE = {"verify": VERIFY_SERVICER, "reward.serve": REWARD_SERVICER}
+SERVICERS_BESIDE = {"recall": RECALL_SERVICER, "verify": VERIFY_SERVICER, "reward.serve": REWARD_SERVICER}
 """The servicers of the services beside sources and fusion service, by section of the recipe."""
 
 

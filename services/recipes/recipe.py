@@ -19,6 +19,7 @@ from services.distill.config import DistillConfig
 from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.recall.config import RecallConfig
 from services.recipes.defaults import curated_files, give_chat_templates, read_curated
 from services.recipes.strict_yaml import write_yaml
 from services.reward.config import RewardConfig, RewardServiceConfig
@@ -30,7 +31,7 @@ _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 """Pattern of names of folders, in a recipe or on the command line."""
 
 
-ServiceBeside: TypeAlias = VerifyConfig | RewardServiceConfig
+ServiceBeside: TypeAlias = RecallConfig | VerifyConfig | RewardServiceConfig
 """Settings of a service that is deployed beside sources and fusion service."""
 TRAINED = "trained"
 """Name of a run of section `reward` that names none; its model is the one that is served."""
@@ -53,6 +54,7 @@ class Recipe(Settings):
     service: ServiceConfig = ServiceConfig()
     distill: DistillConfig = DistillConfig()
     sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
+    recall: RecallConfig | None = Field(None, description="The judge of key blocks, served where it is set.")
     reward: RewardConfig | None = Field(None, description="The reward model: its training, and its service.")
     verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
@@ -244,6 +246,8 @@ class Recipe(Settings):
         return {section: served for section, served in self._beside() if served.address is None}
 
     def _beside(self) -> Iterator[tuple[str, ServiceBeside]]:
+        if self.recall is not None and (self.recall.judge or self.recall.address) is not None:
+            yield "recall", self.recall
         if self.verify is not None:
             yield "verify", self.verify
         if self.reward is not None and self.reward.serve is not None:

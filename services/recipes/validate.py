@@ -46,6 +46,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             sum(1 for _ in read_prompts(recipe.sample.prompts))
         except ValueError as error:
             yield f"sample.{error}"
+    if recipe.recall is not None and recipe.recall.judge is not None and recipe.recall.address is None:
+        try:
+            resolve_model(recipe.recall.judge)
+        except ValueError as error:
+            yield f"recall.judge: {error}"
     if recipe.reward is not None:
         yield from _reward_problems(recipe.reward)
     yield from _target_problems(recipe)

@@ -38,7 +38,7 @@ def client_of(peer: str, metadata: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(f"{host} {token}".encode()).hexdigest()[:16]
 
 
-_SENT = ("blocks", "skipped", "answers", "verdicts", "scores")
+_SENT = ("blocks", "found", "skipped", "answers", "verdicts", "scores")
 """Fields of responses whose items use up a credit each."""
 
 

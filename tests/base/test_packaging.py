@@ -15,8 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).parents[2]
-PARTS = ("source", "fusion", "reward", "verify", "distill")
-ALLOWED = ("services.fusion.client", "services.source.client", "services.reward.client", "services.verify.client")
+PARTS = ("source", "fusion", "recall", "reward", "verify", "distill")
+ALLOWED = tuple(f"services.{part}.client" for part in ("fusion", "recall", "source", "reward", "verify"))
 """The only doors between the parts: clients, which speak gRPC."""
 
 
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_stubs_and_the_recipes(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for proto in ("block", "source", "fusion", "reward", "verify"):
+    for proto in ("block", "source", "fusion", "recall", "reward", "verify"):
         assert {f"fusion/v1/{proto}_pb2.py", f"fusion/v1/{proto}_pb2.pyi", f"fusion/v1/{proto}_pb2_grpc.py"} <= names
     assert {"fusion_core/py.typed", "services/py.typed"} <= names
     tracked = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "services" / "recipes").glob("*.yaml")}

@@ -19,7 +19,10 @@ from services.source.config import parse_source
 from tests.examples.pages import PAGES, REPOSITORY, anchors, code_blocks, code_spans, commands, links, tables, text_of
 
 _FOLDERS = ("services", "fusion_core", "tests", "protos", "k8s", "docs", "examples", "requirements")
-SECTIONS = ("curate", "corpus", "sources", "target", "fusion", "service", "distill", "sample", "reward", "verify")
+SECTIONS = (
+    *("curate", "corpus", "sources", "target", "fusion", "service", "distill", "sample"),
+    *("recall", "reward", "verify"),
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -103,6 +106,7 @@ def recipe_schema() -> tuple[dict[str, set[str]], set[str]]:
         ("docs/training.md", "Section `service`", "service", 1),
         ("docs/sources.md", "Keys", "sources", 1),
         ("docs/sources.md", "Answers", "sample", 0),
+        ("docs/recall.md", "Keys", "recall", 0),
         ("docs/verify.md", "Keys", "verify", 0),
         ("docs/reward.md", "Keys", "reward", 0),
         ("docs/failures.md", "When sources fail", "service", 1),

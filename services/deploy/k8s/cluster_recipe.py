@@ -34,6 +34,8 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
     if recipe.verify is not None and recipe.verify.address is None:
         raise RecipeError("verify: there are no manifests of a verifier; give the address of one, or leave it out")
+    if "recall" in recipe.beside:
+        raise RecipeError("recall: there are no manifests of its service; give the address of one, or leave it out")
     if recipe.reward is not None and recipe.reward.serve is not None and recipe.reward.serve.address is None:
         raise RecipeError("reward.serve: there are no manifests of a reward service; give the address of one")
     corpus = recipe.corpus

@@ -1,0 +1,1 @@
+"""Commands of the services beside sources and fusion service."""

@@ -1,0 +1,81 @@
+"""`fusion recall`: the key blocks of long texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.options import out, print_line, read_recipe, user_errors
+
+if TYPE_CHECKING:
+    from services.commands.recall.select import Found
+
+app = typer.Typer(help="Find the key blocks of long texts, and answer from them.", no_args_is_help=True)
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Text in UTF-8.")]
+_Question = Annotated[str, typer.Option(help="What is asked about the text.")]
+_Judge = Annotated[str | None, typer.Option(metavar="FOLDER", help="Judge to run in this process.")]
+_Address = Annotated[str | None, typer.Option(help="host:port of a recall service; default the one that is up.")]
+_Application = Annotated[str | None, typer.Option(help="Serve application of that service.")]
+_BudgetBytes = Annotated[int | None, typer.Option(help="Bytes of all key blocks together.")]
+_Hops = Annotated[str | None, typer.Option(metavar="N,N", help="Blocks kept in mind after each hop, such as 3,5.")]
+
+
+@app.command()
+def select(
+    file: _File,
+    question: _Question,
+    judge: _Judge = None,
+    address: _Address = None,
+    application: _Application = None,
+    budget_bytes: _BudgetBytes = None,
+    hops: _Hops = None,
+) -> None:
+    """Print the key blocks of a text for a question, in its order."""
+    with user_errors():
+        from services.commands.recall.select import Lookup
+
+        _show(Lookup(file, question, judge, address, application, budget_bytes, hops).find())
+
+
+@app.command()
+def ask(
+    file: _File,
+    question: _Question,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Recipe of the sources; default the one that is up.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Source that answers; needed where there are several.")] = None,
+    judge: _Judge = None,
+    address: _Address = None,
+    application: _Application = None,
+    budget_bytes: _BudgetBytes = None,
+    hops: _Hops = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")] = 0.0,
+) -> None:
+    """Print the key blocks of a text for a question, and the answer that a served model gives from them."""
+    with user_errors():
+        from services.commands.recall.select import Lookup, answer
+        from services.wire.answer import Sampling
+
+        lookup = Lookup(file, question, judge, address, application, budget_bytes, hops)
+        chosen = read_recipe(recipe, None) if recipe is not None else None
+        sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
+        found, answered = answer(lookup, chosen, source, sampling)
+        _show(found)
+        print_line(f"answer: {answered.strip()}")
+
+
+def _show(found: list[Found]) -> None:
+    from services.commands.answers.chat import printable
+
+    for block in found:
+        kept = f"hop {block.hop}" if block.hop else "fills the budget"
+        print_line(f"bytes {block.start_byte} to {block.end_byte}, score {block.score:.3f}, {kept}")
+        out.print(printable(block.text.encode()).strip(), soft_wrap=True)
+        print_line("")
+    if not found:
+        print_line("no block fits the budget")
