@@ -46,8 +46,8 @@ def test_a_served_judge_finds_the_blocks(file: str) -> None:
         done = fusion("select", file, "--question", "QXZ", "--address", address, "--budget-bytes", "33", "--hops", "1")
     assert done.exit_code == 0, done.output
     assert "bytes 13 to 33, score 1.000, hop 1\nthe key is QXZ 😀" in done.output
-    assert "fills the budget\nnothing here" in done.output
-    assert "again" not in done.output
+    assert "bytes 44 to 57, score 0.667, fills the budget\nand QX again" in done.output
+    assert "nothing here" not in done.output
 
 
 def test_a_judge_reads_here_and_wrong_options_are_named(file: str, tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_a_judge_reads_here_and_wrong_options_are_named(file: str, tmp_path: Pat
         (["--question", "", *judge], "--question: must not be empty"),
         (["--question", "a", *judge, "--hops", "3,x"], "--hops.1: "),
         (["--question", "a", *judge, "--budget-bytes", "0"], "--budget-bytes: "),
-        (["--question", "a", "--judge", str(tmp_path)], "cannot be used"),
-        (["--question", "a" * 999, *judge], "do not fit the judge's window"),
+        (["--question", "a", "--judge", str(tmp_path)], "--judge: model folder"),
+        (["--question", "a " * 99, *judge], "do not fit the judge's window"),
     ):
         done = fusion("select", file, *options)
         assert (done.exit_code, message in done.output) == (2, True), done.output

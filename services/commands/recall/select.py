@@ -78,7 +78,10 @@ class Lookup:
         from services.recall.selector import Selection, select
 
         config = self._config()
-        judge = Judge.load(self.judge or "")
+        try:
+            judge = Judge.load(self.judge or "")
+        except ValueError as error:
+            raise ValueError(f"--judge: {str(error).removeprefix('judge: ')}") from error
         selection = Selection(config.budget_bytes, hops=config.hops, rehearsal=config.rehearsal)
         return select(judge, text.decode(), self.question, selection).blocks
 
@@ -94,9 +97,8 @@ class Lookup:
         try:
             return RecallConfig.model_validate(given)
         except ValidationError as error:
-            raise ValueError(
-                "\n".join(f"--{line.replace('_', '-', 1)}" for line in explain(error).split("\n"))
-            ) from error
+            lines = (line.replace("_", "-", 1) for line in explain(error).split("\n"))
+            raise ValueError("\n".join(f"--{line}" for line in lines)) from error
 
     async def _served(self, text: bytes, recipe: Recipe | None) -> Sequence[Any]:
         address, application = self.address, "recall"
