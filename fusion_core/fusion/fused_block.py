@@ -6,6 +6,7 @@ Shape legend: S sources that answered, T target tokens, M entries of all sources
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -79,13 +80,12 @@ def fuse(
     for name, rows in present.items():
         if rows.num_tokens != target.num_tokens:
             raise ValueError(f"source {name!r}: {rows.num_tokens} rows for {target.num_tokens} target tokens")
-    gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
-    usable_ST = np.stack([rows.mask_T for rows in present.values()])
-    asked_ST, loss_S = weigh(config, list(present), gold_ST, usable_ST, target)
-    weight_ST, mask_T = _over_usable(asked_ST, usable_ST)
+    weights = row_weights(present, target, config)
+    weight_ST, mask_T = weights.of_rows_ST, weights.mask_T
     mixture = mix(list(present.values()), weight_ST, target.token_ids_T, config.k_out if k_out is None else k_out)
     # A masked row's gold keeps the sum over the window equal to the weighted sources' own loss.
-    gold_T = _log_mixture(gold_ST, np.where(mask_T, weight_ST, asked_ST))
+    gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
+    gold_T = _log_mixture(gold_ST, np.where(mask_T, weight_ST, weights.asked_ST))
     return Block(
         text_bytes=text,
         token_ids_T=target.token_ids_T,
@@ -96,10 +96,36 @@ def fuse(
         gold_T=gold_T,
         vocabulary=vocabulary,
         mask_T=mask_T,
-        shares=_shares(list(sources), list(present), weight_ST[:, mask_T], loss_S),
+        shares=_shares(list(sources), list(present), weight_ST[:, mask_T], weights.loss_S),
         covered_mass=float(mixture.covered_T[mask_T].mean()) if mask_T.any() else float("nan"),
         ends_document=target.ends_document,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowWeights:
+    """The sources' weights in the rows of one window.
+
+    Attributes:
+        of_rows_ST: float64, normalised over the sources that have each row; all 0 where the row is masked.
+        asked_ST: float64, as `weigh` gives them, whether a source has the row or not.
+        mask_T: bool, False where no source of weight above zero has the row.
+        loss_S: float64, each source's nats per byte over the window.
+    """
+
+    of_rows_ST: Float64
+    asked_ST: Float64
+    mask_T: Bool
+    loss_S: Float64
+
+
+def row_weights(present: Mapping[str, ProjectedRows], target: Encoding, config: FusionConfig) -> RowWeights:
+    """Return the weights of the sources that answered in each row."""
+    gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
+    usable_ST = np.stack([rows.mask_T for rows in present.values()])
+    asked_ST, loss_S = weigh(config, list(present), gold_ST, usable_ST, target)
+    of_rows_ST, mask_T = _over_usable(asked_ST, usable_ST)
+    return RowWeights(of_rows_ST, asked_ST, mask_T, loss_S)
 
 
 def _check_quorum(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from services.cli import answers, corpus, models, scoring, serving, training, verifying
-from services.cli.analysis.commands import headroom
+from services.cli.analysis.commands import headroom, view
 from services.cli.beside.recall import app as recall_app
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
@@ -58,6 +58,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Answers": {"sample": answers.sample, "chat": answers.chat, "verify": verifying.verify},
     "Training": {
         "headroom": headroom,
+        "view": view,
         "distill": training.distill,
         "eval": training.evaluate,
         "runs": training.runs,

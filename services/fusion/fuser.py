@@ -16,6 +16,7 @@ from fusion_core.alignment.method import Alignment
 from fusion_core.alignment.projected_rows import ProjectedRows
 from fusion_core.blocks import Block
 from fusion_core.fusion import FusedInDetail, TooFewSources, fuse
+from fusion_core.vocabulary import Vocabulary
 from services.base.concurrency import Coalesced
 from services.base.errors import (
     DeadlineExceededError,
@@ -86,13 +87,16 @@ class Fuser:
             endpoint.name: ThroughStore(RemoteSource(endpoint, config.service), self._store)
             for endpoint in config.sources
         }
-        vocabularies = {name: source.vocabulary for name, source in self._sources.items()}
-        self._alignment = Alignment(vocabularies, self.target, config.fusion.alignment)
+        self._alignment = Alignment(self.vocabularies, self.target, config.fusion.alignment)
         self._statuses = Coalesced(self._ask_all)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._sources)
+
+    @property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        return {name: source.vocabulary for name, source in self._sources.items()}
 
     def check_names(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the sources to ask, all for none named; raises NotFoundError for a name that is not known."""

@@ -1,10 +1,10 @@
-"""`fusion headroom`: whether fusing can help, before anything is trained."""
+"""`fusion headroom` and `view`: whether fusing can help, and what each source says of a text."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,3 +35,30 @@ def headroom(
             write_whole(json_, json.dumps(found, indent=2) + "\n")
         show_headroom(found, out)
         print_line(found["verdict"]["sentence"])
+
+
+def view(
+    recipe: RecipeArgument,
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write; a browser needs nothing else.")],
+    set_: SetOption = None,
+    text: Annotated[str | None, typer.Option(help="This text.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The text in this file, UTF-8.")] = None,
+    window: Annotated[int, typer.Option(min=0, help="The window at this place of the split.")] = 0,
+    split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
+    against: Annotated[
+        Literal["min_ce", "avg_ce", "fixed"] | None,
+        typer.Option(help="Show a second strategy beside the recipe's; fixed weighs all sources alike."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=50, help="Candidates shown per row.")] = 5,
+) -> None:
+    """Write a page that shows, token by token, what each source says, in its own tokens and in the target's."""
+    from services.deploy.local_ray import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        from services.commands.analysis.view import chosen_passage, write_view
+
+        checked = read_recipe(recipe, set_)
+        given = file.read_bytes() if file is not None else text.encode() if text is not None else None
+        passage = chosen_passage(checked, text=given, split=split, window=window)
+        print_line(str(write_view(checked, passage, html, against=against, top=top)))

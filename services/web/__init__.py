@@ -1,0 +1,1 @@
+"""Pages for people: a text with what each source said about every token."""

@@ -1,0 +1,193 @@
+"use strict";
+const view = JSON.parse(document.getElementById("data").textContent);
+const text = document.getElementById("text");
+const spans = Array.from(text.children);
+const detail = document.getElementById("detail");
+const legend = document.getElementById("legend");
+const NUM_SOURCE_STYLES = 6;
+const UPPER = { entropy: [0.5, 1.5, 3], disagreement: [0.02, 0.1, 0.3], loss: [0.7, 2.3, 4.6] };
+let mode = "winner", strategy = 0, selected = -1;
+
+function element(name, content, options) {
+  const made = document.createElement(name);
+  if (content !== undefined && content !== null) made.textContent = content;
+  return Object.assign(made, options || {});
+}
+
+function isolated(content) { return element("bdi", content); }
+
+function percent(p) {
+  if (p === null) return "-";
+  return p >= 0.0995 ? (100 * p).toFixed(0) + " %" : p >= 0.000995 ? (100 * p).toFixed(1) + " %" : p.toExponential(1);
+}
+
+function nats(value) { return value === null ? "no row" : value.toFixed(3) + " nats"; }
+
+function change(token) {
+  const [a, b] = view.strategies.map((each) => each.loss[token]);
+  return a === null || b === null ? null : b - a;
+}
+
+function styleOf(token) {
+  const now = view.strategies[strategy];
+  if (mode === "winner") return now.winner[token] < 0 ? "" : "s" + (now.winner[token] % NUM_SOURCE_STYLES);
+  if (mode === "change") {
+    const by = change(token);
+    return by === null || Math.abs(by) < 0.01 ? "" : by < 0 ? "better" : "worse";
+  }
+  const value = now[mode][token];
+  return value === null ? "" : "h" + (1 + UPPER[mode].filter((upper) => value >= upper).length);
+}
+
+function colour() {
+  const now = view.strategies[strategy];
+  spans.forEach((span, token) => {
+    const classes = [styleOf(token)];
+    if (token > 0) classes.push("gap");
+    if (now.loss[token] === null) classes.push("masked");
+    span.className = classes.filter(Boolean).join(" ");
+  });
+  const entries = mode === "winner"
+    ? view.sources.map((source, place) => [source.name, "s" + (place % NUM_SOURCE_STYLES)])
+    : mode === "change"
+      ? [["less loss with " + view.strategies[1].name, "better"], ["more loss with " + view.strategies[1].name, "worse"]]
+      : [0, 1, 2, 3].map((step) => {
+        const [low, high] = [UPPER[mode][step - 1], UPPER[mode][step]];
+        return [low === undefined ? "below " + high : high === undefined ? "from " + low + " nats" : low + " to " + high, "h" + (step + 1)];
+      });
+  legend.replaceChildren(...entries.map(([name, style]) => {
+    const entry = element("span", null, { className: style });
+    entry.append(isolated(name));
+    return entry;
+  }));
+}
+
+function table(caption, heads, rows) {
+  const made = element("table");
+  made.append(element("caption", caption));
+  const head = made.createTHead().insertRow();
+  heads.forEach((name) => head.append(element("th", name, { scope: "col" })));
+  const body = made.createTBody();
+  rows.forEach(([cells, real]) => {
+    const row = body.insertRow();
+    if (real) row.className = "real";
+    cells.forEach((cell) => {
+      const made = row.insertCell();
+      if (typeof cell === "number" || cell === null) {
+        made.className = "number";
+        made.textContent = percent(cell);
+      } else {
+        made.append(isolated(cell));
+      }
+    });
+  });
+  return made;
+}
+
+function entries(flat, token, width) {
+  const rows = [], real = view.realised[token];
+  for (let at = 0; at < flat.length; at += width) {
+    const cells = [view.labels[flat[at]], flat[at + 1]];
+    if (width === 3) cells.push(view.labels[flat[at + 2]]);
+    rows.push([cells, width === 2 && flat[at] === real]);
+  }
+  return rows;
+}
+
+function withTail(rows, tail, width) {
+  return rows.concat([[["all others", tail].concat(width === 3 ? [""] : []), false]]);
+}
+
+function listed(flat, tail, token) {
+  const rows = entries(flat, token, 2);
+  const inside = rows.reduce((sum, [cells]) => sum + cells[1], 0);
+  return rows.concat([[["other candidates", Math.max(0, 1 - inside - (tail || 0))], false], [["tail", tail], false]]);
+}
+
+function show(token) {
+  const now = view.strategies[strategy];
+  const parts = [];
+  const heading = element("h2", "Token " + (token + 1) + " of " + spans.length + ": ");
+  heading.append(isolated(view.labels[view.realised[token]]));
+  parts.push(heading);
+  const measures = now.loss[token] === null ? "This token has no fused row: it is not learned from."
+    : "Loss " + nats(now.loss[token]) + ", entropy " + nats(now.entropy[token]) + ", disagreement " + nats(now.disagreement[token]) + ".";
+  parts.push(element("p", measures));
+  view.strategies.forEach((each, place) => {
+    if (each.loss[token] === null) return;
+    const real = Math.exp(-each.loss[token]);
+    parts.push(table("Fused, " + each.name + ": the real token has " + percent(real), ["target token", "p"], listed(each.fused[token][0], each.fused[token][1], token)));
+  });
+  view.sources.forEach((source, place) => {
+    const weight = now.weights[place][token];
+    const title = element("h3", "Source ");
+    title.append(isolated(source.name));
+    title.append(": weight " + percent(weight) + (now.winner[token] === place ? ", best at this token" : ""));
+    parts.push(title);
+    const [opens, own] = source.own[token];
+    const before = token > 0 || opens > 0 ? " (its row opens at byte " + opens + ")" : "";
+    parts.push(table("In its own tokens" + before, ["its token", "p", "in the target's tokens"], withTail(entries(own, token, 3), 1 - own.reduce((sum, value, at) => at % 3 === 1 ? sum + value : sum, 0), 3)));
+    if (source.reasons[token] >= 0) {
+      parts.push(element("p", "No row in the target's tokens: " + view.labels[source.reasons[token]] + "."));
+    } else {
+      parts.push(table("In the target's tokens: the real one has " + percent(source.realised[token]), ["target token", "p"], listed(source.rows[token][0], source.rows[token][1], token)));
+    }
+  });
+  detail.replaceChildren(...parts);
+}
+
+function select(token) {
+  if (token < 0 || token >= spans.length) return;
+  if (selected >= 0) spans[selected].setAttribute("aria-selected", "false");
+  selected = token;
+  spans[token].setAttribute("aria-selected", "true");
+  text.setAttribute("aria-activedescendant", spans[token].id);
+  spans[token].scrollIntoView({ block: "nearest" });
+  show(token);
+}
+
+function nextLine(step) {
+  const here = spans[Math.max(0, selected)].getClientRects()[0];
+  let best = -1, line = null;
+  for (let token = selected + step; token >= 0 && token < spans.length; token += step) {
+    const there = spans[token].getClientRects()[0];
+    if (!there || step * (there.top - here.top) < here.height / 2) continue;
+    if (line === null) line = there.top;
+    if (Math.abs(there.top - line) > here.height / 2) break;
+    if (best < 0 || Math.abs(there.left - here.left) < Math.abs(spans[best].getClientRects()[0].left - here.left)) best = token;
+  }
+  return best;
+}
+
+text.addEventListener("click", (event) => {
+  const span = event.target.closest("[role=option]");
+  if (span) select(spans.indexOf(span));
+});
+text.addEventListener("keydown", (event) => {
+  const moves = { ArrowRight: selected + 1, ArrowLeft: selected - 1, Home: 0, End: spans.length - 1 };
+  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+    select(selected < 0 ? 0 : nextLine(event.key === "ArrowDown" ? 1 : -1));
+  } else if (event.key in moves) {
+    select(moves[event.key]);
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+document.getElementById("modes").addEventListener("change", (event) => {
+  if (event.target.name === "mode") mode = event.target.value;
+  if (event.target.name === "strategy") strategy = Number(event.target.value);
+  colour();
+  if (selected >= 0) show(selected);
+});
+if (view.strategies.length > 1) {
+  const choices = document.getElementById("strategies");
+  choices.hidden = document.getElementById("change").hidden = false;
+  document.getElementById("change").hidden = false;
+  view.strategies.forEach((each, place) => {
+    const label = element("label");
+    label.append(element("input", null, { type: "radio", name: "strategy", value: String(place), checked: place === 0 }), " ", isolated(each.name));
+    choices.append(label);
+  });
+}
+colour();
