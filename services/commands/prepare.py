@@ -9,6 +9,7 @@ from pathlib import Path
 from fusion_core.fusion import DEFAULT_DOMAIN
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
+from services.commands.recall.corpus import recalled_corpus
 from services.corpus.cleaning.pipeline import check_curated
 from services.corpus.ledger import Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
@@ -64,7 +65,8 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
         except SettingError as error:
             raise RecipeError(f"curate.{error}") from error
     try:
-        text = read_text(recipe.corpus, recipe.corpus_folder)
+        config = recipe.corpus if recipe.corpus.recall is None else recalled_corpus(recipe, print_line)
+        text = read_text(config, recipe.corpus_folder)
         target = recipe.target
         if target.model is not None:
             target = target.model_copy(update={"model": str(resolve("target.model", target.model))})

@@ -39,12 +39,34 @@ class PoolConfig(Settings):
         return self
 
 
+class RecalledConfig(Settings):
+    """The stage that makes a short conversation of a long record: its key blocks with the question, then the answer.
+
+    question, answer: keys or columns with text; or with lists of as many texts, of which each pair counts.
+    labels: instead of `question`, one for each label; `answer` then holds a record's labels, and the answers are yes
+        and no.
+    budget_bytes: bytes of the key blocks.
+    """
+
+    question: Annotated[str, Field(min_length=1)] | None = None
+    answer: Annotated[str, Field(min_length=1)]
+    labels: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    budget_bytes: Annotated[int, Field(ge=64, le=2**20)] = 4096
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.question is None) == (self.labels is None):
+            raise ValueError("give exactly one of `question` and `labels`")
+        return self
+
+
 class CorpusConfig(Settings):
     """The text, from exactly one of `files` and `package`, and the way it is split and cut into windows.
 
     files: globs of .txt, .md, .rst, .jsonl or .parquet files (others with `format`), from the working directory.
     separator: bytes between documents in a text file; without it a file is one document.
     text_field: key (.jsonl) or column (.parquet) that holds the text.
+    recall: the files hold long records with questions, of which the recall service makes short conversations.
     domain_field: key or column that names a document's domain, such as news or code; none when not set.
     format: how the files are read, where their names do not say it; `conversations` reads .jsonl and .parquet files
         with `messages`, or `prompt` and `completion`, whose windows are the assistant's turns.
@@ -69,6 +91,7 @@ class CorpusConfig(Settings):
     format: Format | None = None
     separator: Annotated[str, Field(min_length=1)] | None = None
     text_field: str = "text"
+    recall: RecalledConfig | None = None
     domain_field: Annotated[str, Field(min_length=1)] | None = None
     window_bytes: _WindowBytes = 1024
     max_history_bytes: Annotated[int, Field(ge=64, le=2**20)] = 16_384
@@ -86,19 +109,31 @@ class CorpusConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _turns_are_long(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("format") == "conversations":
+        if isinstance(values, Mapping) and (values.get("format") == "conversations" or values.get("recall")):
             return {"window_bytes": _TURN_BYTES, **values}
         return values
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> Self:
         """Raise ValueError for a setting that the format does not use and that says more than its default."""
-        fields = type(self).model_fields
-        unused = ("separator", "text_field", "context_bytes") if self.is_conversations else ("max_history_bytes",)
+        fields, only = type(self).model_fields, "only for conversations"
+        unused: tuple[str, ...] = ("max_history_bytes",)
+        if self.recall is not None:
+            unused, only = ("separator", "context_bytes", "package", "format"), "not read with recall"
+        elif self.is_conversations:
+            unused, only = ("separator", "text_field", "context_bytes"), "not read with format: conversations"
         for key in unused:
             if getattr(self, key) != fields[key].default:
-                only = "not read with format: conversations" if self.is_conversations else "only for conversations"
                 raise ValueError(f"{key}: {only}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _key_blocks_fit(self) -> Self:
+        if self.recall is not None and self.recall.budget_bytes > self.max_history_bytes:
+            raise ValueError(
+                f"recall.budget_bytes: {self.recall.budget_bytes} is more than max_history_bytes = "
+                f"{self.max_history_bytes}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -115,12 +150,12 @@ class CorpusConfig(Settings):
         Settings of later versions are left out where they say nothing, so that earlier ledgers stay valid.
         """
         values = self.model_dump(mode="json", exclude={"folder", "workers"})
-        return {key: value for key, value in values.items() if key not in {"domain_field", "pools"} or value}
+        return {key: value for key, value in values.items() if key not in {"domain_field", "pools", "recall"} or value}
 
     @property
     def is_conversations(self) -> bool:
         """True when the documents are conversations."""
-        return self.format == "conversations"
+        return self.format == "conversations" or self.recall is not None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -17,18 +17,25 @@ _KEYS = ("messages", "tools", "prompt", "completion")
 
 def conversations(path: Path, name: str, domain_field: str | None = None) -> Iterator[Conversation]:
     """Yield the conversations of a file; ValueError names the file, the line or row, and the key that is wrong."""
-    if path.suffix == ".jsonl":
-        rows = _lines(path)
-    elif path.suffix == ".parquet":
-        rows = _rows(path, [*_KEYS, *([domain_field] if domain_field else [])])
-    else:
-        raise SettingError("files", f"{name} is none of {', '.join(_SUFFIXES)}, from which conversations are read")
-    for number, where, row in rows:
+    for number, where, row in records(path, name, [*_KEYS, *([domain_field] if domain_field else [])]):
         try:
             conversation, domain = conversation_of(row), domain_of(row, domain_field)
         except ValueError as error:
             raise ValueError(f"{path}, {where}: {error}") from error
         yield Conversation.of(f"{name}#{number}", conversation, domain)
+
+
+def records(path: Path, name: str, columns: Sequence[str]) -> Iterator[tuple[int, str, Any]]:
+    """Yield number, place for messages, and values of each record of a file; of Parquet's columns only those named.
+
+    Raises SettingError for a file of another kind, ValueError for a line that is no JSON.
+    """
+    if path.suffix == ".jsonl":
+        yield from _lines(path)
+    elif path.suffix == ".parquet":
+        yield from _rows(path, columns)
+    else:
+        raise SettingError("files", f"{name} is none of {', '.join(_SUFFIXES)}, from which records are read")
 
 
 def conversation_of(row: Any) -> Messages:

@@ -35,6 +35,16 @@ def read_curated(values: Any) -> Any:
     return {**values, "corpus": {"domain_field": "domain", **corpus, "files": [files]}}
 
 
+def need_judge(values: Any) -> Any:
+    """Return a recipe; raises ValueError where its corpus is one of key blocks and nobody selects them."""
+    corpus, recall = (values.get(key) for key in ("corpus", "recall")) if isinstance(values, Mapping) else (None, None)
+    if isinstance(corpus, Mapping) and corpus.get("recall") is not None:
+        named = recall if isinstance(recall, Mapping) else {}
+        if not isinstance(recall, Settings) and named.get("judge") is None and named.get("address") is None:
+            raise ValueError("corpus.recall: needs a section `recall` with `judge`, or `address`")
+    return values
+
+
 def give_chat_templates(values: Any) -> Any:
     """Return a recipe with the chat templates of sources and target that name none, if its corpus is conversations."""
     if not isinstance(values, Mapping) or not _has_conversations(values.get("corpus")):
@@ -51,7 +61,7 @@ def give_chat_templates(values: Any) -> Any:
 def _has_conversations(corpus: Any) -> bool:
     if isinstance(corpus, CorpusConfig):
         return corpus.is_conversations
-    return isinstance(corpus, Mapping) and corpus.get("format") == "conversations"
+    return isinstance(corpus, Mapping) and (corpus.get("format") == "conversations" or bool(corpus.get("recall")))
 
 
 def _with_template(model: Any, chosen: str) -> Any:

@@ -20,7 +20,7 @@ from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.recall.config import RecallConfig
-from services.recipes.defaults import curated_files, give_chat_templates, read_curated
+from services.recipes.defaults import curated_files, give_chat_templates, need_judge, read_curated
 from services.recipes.strict_yaml import write_yaml
 from services.reward.config import RewardConfig, RewardServiceConfig
 from services.sample.config import SampleConfig
@@ -61,7 +61,7 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _sections_fill_each_other(cls, values: Any) -> Any:
-        return give_chat_templates(read_curated(values))
+        return give_chat_templates(read_curated(need_judge(values)))
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Recipe:
@@ -184,6 +184,7 @@ class Recipe(Settings):
             raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
         own = (
             self.curated_folder,
+            self.recalled_folder,
             self.reward_folder,
             Path(self.corpus_folder),
             self.target_folder,
@@ -202,6 +203,11 @@ class Recipe(Settings):
     def reward_folder(self) -> Path:
         """The folder of the runs of section `reward`, each in a folder of its own name."""
         return self.run_folder / "reward"
+
+    @property
+    def recalled_folder(self) -> Path:
+        """The folder of the conversations that `corpus.recall` makes of long records."""
+        return self.run_folder / "recalled"
 
     @property
     def reads_curated(self) -> bool:
