@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import typer
 
-from services.cli import answers, corpus, models, scoring, serving, training, verifying
+from services.cli import answers, corpus, models, posttraining, scoring, serving, training, verifying
 from services.cli.analysis.commands import headroom, view
 from services.cli.beside.recall import app as recall_app
 from services.cli.k8s import app as k8s_app
@@ -60,6 +60,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "headroom": headroom,
         "view": view,
         "distill": training.distill,
+        "posttrain": posttraining.posttrain,
         "eval": training.evaluate,
         "runs": training.runs,
         "report": training.report,

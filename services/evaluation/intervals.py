@@ -36,6 +36,13 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
+def mean_difference(before_P: Float64, after_P: Float64, *, seed: int = 0) -> Interval:
+    """Return how much the mean of P values rose, with the bootstrap's interval over the pairs."""
+    differences_P = np.asarray(after_P, dtype=np.float64) - np.asarray(before_P, dtype=np.float64)
+    draws = _Draws([str(pair) for pair in range(len(differences_P))], seed)
+    return draws.interval(float(differences_P.mean()), draws.draws_RD @ differences_P / len(differences_P))
+
+
 def domain_of(document: str) -> str:
     """Return the domain of a document by its name in the corpus: the top folder, or else the file that holds many
     documents; whole files side by side in one folder are one domain."""

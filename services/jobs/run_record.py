@@ -14,7 +14,7 @@ from services.base.version import git_revision
 from services.jobs.run_folder import RunFolder
 from services.jobs.storage import newest_complete
 
-_PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy", "grpcio", "peft")
+_PACKAGES = ("llm-fusion", "torch", "transformers", "tokenizers", "ray", "numpy", "grpcio", "peft", "trl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,7 @@ def claim_run_folder(record: RunRecord, files: RunFolder, checkpoints: str) -> N
     path = files.record
     newest = newest_complete(checkpoints)
     if newest is not None and path.exists():
-        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        now: dict[str, Any] = json.loads(json.dumps(record.settings))
-        remedy = "start over (--start-over) or choose another run name"
-        for key, value in earlier.items():
-            if value != now.get(key):
-                raise FailedPreconditionError(
-                    f"{key}: run {record.run_name} was started with {value!r}, now {now.get(key)!r} is asked; {remedy}"
-                )
-        if unrecorded := sorted(now.keys() - earlier.keys()):
-            raise FailedPreconditionError(
-                f"{unrecorded[0]}: run {record.run_name} did not record it when it was started (by an earlier version, "
-                f"perhaps), now it is {now[unrecorded[0]]!r}; nothing says that the two agree, so {remedy}"
-            )
+        check_same_settings(record, files)
     if newest is not None and newest.identity != record.identity:
         raise FailedPreconditionError(
             f"checkpoint: {newest.name} in {newest.location} belongs to another target, data set or training settings; "
@@ -74,6 +62,23 @@ def claim_run_folder(record: RunRecord, files: RunFolder, checkpoints: str) -> N
     write_whole(path, json.dumps(values, indent=2))
     if record.recipe:
         write_whole(files.recipe, record.recipe)
+
+
+def check_same_settings(record: RunRecord, files: RunFolder) -> None:
+    """Raise FailedPreconditionError naming the setting that differs from those that `run.json` has."""
+    earlier: dict[str, Any] = json.loads(files.record.read_text(encoding="utf-8"))["settings"]
+    now: dict[str, Any] = json.loads(json.dumps(record.settings))
+    remedy = "start over (--start-over) or choose another run name"
+    for key, value in earlier.items():
+        if value != now.get(key):
+            raise FailedPreconditionError(
+                f"{key}: run {record.run_name} was started with {value!r}, now {now.get(key)!r} is asked; {remedy}"
+            )
+    if unrecorded := sorted(now.keys() - earlier.keys()):
+        raise FailedPreconditionError(
+            f"{unrecorded[0]}: run {record.run_name} did not record it when it was started (by an earlier version, "
+            f"perhaps), now it is {now[unrecorded[0]]!r}; nothing says that the two agree, so {remedy}"
+        )
 
 
 def _version(package: str) -> str | None:

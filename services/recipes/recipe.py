@@ -19,6 +19,7 @@ from services.distill.config import DistillConfig
 from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.posttrain.config import PosttrainConfig
 from services.recall.config import RecallConfig
 from services.recipes.defaults import curated_files, give_chat_templates, need_judge, read_curated
 from services.recipes.strict_yaml import write_yaml
@@ -56,6 +57,7 @@ class Recipe(Settings):
     sample: SampleConfig | None = Field(None, description="Prompts that `fusion sample` has the sources answer.")
     recall: RecallConfig | None = Field(None, description="The judge of key blocks, served where it is set.")
     reward: RewardConfig | None = Field(None, description="The reward model: its training, and its service.")
+    posttrain: PosttrainConfig | None = Field(None, description="Stages that `fusion posttrain` runs one by one.")
     verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
     @model_validator(mode="before")

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from services.base.errors import SettingError
 from services.base.home import expand_user
 from services.corpus.cleaning.pipeline import check_inputs, require_extra
 from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
 from services.recipes.recipe import Recipe, RecipeError
-from services.recipes.resolve import resolve_sources
+from services.recipes.resolve import resolve, resolve_sources
 from services.recipes.tokenizers import tokenizer_problems
 from services.reward.config import RewardConfig
 from services.reward.pairs import read_pairs
@@ -53,6 +54,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"recall.judge: {error}"
     if recipe.reward is not None:
         yield from _reward_problems(recipe.reward)
+    yield from _posttrain_problems(recipe)
     yield from _target_problems(recipe)
     yield from tokenizer_problems(recipe)
     if recipe.distill.device == "cuda":
@@ -73,6 +75,22 @@ def _reward_problems(reward: RewardConfig) -> Iterator[str]:
             check()
         except ValueError as error:
             yield f"reward.{error}".replace("reward.model", "reward.start", 1)
+
+
+def _posttrain_problems(recipe: Recipe) -> Iterator[str]:
+    if (config := recipe.posttrain) is None:
+        return
+    from services.posttrain.chain import read_data
+
+    try:
+        read_data(config)
+    except SettingError as error:
+        yield f"posttrain.{error}"
+    if config.start != "model" and not (recipe.run_folder / config.start / "run.json").is_file():
+        try:
+            resolve("posttrain.start", config.start)
+        except RecipeError as error:
+            yield str(error)
 
 
 def _corpus_problems(recipe: Recipe) -> Iterator[str]:

@@ -21,7 +21,7 @@ from tests.examples.pages import PAGES, REPOSITORY, anchors, code_blocks, code_s
 _FOLDERS = ("services", "fusion_core", "tests", "protos", "k8s", "docs", "examples", "requirements")
 SECTIONS = (
     *("curate", "corpus", "sources", "target", "fusion", "service", "distill", "sample"),
-    *("recall", "reward", "verify"),
+    *("recall", "reward", "verify", "posttrain"),
 )
 
 
@@ -109,6 +109,9 @@ def recipe_schema() -> tuple[dict[str, set[str]], set[str]]:
         ("docs/recall.md", "Keys", "recall", 0),
         ("docs/verify.md", "Keys", "verify", 0),
         ("docs/reward.md", "Keys", "reward", 0),
+        ("docs/posttrain.md", "The gate", "posttrain", 0),
+        ("docs/posttrain.md", "Data", "posttrain", 0),
+        ("docs/posttrain.md", "Stages", "posttrain", 0),
         ("docs/failures.md", "When sources fail", "service", 1),
     ],
 )
@@ -138,5 +141,8 @@ def test_recipes_on_the_pages_are_valid() -> None:
     assert SampleConfig.model_validate(yaml.safe_load(sample)["sample"]).sources == ("smollm2",)
     assert [parse_source(source).name for source in yaml.safe_load(sources)["sources"]] == ["gemma3", "elsewhere"]
     assert [parse_source(source).name for source in yaml.safe_load(served)["sources"]] == ["teacher"]
+    [posttrain] = code_blocks("docs/posttrain.md", "yaml")
+    values = yaml.safe_load(recipe) | yaml.safe_load(posttrain)
+    assert [stage.kind for stage in Recipe.model_validate(values).posttrain.stages] == ["sft", "dpo", "grpo"]
     [curated] = code_blocks("docs/corpus.md", "yaml")
     assert Recipe.model_validate(yaml.safe_load(curated)).reads_curated
