@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
-_ROUTERS = {"TiedRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter"}
+_SOFTMAX = {"TiedRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter"}
 """Classes of routers that return logits, weights and indices, and choose by a softmax over all experts."""
+_SIGMOID = {"DeepseekV3TopkRouter", "Glm4MoeTopkRouter"}
+"""Classes of routers that return the same, and choose by a sigmoid and a bias for each expert; the probability of an
+expert is its sigmoid over the sum of all (DeepSeek-AI 2024, arXiv:2412.19437, equation 19)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,19 @@ class RouterRecorder:
     Attributes:
         layers: numbers of the layers that have routers.
         num_experts, num_active: routed experts of a layer, and those of them that a token is sent to.
+        has_biases: whether a bias takes part in the choice of experts.
     """
 
     def __init__(self, model: nn.Module) -> None:
         """Put a hook on every router of a known class."""
-        named: dict[str, Any] = {name: part for name, part in model.named_modules() if type(part).__name__ in _ROUTERS}
-        routers = list(named.values())
+        named: dict[str, Any] = {
+            name: part for name, part in model.named_modules() if type(part).__name__ in _SOFTMAX | _SIGMOID
+        }
+        self._routers = routers = list(named.values())
         self.layers = [int(next(filter(str.isdigit, name.split(".")))) for name in named]
         self.num_experts: int = routers[0].num_experts if routers else 0
         self.num_active: int = routers[0].top_k if routers else 0
+        self.has_biases = bool(routers) and type(routers[0]).__name__ in _SIGMOID
         self._outputs: list[tuple[Tensor, Tensor]] | None = None
         for router in routers:
             router.register_forward_hook(self._keep)
@@ -67,13 +75,31 @@ class RouterRecorder:
         finally:
             self._outputs = None
 
+    def sums(self, outputs: list[tuple[Tensor, Tensor]], counted: Tensor) -> RoutingSums:
+        """Return the sums over the tokens where `counted`, a mask of the shape of the model's input, is True."""
+        return routing_sums(outputs, counted, sigmoid=self.has_biases)
 
-def routing_sums(outputs: list[tuple[Tensor, Tensor]], counted: Tensor) -> RoutingSums:
-    """Return the sums over the tokens where `counted`, a mask of the shape of the model's input, is True."""
+    @torch.no_grad()
+    def move_biases(self, load_LE: Tensor, by: float) -> None:
+        """Raise the bias of every expert with a load below 1, and lower those above, by `by`.
+
+        This balances without a loss (Wang et al. 2024, arXiv:2408.15664, algorithm 1).
+        """
+        for router, load_E in zip(self._routers, load_LE, strict=True):
+            bias_E = router.e_score_correction_bias
+            bias_E += by * torch.sign(1 - load_E).to(bias_E)
+
+
+def routing_sums(outputs: list[tuple[Tensor, Tensor]], counted: Tensor, *, sigmoid: bool = False) -> RoutingSums:
+    """Return the sums over the tokens where `counted`, a mask of the shape of the model's input, is True.
+
+    The probabilities are the softmax of the logits, or with `sigmoid` their sigmoids over the sum of these.
+    """
     counts, entropies, probabilities = [], [], []
     where = counted.reshape(-1)
     for logits, indices in outputs:
-        logprobs_NE = torch.log_softmax(logits[where].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        logits_NE = logits[where].to(torch.promote_types(logits.dtype, torch.float32))
+        logprobs_NE = torch.log_softmax(logsigmoid(logits_NE) if sigmoid else logits_NE, dim=-1)
         probabilities_NE = logprobs_NE.exp()
         probabilities.append(probabilities_NE.sum(0))
         entropies.append(-(probabilities_NE * logprobs_NE).detach().sum(dtype=torch.float64))

@@ -83,6 +83,7 @@ class FusionObjective:
                 losses.fusion += float(passed.fusion_N.sum(dtype=torch.float64))
         self.routing = routing.figures()
         if self.routing is not None:
+            self._routing.move_biases(self.routing["load"])
             self.routing |= {"step": step + 1, "tokens": int(totals.tokens)}
             losses.routing = {key: self.routing[key] for key in FIGURES}
         return losses

@@ -107,6 +107,8 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
     unset = {"moe"} if job.config.moe is None else set()  # runs of earlier versions did not record it
     decisive = job.config.model_dump(mode="json", exclude=_MAY_CHANGE | unset)
     decisive["sources"] = sorted(sources)
+    if job.config.moe is not None and not job.config.moe.balance.bias:  # nor did they record this
+        del decisive["moe"]["balance"]["bias"]
     parts, pools = _stages(job, split, info)
     corpus: dict[str, Any] = {"corpus.pools": pools} if parts else {}
     if not parts:  # earlier runs did not record these

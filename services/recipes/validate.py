@@ -20,6 +20,7 @@ from services.reward.config import RewardConfig
 from services.reward.pairs import read_pairs
 from services.sample.prompts import read_prompts
 from services.source.config import SourceConfig
+from services.source.engines.mixtures import check_mixture
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -34,13 +35,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         resolve_sources(recipe)
     except RecipeError as error:
         yield str(error)
-    for index, source in enumerate(recipe.sources):
-        if (
-            isinstance(source, SourceConfig)
-            and source.engine.kind == "vllm"
-            and importlib.util.find_spec("vllm") is None
-        ):
-            yield f"sources.{index}.engine: vllm is not installed here; use transformers, or an address"
+    yield from _source_problems(recipe)
     yield from _corpus_problems(recipe)
     if recipe.sample is not None:
         try:
@@ -91,6 +86,23 @@ def _posttrain_problems(recipe: Recipe) -> Iterator[str]:
             resolve("posttrain.start", config.start)
         except RecipeError as error:
             yield str(error)
+
+
+def _source_problems(recipe: Recipe) -> Iterator[str]:
+    for index, source in enumerate(recipe.sources):
+        if (
+            isinstance(source, SourceConfig)
+            and source.engine.kind == "vllm"
+            and importlib.util.find_spec("vllm") is None
+        ):
+            yield f"sources.{index}.engine: vllm is not installed here; use transformers, or an address"
+        elif isinstance(source, SourceConfig):
+            try:
+                check_mixture(source, resolve_model(source.model))
+            except SettingError as error:
+                yield f"sources.{index}.{error}"
+            except ValueError:
+                pass  # the model itself, which is named above
 
 
 def _corpus_problems(recipe: Recipe) -> Iterator[str]:

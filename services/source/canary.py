@@ -5,19 +5,26 @@ start, at an interval and whenever a text has no plausible answer, and compared 
 same weights, engine and dtype. The record is a file in `$FUSION_HOME/canaries`, so that it outlives the replica; where
 nothing can be written, the first run since the start is the record.
 
-Shape legend: T tokens of all canary texts.
+Where an engine batches texts, the numbers of a text depend on its company by rounding, and with experts also by a
+router's choice between two that are almost equal. So the texts are scored alone and together at the start; the
+comparison with the record allows for the difference.
+
+Shape legend: T tokens of all canary texts, K candidates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fusion_core.arrays import Float32
 from services.base.atomic import whole_file
 from services.base.home import fusion_home
+from services.source.engines.base import PromptScores
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,6 +33,39 @@ TEXTS = (
     b"def add(first: int, second: int) -> int:\n    return first + second\n",
     b"In 1969 landeten zwei Menschen auf dem Mond; 12 sind es insgesamt gewesen.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEffect:
+    """Difference between scores of the canary texts alone and together.
+
+    Attributes:
+        mean_nats: mean difference of the log-probability of a text's own token.
+        largest_nats: largest difference of a log-probability, those of the k-th candidates included.
+        same_candidates: share of the candidates that are the same, whatever their order.
+    """
+
+    mean_nats: float = 0.0
+    largest_nats: float = 0.0
+    same_candidates: float = 1.0
+
+    @classmethod
+    def between(cls, alone: Sequence[PromptScores], together: Sequence[PromptScores]) -> BatchEffect:
+        """Compare scores of the same texts."""
+        gold_T, topk_TK, same = [], [], []
+        for one, other in zip(alone, together, strict=True):
+            gold_T.append(np.abs(one.gold_T - other.gold_T))
+            topk_TK.append(np.abs(one.topk_logprobs_TK - other.topk_logprobs_TK).ravel())
+            pairs_TKK = one.topk_ids_TK[:, :, None] == other.topk_ids_TK[:, None, :]
+            same.append(pairs_TKK.any(axis=2).ravel())
+        gold, both = np.concatenate(gold_T), np.concatenate([*gold_T, *topk_TK])
+        return cls(float(gold.mean()), float(both.max()), float(np.concatenate(same).mean()))
+
+    def __str__(self) -> str:
+        return (
+            f"measured at the start: log-probabilities of the canary texts alone and together differ by at most "
+            f"{self.largest_nats:.2g} nats, {self.same_candidates:.1%} of their candidates are the same"
+        )
 
 
 class CanaryRecord:

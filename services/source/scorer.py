@@ -12,12 +12,12 @@ import numpy as np
 
 from fusion_core.blocks import PADDING_ID, Block
 from fusion_core.vocabulary import Vocabulary
-from services.base.concurrency import Coalesced
+from services.base.concurrency import Coalesced, gather_or_cancel
 from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.models.chat_tokenizer import ChatTokenizer, open_chat
 from services.models.prompt import Prompt, encode_passages
 from services.source.admission import Admission
-from services.source.canary import TEXTS, CanaryRecord
+from services.source.canary import TEXTS, BatchEffect, CanaryRecord
 from services.source.config import SourceConfig
 from services.source.engines.base import Engine, PromptScores
 from services.source.engines.load import load_engine
@@ -57,6 +57,7 @@ class Scorer:
         self.bos_id = bos_id
         self.problem: str | None = None
         self.record: CanaryRecord | None = None
+        self._batch_effect = BatchEffect()
         self._refused: set[int] = set()
         self._canary_now = Coalesced(self.check_canary)
         self.metrics = SourceMetrics(config.name)
@@ -132,24 +133,64 @@ class Scorer:
         names = self.vocabulary.special_tokens
         return next((name for name, token_id in names.items() if token_id == special_id), "")
 
+    async def start_canary(self) -> None:
+        """Check the canary for the first time, and measure the effect of batches: see `determinism`.
+
+        A finding becomes this scorer's `problem`. Raises UnavailableError when the engine cannot be asked.
+        """
+        alone = await self._scores_alone()
+        if alone is not None and self.engine.shares_batches:
+            together = await gather_or_cancel(*(self._ask_engine(*asked) for asked in self._canary()))
+            if (found := next(filter(None, map(self._implausible, together)), None)) is not None:
+                self._break(f"texts in one batch: {found}")
+                return
+            self._batch_effect = effect = BatchEffect.between(alone, together)
+            if effect.mean_nats > (tolerance := self.config.canary.tolerance_nats):
+                self._break(
+                    f"the canary texts score {effect.mean_nats:.3f} nats per token apart alone and together, and "
+                    f"canary.tolerance_nats is {tolerance:g}"
+                )
+                return
+        self._compare(alone)
+
+    @property
+    def determinism(self) -> str:
+        """A sentence on what may differ when a text is scored again, with the figure measured at the start."""
+        measured = f"; {self._batch_effect}" if self.engine.shares_batches else ""
+        return self.engine.determinism + measured
+
     async def check_canary(self) -> None:
         """Score the canary texts; a finding becomes this scorer's `problem`.
 
         Raises UnavailableError when the engine cannot be asked.
         """
-        top_k = min(8, self.config.largest_top_k)
-        gold = []
-        for encoding in self.vocabulary.encode_batch(TEXTS):
-            ids = [self.bos_id, *encoding.token_ids_T[: self.config.max_tokens].tolist()]
+        self._compare(await self._scores_alone())
+
+    async def _scores_alone(self) -> list[PromptScores] | None:
+        """Return the scores of the canary texts, asked for one after the other; None for a model found broken."""
+        alone = []
+        for ids, top_k in self._canary():
             scores = await self._ask_engine(ids, top_k)
             if (found := self._implausible(scores)) is not None:
                 self._break(found)
-                return
-            gold.append(scores.gold_T)
-        drift = self.record.drift(np.concatenate(gold)) if self.record is not None else 0.0
-        if drift > self.config.canary.tolerance_nats:
+                return None
+            alone.append(scores)
+        return alone
+
+    def _compare(self, alone: list[PromptScores] | None) -> None:
+        """Compare the canary's scores with the record, as far as batches do not explain the difference."""
+        if alone is None:
+            return
+        drift = self.record.drift(np.concatenate([one.gold_T for one in alone])) if self.record is not None else 0.0
+        if drift > self.config.canary.tolerance_nats + self._batch_effect.mean_nats:
             self._break(f"the canary texts score {drift:.3f} nats per token off their first run on these weights")
         self.report_state()
+
+    def _canary(self) -> list[tuple[list[int], int]]:
+        """Return prompt and number of candidates of every canary text."""
+        top_k, most = min(8, self.config.largest_top_k), self.config.max_tokens
+        encodings = self.vocabulary.encode_batch(TEXTS)
+        return [([self.bos_id, *encoding.token_ids_T[:most].tolist()], top_k) for encoding in encodings]
 
     async def _ask_engine(self, prompt: list[int], top_k: int) -> PromptScores:
         """Return the engine's answer within its limits; raises UnavailableError for a model known to be broken."""

@@ -59,7 +59,7 @@ class SourceServicer(AnswersServicer):
         identity = (self._revision, self._scorer.vocabulary.fingerprint, self._scorer.bos_token)
         self._scorer.record = CanaryRecord((*identity, engine.name_and_version, engine.dtype))
         try:
-            await self._scorer.check_canary()  # before anyone can ask
+            await self._scorer.start_canary()  # before anyone can ask
         except BaseException:
             engine.close()
             raise
@@ -87,7 +87,7 @@ class SourceServicer(AnswersServicer):
             eos_token=self._scorer.eos_token,
             chat_template=self._scorer.chat.template.hash if self._scorer.chat else "",
             logprobs_path=self._scorer.engine.path,
-            determinism=self._scorer.engine.determinism,
+            determinism=self._scorer.determinism,
             max_tokens_in_flight=self._scorer.admission.max_tokens,
             problem=self._scorer.problem or "",
             answer_template=self._generator.chat.template_hash,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from services.recipes.load import load_recipe, shipped_recipes
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.validate import check_recipe
 from tests.cli.conftest import Fusion, Written
+from tests.fakes.files.tiny_mixtures import write_mixture
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -137,3 +140,15 @@ def test_store_lies_in_the_run_folder_unless_told_otherwise(recipe_file: Path) -
     assert recipe.fusion_service().service.store == str(recipe.run_folder / "store")
     assert load_recipe(recipe_file, {"service.store": None}).fusion_service().service.store is None
     assert ServiceConfig().store == "store"
+
+
+@pytest.mark.parametrize("kind", ["vllm", "transformers"])
+def test_a_mixture_that_only_vllm_computes_wrongly_is_refused_for_it(
+    recipe_file: Path, tmp_path: Path, kind: str
+) -> None:
+    recipe = yaml.safe_load(recipe_file.read_text())
+    folder = write_mixture(tmp_path / "olmoe", "olmoe", norm_topk_prob=True)
+    recipe["sources"][0] = {"name": "smollm2", "model": str(folder), "engine": kind, "top_k": 16}
+    refused = f"sources.0.model: {folder}: norm_topk_prob: true in config.json: vLLM does not divide"
+    with nullcontext() if kind == "transformers" else pytest.raises(RecipeError, match=f"^{re.escape(refused)}"):
+        check_recipe(Recipe.model_validate(recipe))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2
 from fusion.v1 import source_pb2
 from services.base.errors import UnavailableError
 from services.rpc.auth import call_metadata
-from services.source.canary import CanaryRecord
+from services.source.canary import BatchEffect, CanaryRecord
 from services.source.config import SourceConfig
-from services.source.engines.base import PromptScores
+from services.source.engines.base import Engine, PromptScores, SampledTokens, TokenSampling
+from services.source.engines.load import load_engine
 from services.source.servicer import SourceServicer
 from services.wire.plausible import implausible_scores
 from tests.fakes.tiny_model import make_tiny_model
@@ -177,3 +178,99 @@ def test_one_wrong_row_is_enough(column: str, value: float) -> None:
     getattr(scores, column)[3] = value
     expected_sound = column == "gold_T" and value == 0.0
     assert (look(scores) is None) == expected_sound
+
+
+class Company(Engine):
+    """A real engine whose log-probabilities are lower by `shift` for texts that are asked for at once: vLLM's rounding,
+    as large as a test wants it."""
+
+    dtype, path, determinism = "float32", "arrays", "depends on its batch"
+
+    def __init__(self, inside: Engine, shift: float) -> None:
+        self._inside, self._shift, self._under_way = inside, np.float32(shift), 0
+        self.name_and_version = inside.name_and_version
+
+    async def score(self, prompt_ids: Sequence[int], top_k: int) -> PromptScores:
+        self._under_way += 1
+        await asyncio.sleep(0)  # all that are asked for at once have come
+        shift = self._shift if self._under_way > 1 else np.float32(0)
+        scores = await self._inside.score(prompt_ids, top_k)
+        self._under_way -= 1
+        return PromptScores(scores.gold_T - shift, scores.topk_ids_TK, scores.topk_logprobs_TK - shift)
+
+    def generate(self, prompt_ids: Sequence[int], how: TokenSampling) -> AsyncGenerator[SampledTokens, None]:
+        return self._inside.generate(prompt_ids, how)
+
+    async def check_health(self) -> None:
+        await self._inside.check_health()
+
+    def close(self) -> None:
+        self._inside.close()
+
+
+@pytest.fixture
+def in_company(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets the sources of a test answer in a batch as far apart as asked for."""
+
+    def shifted(shift: float) -> None:
+        async def load(config: SourceConfig, folder: Path, vocabulary_size: int) -> Engine:
+            return Company(await load_engine(config, folder, vocabulary_size), shift)
+
+        monkeypatch.setattr("services.source.scorer.load_engine", load)
+
+    return shifted
+
+
+async def determinism(servicer: SourceServicer) -> str:
+    info = await servicer.GetSourceInfo(source_pb2.GetSourceInfoRequest(), grpc_context=Context())  # type: ignore[call-arg]
+    assert await is_serving(servicer)
+    return str(info.determinism)
+
+
+def test_what_company_changes_is_measured_at_the_start(folder: Path, in_company: Callable[[float], None]) -> None:
+    async def run(servicer: SourceServicer) -> None:
+        found = await determinism(servicer)
+        assert found.startswith("depends on its batch; measured at the start: ")
+        assert "differ by at most 0.031 nats, 100.0% of their candidates are the same" in found
+
+    in_company(0.03125)
+    with_servicer(folder, run)
+
+
+def test_an_engine_that_runs_each_text_alone_has_nothing_to_measure(folder: Path) -> None:
+    async def run(servicer: SourceServicer) -> None:
+        assert "measured" not in await determinism(servicer)
+
+    with_servicer(folder, run)
+
+
+def test_the_comparison_with_the_record_allows_for_company(
+    folder: Path, tmp_path: Path, in_company: Callable[[float], None]
+) -> None:
+    """0.055 nats off the record are too many alone, and not where a batch moves numbers by 0.02."""
+    with_servicer(folder, score)
+    [file] = (tmp_path / "home" / "canaries").glob("*.npy")
+    np.save(file, np.load(file) - np.float32(0.055))
+    with_servicer(folder, lambda servicer: assert_serves_nothing(servicer, "0.055 nats per token off"))
+
+    async def run(servicer: SourceServicer) -> None:
+        await servicer._scorer.check_canary()
+        assert await is_serving(servicer)
+
+    in_company(0.02)
+    with_servicer(folder, run)
+
+
+def test_a_source_whose_numbers_depend_on_company_too_much_serves_nothing(
+    folder: Path, in_company: Callable[[float], None]
+) -> None:
+    in_company(0.25)
+    reason = r"0.250 nats per token apart alone and together, and canary.tolerance_nats is 0.05"
+    with_servicer(folder, lambda servicer: assert_serves_nothing(servicer, reason))
+    with_servicer(folder, determinism, tolerance_nats=0.3)
+
+
+def test_candidates_that_swap_places_are_the_same() -> None:
+    one = PromptScores(np.float32([-1, -2]), np.int32([[3, 4], [5, 6]]), np.float32([[-1, -1], [-1, -2]]))
+    other = PromptScores(np.float32([-1, -2.5]), np.int32([[4, 3], [5, 7]]), np.float32([[-1, -1], [-1, -3]]))
+    assert BatchEffect.between([one], [other]) == BatchEffect(0.25, 1.0, 0.75)

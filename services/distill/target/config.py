@@ -115,6 +115,7 @@ class BalanceConfig(Settings):
     expert: float = Field(0.01, ge=0, description="weight of the expert-level loss")
     device: float = Field(0.0, ge=0, description="weight of the device-level loss, over `groups`")
     groups: int = Field(1, ge=1, description="groups of neighbouring experts, such as those of one device")
+    bias: float = Field(0.0, ge=0, description="step of the routers' biases; only for routers that have them")
 
     @model_validator(mode="after")
     def _groups_with_device(self) -> BalanceConfig:

@@ -11,7 +11,8 @@ from fusion_core.moe.router import tie_routers
 from fusion_core.moe.upcycle import COPIES_KEY, Upcycling, check_dense, upcycled_config, upcycled_state
 from services.distill.target.config import MoeConfig
 
-_MIXTURES = {"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"}
+_WITH_BIASES = {"deepseek_v3", "glm4_moe"}
+_MIXTURES = {"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"} | _WITH_BIASES
 """Types of models whose routers are known (see `RouterRecorder`); such a target needs no upcycling."""
 
 
@@ -27,6 +28,12 @@ def check_mixture(config: Any, moe: MoeConfig) -> None:
 
     `config` is the target's configuration in transformers.
     """
+    if moe.balance.bias and config.model_type not in _WITH_BIASES:
+        made = "" if config.model_type in _MIXTURES else "; a mixture made of a dense target is a qwen2_moe"
+        raise ValueError(
+            f"distill.moe.balance.bias: only routers of {' and '.join(sorted(_WITH_BIASES))} have biases, the target "
+            f"is a {config.model_type}{made}; leave it out or set 0"
+        )
     if config.model_type in _MIXTURES:
         _check_groups(moe, getattr(config, "num_experts", None) or config.num_local_experts)
         if moe.upcycling != Upcycling():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_core.moe.balance import device_balance, expert_balance
-from fusion_core.moe.routing import RouterRecorder, RoutingSums, describe, routing_sums
+from fusion_core.moe.routing import RouterRecorder, RoutingSums, describe
 from services.distill.data.batch import Batch
 from services.distill.target.config import BalanceConfig
 from services.distill.workers.world import World
@@ -41,6 +41,11 @@ class TargetRouting:
         """Return the sums of a step, still empty; `num_tokens` is the size of its global batch."""
         return StepRouting(self._recorder, self._balance if self.counts_first else None, self._world, num_tokens)
 
+    def move_biases(self, load: list[list[float]]) -> None:
+        """Move the routers' biases, where that is asked for, after a step with this load (see `figures`)."""
+        if self._balance is not None and self._balance.bias:
+            self._recorder.move_biases(torch.tensor(load), self._balance.bias)
+
 
 class StepRouting:
     """The sums of one step. All workers call the same methods in the same order."""
@@ -62,7 +67,7 @@ class StepRouting:
             for batch in batches:
                 with self._recorder.recording() as outputs:
                     run(batch)
-                counts_LE += routing_sums(outputs, batch.valid_BL).counts_LE.cpu()
+                counts_LE += self._recorder.sums(outputs, batch.valid_BL).counts_LE.cpu()
         self._ahead_LE = self._over_workers(counts_LE)
 
     def watch(self, run: Callable[[Batch], Any], batch: Batch) -> tuple[Any, Tensor | None]:
@@ -71,7 +76,7 @@ class StepRouting:
             return run(batch), None
         with self._recorder.recording() as outputs:
             passed = run(batch)
-        sums = routing_sums(outputs, batch.valid_BL)
+        sums = self._recorder.sums(outputs, batch.valid_BL)
         self._counts_LE += sums.counts_LE.cpu()
         self._entropy_L += sums.entropy_L.cpu()
         self._probabilities_LE += sums.probabilities_LE.detach().double().cpu()

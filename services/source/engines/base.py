@@ -73,11 +73,13 @@ class Engine(ABC):
         path: the way of the log-probabilities: "tap" or "flat" for vllm, "arrays" for engines in this process, "json"
             for a server elsewhere.
         determinism: a sentence on what may differ when a text is scored again.
+        shares_batches: whether texts that are asked for at once may run in one batch.
         runs_here: whether another replica would help when `check_health` fails.
         revision: stands for the weights where they are not in the model's folder; else None.
     """
 
     runs_here: bool = True
+    shares_batches: bool = True
     revision: str | None = None
     name_and_version: str
     dtype: str

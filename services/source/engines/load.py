@@ -6,10 +6,16 @@ from pathlib import Path
 
 from services.source.config import SourceConfig
 from services.source.engines.base import Engine
+from services.source.engines.mixtures import check_mixture
 
 
 async def load_engine(config: SourceConfig, folder: Path, vocabulary_size: int) -> Engine:
-    """Load the engine that the configuration names; only that one's libraries are imported."""
+    """Load the engine that the configuration names; only that one's libraries are imported.
+
+    Raises ValueError naming the key that does not fit, `model` for a mixture of experts that the engine would compute
+    wrongly.
+    """
+    check_mixture(config, folder)
     settings = config.engine
     match settings.kind:
         case "synthetic":

@@ -29,6 +29,7 @@ class SyntheticEngine(Engine):
     """An engine that scores one text after the other at `tokens_per_second`; answers come `delay_seconds` later."""
 
     dtype = "float32"
+    shares_batches = False
     determinism = "the same text scores the same, and the same seed gives the same answer, bit for bit"
     path = "arrays"
 

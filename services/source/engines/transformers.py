@@ -25,6 +25,7 @@ class TransformersEngine(Engine):
     """A model on one device, one prompt at a time on a thread of its own."""
 
     path = "arrays"
+    shares_batches = False
     determinism = (
         "the same text scores the same, and the same seed gives the same answer, on the same machine: each runs alone"
     )

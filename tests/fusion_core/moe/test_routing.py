@@ -43,3 +43,31 @@ def test_logits_are_those_that_the_model_shows_also_with_checkpointing(model_typ
 
 def test_a_dense_model_has_no_routers():
     assert RouterRecorder(dense_model("llama, tied, whole heads")).layers == []
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe"])
+def test_routers_with_a_sigmoid_and_biases(model_type):
+    """Probabilities are sigmoids over their sum, and a bias that grows draws tokens to its expert."""
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    shape = SHAPE | latent | {"num_key_value_heads": 2, "n_routed_experts": 8, "n_group": 1, "topk_group": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **shape, first_k_dense_replace=1))
+    recorder = RouterRecorder(model)
+    assert (recorder.layers, recorder.num_experts, recorder.num_active) == ([1, 2], 8, 2)
+
+    def sums():
+        with recorder.recording() as outputs, torch.no_grad():
+            model(ids())
+        return outputs, recorder.sums(outputs, torch.ones(3, 40, dtype=torch.bool))
+
+    outputs, before = sums()
+    scores = outputs[0][0].double().sigmoid()
+    shares = scores / scores.sum(-1, keepdim=True)
+    torch.testing.assert_close(before.probabilities_LE[0].double(), shares.sum(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(before.entropy_L[0], -(shares * shares.log()).sum(), rtol=1e-5, atol=1e-5)
+    load_LE = before.counts_LE / before.counts_LE.mean(dim=1, keepdim=True)
+    recorder.move_biases(load_LE, 0.25)
+    biases = torch.stack([layer.mlp.gate.e_score_correction_bias for layer in model.model.layers[1:]])
+    assert torch.equal(biases, 0.25 * torch.sign(1 - load_LE).float())
+    _, after = sums()
+    assert (after.counts_LE[0, load_LE[0] < 1] > before.counts_LE[0, load_LE[0] < 1]).all()

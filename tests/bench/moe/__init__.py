@@ -1,0 +1,1 @@
+"""Benchmark of mixtures of experts: `python -m tests.bench.moe`."""

@@ -1,0 +1,103 @@
+"""Mixtures of experts as sources: tiny random models of every family through both engines, alone and together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.source.canary import BatchEffect
+from services.source.config import SourceConfig
+from services.source.engines.base import PromptScores
+from services.source.engines.transformers import TransformersEngine
+from services.source.engines.vllm import VllmEngine
+from tests.bench.parts.report import Report
+from tests.fakes.files.tiny_mixtures import REFUSED, write_mixture
+
+_TOP_K = 8
+_PROMPTS = [list(range(2 + n, 62 + n)) for n in (0, 71, 150, 233)]
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """One folder in both engines.
+
+    Attributes:
+        apart: largest difference of a log-probability between them, in nats; NaN where one has none.
+        company: difference between prompts alone and together in vLLM.
+    """
+
+    apart: float
+    company: BatchEffect
+
+
+def both_engines(folder: Path) -> Engines:
+    """Score prompts with both engines in float32, past the checks that refuse a folder."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    alone, together = asyncio.run(_in_vllm(folder))
+    plain = asyncio.run(_in_transformers(folder))
+    pairs = [(a, b) for one, other in zip(alone, plain, strict=True) for a, b in _columns(one, other)]
+    apart = max(float(np.abs(a - b).max()) for a, b in pairs) if _numbers(alone) else float("nan")
+    return Engines(apart, BatchEffect.between(alone, together))
+
+
+async def _in_vllm(folder: Path) -> tuple[list[PromptScores], list[PromptScores]]:
+    config = _config(folder, {"kind": "vllm", "engine_args": {"enforce_eager": True, "max_num_seqs": 4}})
+    engine = await VllmEngine.load(config, config.engine, folder)  # type: ignore[arg-type]
+    try:
+        alone = [await engine.score(prompt, _TOP_K) for prompt in _PROMPTS]
+        return alone, list(await asyncio.gather(*(engine.score(prompt, _TOP_K) for prompt in _PROMPTS)))
+    finally:
+        engine.close()
+
+
+async def _in_transformers(folder: Path) -> list[PromptScores]:
+    config = _config(folder, {"kind": "transformers"})
+    engine = await TransformersEngine.load(config, config.engine, folder)  # type: ignore[arg-type]
+    try:
+        return [await engine.score(prompt, _TOP_K) for prompt in _PROMPTS]
+    finally:
+        engine.close()
+
+
+def _config(folder: Path, engine: dict[str, Any]) -> SourceConfig:
+    return SourceConfig.model_validate(
+        {
+            "name": "tiny",
+            "model": str(folder),
+            "max_tokens": 128,
+            "top_k": _TOP_K,
+            "engine": engine | {"dtype": "float32"},
+        }
+    )
+
+
+def _columns(one: PromptScores, other: PromptScores) -> list[tuple[Any, Any]]:
+    return [(one.gold_T, other.gold_T), (one.topk_logprobs_TK, other.topk_logprobs_TK)]
+
+
+def _numbers(scores: list[PromptScores]) -> bool:
+    return all(np.isfinite(one.gold_T).all() and np.isfinite(one.topk_logprobs_TK).all() for one in scores)
+
+
+def measure_source(report: Report, family: str, *, refused: bool) -> None:
+    """Compare the engines on the folder of a family that is served, or on the one that is refused."""
+    changes = REFUSED[family] if refused else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = both_engines(write_mixture(Path(scratch) / "tiny", family, **changes))
+    has_numbers = not np.isnan(found.apart)
+    report.row(
+        table="sources, vLLM and transformers",
+        model=family,
+        refused=", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items()),
+        largest_difference_nats=found.apart if has_numbers else "NaN",
+        alone_and_together_nats=found.company.largest_nats if has_numbers else "NaN",
+        same_candidates=found.company.same_candidates,
+    )
+    if not refused:
+        report.check(f"vLLM and transformers apart, {family}", found.apart, "nats", at_most=1e-4)
