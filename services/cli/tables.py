@@ -17,7 +17,7 @@ from services.deploy.local_ray import deployments
 from services.evaluation.controls import CLM_ONLY, FUSED, Training
 from services.evaluation.intervals import ALL
 from services.evaluation.report.find_runs import RunState
-from services.evaluation.report.report import verdict
+from services.evaluation.report.opening import verdict
 from services.fusion.client import FusionClient
 from services.recipes.load import load_recipe
 from services.wire.passage import Passage

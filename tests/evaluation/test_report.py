@@ -8,7 +8,9 @@ import re
 import pytest
 
 from services.evaluation.controls import Training, comparisons, training_of
-from services.evaluation.report.report import verdict, write_report
+from services.evaluation.report.opening import verdict
+from services.evaluation.report.pictures import _running_mean
+from services.evaluation.report.report import write_report
 from services.evaluation.report.run_summary import summarise
 
 
@@ -72,7 +74,7 @@ def test_the_page_holds_all_of_the_report_and_asks_for_nothing(run_folder):
     assert page.count("<img") == len(list(run_folder.glob("*.png")))
     for reference in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert reference.startswith("data:image/png;base64,iVBOR")
-    for picture in ("mass", "data_wait", "throughput"):
+    for picture in ("mass", "data_wait"):  # of this run's steps a quarter is waiting, and 2 % of the tokens are masked
         assert (run_folder / f"{picture}.png").exists()
 
 
@@ -213,3 +215,33 @@ def test_means_are_weighted_by_tokens(run_folder):
     control = summarise(run_folder / "clm_only" / "metrics.jsonl")
     assert control is not None and control.fusion is None and control.masked_share is None
     assert summarise(run_folder / "absent.jsonl") is None
+
+
+def test_the_verdict_and_the_cost_come_first_and_each_score_stands_once(run_folder):
+    score = {"value": 1.7123, "low": 1.6, "high": 1.8}
+    values = {"nats_per_byte": score, "accuracy": score}
+    even = {"value": -0.01, "low": -0.05, "high": 0.03}
+    models = {"clm_only": values, "fused": values | {"difference_from": {"clm_only": even}}, "source left": values}
+    domains = {"all": {"bytes": 9, "documents": 20, "models": models}}
+    (run_folder / "evaluation.json").write_text(json.dumps({"corpus": "toy", "split": "held_out", "domains": domains}))
+    report = write_report(run_folder).read_text()
+    first, rest = report.split("![domains](domains.png)")
+    assert "**fused minus clm_only: -0.0100 nats per byte (-0.0500 to 0.0300): no difference" in first
+    assert "If the difference is real, some 320 documents would tell it; there are 20." in first  # 20 (0.04 / 0.01)^2
+    assert "fused: 4,000 tokens in 40 s (100 tokens/s), 25.0 % of the time waiting for data" in first
+    assert "A token takes 1.00 times as long with fused rows as without." in first
+    assert "| right | 0.9000" in rest and "| left | 1.0000" not in rest and "| fused | 1.7000" not in rest
+    assert report.count("fused minus clm_only") == 1
+
+
+def test_pictures_that_say_nothing_are_left_out(tmp_path):
+    write_run(tmp_path / "clm_only", fused=False, steps=3)
+    path = tmp_path / "clm_only" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"data_wait_seconds": 0.5', '"data_wait_seconds": 0.01'))
+    write_report(tmp_path)
+    assert {file.name for file in tmp_path.glob("*.png")} == {"loss_clm.png"}
+
+
+def test_a_running_mean_is_that_of_the_neighbours_that_are_there():
+    values = [0.0, 3.0, 6.0, 9.0, 0.0]
+    assert _running_mean(values, 3) == pytest.approx([1.5, 3.0, 6.0, 5.0, 4.5])

@@ -18,7 +18,8 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }}
 th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #ddd; text-align: left; }}
 td + td {{ font-variant-numeric: tabular-nums; }}
-img {{ max-width: 100%; }}
+img {{ max-width: 100%; vertical-align: top; }}
+p:has(> img + img) > img {{ width: 49%; }}
 code {{ background: #f3f3f3; padding: 0.1rem 0.3rem; }}
 </style>
 </head>

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from services.evaluation.controls import CLM_ONLY, FUSED, Training, comparisons, training_of
+from services.evaluation.controls import Training, comparisons, training_of
 from services.evaluation.intervals import ALL, MIN_DOCUMENTS
 from services.evaluation.report.experts import expert_sections
 from services.evaluation.report.html_page import write_page
+from services.evaluation.report.opening import opening, paired_verdicts, with_interval
 from services.evaluation.report.pictures import (
     draw_domains,
     draw_evaluations,
@@ -28,6 +30,7 @@ from services.jobs.step_log import read_rows
 
 EVALUATION = "evaluation.json"
 """Name of the file that `fusion eval` writes: scores with intervals, per domain."""
+DOMAINS = "domains.png"
 
 
 def write_report(run_folder: Path) -> Path:
@@ -42,16 +45,20 @@ def write_report(run_folder: Path) -> Path:
         raise ValueError(f"{run_folder}: no summary.json and no metrics.jsonl; there is no run to report on")
     totals = {name: totals for name, path in runs.items() if (totals := summarise(path)) is not None}
     title = summary.get("name", run_folder.resolve().name)
+    trainings, scores = _trainings(evaluation, run_folder), summary.get("nats_per_byte", {})
+    pictures = _pictures(runs, evaluation, trainings, run_folder)
     sections = [
         [f"# {title}"],
-        _held_out(summary, set(totals)) if summary or not evaluation else [],
-        _domains(evaluation, run_folder),
+        opening(scores, evaluation, trainings, totals),
+        _shown([path for path in pictures if path.name == DOMAINS]),
+        _held_out(summary, evaluation, set(totals)) if summary or not evaluation else [],
+        _domains(evaluation, trainings),
         _tasks(evaluation),
         _training(totals),
         _stages(totals),
         _sources(totals),
         *expert_sections(runs, run_folder),
-        *([f"![{path.stem.replace('_', ' ')}]({path.name})"] for path in _pictures(runs, evaluation, run_folder)),
+        _shown([path for path in pictures if path.name != DOMAINS]),
         _provenance(summary),
     ]
     text = "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
@@ -61,40 +68,39 @@ def write_report(run_folder: Path) -> Path:
     return report
 
 
-def _pictures(runs: dict[str, Path], evaluation: dict[str, Any], folder: Path) -> list[Path]:
+def _shown(pictures: list[Path]) -> list[str]:
+    """Return pictures in one paragraph: the page puts them side by side."""
+    return [f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures]
+
+
+def _pictures(
+    runs: dict[str, Path], evaluation: dict[str, Any], trainings: dict[str, Training], folder: Path
+) -> list[Path]:
     steps = {name: read_rows(path) for name, path in runs.items()}
     for rows in steps.values():
         for row in rows:
             row["wait_share"] = row["data_wait_seconds"] / row["step_seconds"] if row["step_seconds"] else 0.0
     while_training = {name: read_rows(path.with_name("evaluations.jsonl")) for name, path in runs.items()}
-    mass = {"covered_mass": "covered mass", "masked_share": "masked tokens"}
     drawn = [
+        draw_domains(evaluation.get("domains", {}), comparisons(trainings), folder / DOMAINS),
         draw_loss(steps, "clm", folder / "loss_clm.png"),
         draw_loss(steps, "fusion", folder / "loss_fusion.png"),
-        draw_domains(evaluation.get("domains", {}), folder / "domains.png"),
         draw_evaluations(while_training, folder / "held_out.png"),
         draw_source_weights(steps, folder / "source_weights.png"),
-        draw_step_values(steps, mass, "share", folder / "mass.png"),
-        draw_step_values(steps, {"wait_share": ""}, "share of a step spent waiting for data", folder / "data_wait.png"),
-        draw_step_values(steps, {"tokens_per_second": ""}, "tokens per second", folder / "throughput.png"),
     ]
+    mass = {"covered_mass": "covered mass", "masked_share": "masked tokens"}
+    if _exceeds(steps, "masked_share", 0.005) or _exceeds(steps, "covered_mass", 0.98, below=True):
+        drawn.append(draw_step_values(steps, mass, "share", folder / "mass.png"))
+    if _exceeds(steps, "wait_share", 0.05):
+        label = "share of a step spent waiting for data"
+        drawn.append(draw_step_values(steps, {"wait_share": ""}, label, folder / "data_wait.png"))
     return [path for path in drawn if path is not None]
 
 
-def verdict(nats_per_byte: dict[str, float]) -> str | None:
-    """Return in a sentence whether the fused target beats the same target without fusion; None when one is missing."""
-    clm_only, fused = nats_per_byte.get(CLM_ONLY), nats_per_byte.get(FUSED)
-    if clm_only is None or fused is None:
-        return None
-    difference = f"{abs(clm_only - fused):.4f} nats per byte ({100 * abs(clm_only - fused) / clm_only:.2f} %)"
-    if fused < clm_only:
-        return (
-            f"**The fused target is better than CLM only by {difference}.** This is one seed: a difference of this "
-            "size needs several before anyone builds on it."
-        )
-    if fused == clm_only:
-        return "**The fused target is NOT better than CLM only: both score the same.**"
-    return f"**The fused target is NOT better than CLM only: it is worse by {difference}.**"
+def _exceeds(runs: dict[str, list[dict[str, Any]]], key: str, limit: float, *, below: bool = False) -> bool:
+    """Return whether a value's mean over the steps of any run is above the limit, or below it: worth a picture."""
+    means = [mean(found) for rows in runs.values() if (found := [row[key] for row in rows if row[key] is not None])]
+    return any(value < limit if below else value > limit for value in means)
 
 
 def _training_runs(run_folder: Path) -> Iterator[tuple[str, Path]]:
@@ -117,29 +123,27 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def _held_out(summary: dict[str, Any], targets: set[str]) -> list[str]:
+def _held_out(summary: dict[str, Any], evaluation: dict[str, Any], targets: set[str]) -> list[str]:
+    """Return the scores that have no interval below: each score stands in the report once."""
     scores: dict[str, float] = summary.get("nats_per_byte", {})
-    if not scores:
+    if not scores and not evaluation:
         return ["Not evaluated yet: there is no `nats_per_byte` in summary.json."]
-    lines = ["## Held-out text", ""]
-    lines += _table(
-        ["model", "nats per byte", "bits per byte", ""],
-        [
-            [name, f"{value:.4f}", f"{value / math.log(2):.4f}", "target" if name in targets else "source"]
-            for name, value in sorted(scores.items(), key=lambda item: item[1])
-        ],
-    )
+    below = evaluation.get("domains", {}).get(ALL, {}).get("models", {})
+    rows = [
+        [name, f"{value:.4f}", f"{value / math.log(2):.4f}", "target" if name in targets else "source"]
+        for name, value in sorted(scores.items(), key=lambda item: item[1])
+        if name not in below and f"source {name}" not in below
+    ]
+    lines = _table(["model", "nats per byte", "bits per byte", ""], rows) if rows else []
     fused_rows = summary.get("nats_per_byte_fused_rows")
     if fused_rows is not None:
         lines += ["", f"The fused rows themselves, before any training: {fused_rows:.4f} nats per byte."]
-    sentence = verdict(scores)
-    return [*lines, "", sentence] if sentence else lines
+    return ["## Held-out text", "", *lines] if lines else []
 
 
-def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
+def _domains(evaluation: dict[str, Any], trainings: dict[str, Training]) -> list[str]:
     """Return a table per domain, and verdicts: are fused targets better than their controls beyond the interval?"""
     lines: list[str] = []
-    trainings = _trainings(evaluation, run_folder)
     for domain, result in evaluation.get("domains", {}).items():
         ranked = sorted(result["models"].items(), key=lambda item: item[1]["nats_per_byte"]["value"])
         # A record may name any text as its domain: here it stays on its line.
@@ -150,7 +154,7 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
                 [
                     name,
                     str(trainings.get(name, "")),
-                    *_with_interval(values["nats_per_byte"], result["documents"]),
+                    *with_interval(values["nats_per_byte"], result["documents"]),
                     f"{100 * values['accuracy']['value']:.1f} %",
                 ]
                 for name, values in ranked
@@ -161,9 +165,7 @@ def _domains(evaluation: dict[str, Any], run_folder: Path) -> list[str]:
             f"{result['bytes']:,} bytes in {result['documents']} documents{_too_few(result['documents'])}.",
             "",
         ]
-        for name, control in comparisons(trainings):
-            difference = result["models"][name]["difference_from"][control]
-            lines += [_paired_verdict(name, control, difference, result["documents"]), ""]
+        lines += paired_verdicts(result, trainings) if domain != ALL else []  # those of all domains open the report
     if lines:
         lines.append(
             "Intervals: bootstrap over documents; differences are paired. Accuracy: share of the positions where a "
@@ -191,28 +193,8 @@ def _tasks(evaluation: dict[str, Any]) -> list[str]:
     return ["## lm-evaluation-harness", "", *_table(["task", "model", "metric", "value"], rows)] if rows else []
 
 
-def _with_interval(score: dict[str, Any], num_documents: int) -> tuple[str, str]:
-    """Return a value and its interval as text, `-` where there are too few documents for one."""
-    if num_documents < MIN_DOCUMENTS:
-        return f"{score['value']:.4f}", "-"
-    return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"
-
-
 def _too_few(num_documents: int) -> str:
     return "" if num_documents >= MIN_DOCUMENTS else f": too few for intervals, which need {MIN_DOCUMENTS}"
-
-
-def _paired_verdict(name: str, control: str, difference: dict[str, Any], num_documents: int) -> str:
-    value, interval = _with_interval(difference, num_documents)
-    if num_documents < MIN_DOCUMENTS:
-        reason = f"no verdict from {num_documents} documents, {MIN_DOCUMENTS} are needed"
-        return f"**{name} minus {control}: {value} nats per byte: {reason}.** Of one seed."
-    verdict = "no difference beyond the interval"
-    if difference["high"] < 0:
-        verdict = "better beyond the interval"
-    elif difference["low"] > 0:
-        verdict = "WORSE beyond the interval"
-    return f"**{name} minus {control}: {value} nats per byte ({interval}): {verdict}.** Of one seed."
 
 
 def _training(totals: dict[str, RunSummary]) -> list[str]:
