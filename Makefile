@@ -72,6 +72,7 @@ k8s-render: setup ## the rendered folders of the overlays in k8s/, from their re
 	$(BIN)/fusion k8s render quickstart --output k8s/overlays/cpu-dev/recipe
 	$(BIN)/fusion k8s render k8s/recipes/gpu.yaml --output k8s/overlays/gpu/recipe
 	$(BIN)/fusion k8s render k8s/recipes/external-sources.yaml --output k8s/overlays/external-sources/recipe
+	$(BIN)/fusion k8s render k8s/recipes/recall.yaml --output k8s/overlays/recall/recipe
 
 lock: $(READY) ## resolve requirements/*.in again, to the newest versions; UPGRADE= keeps today's pins
 	$(COMPILE_CPU) 2>/dev/null || $(COMPILE_CPU) --torch-backend cpu

@@ -10,6 +10,9 @@ import typer
 
 from services.cli.options import RecipeArgument, SetOption, err, print_line, print_note, read_recipe, user_errors
 
+_RECALL_SECONDS = 3600
+"""The longest time that the preparing of a corpus waits for the recall service."""
+
 app = typer.Typer(help="Kubernetes manifests, and what their pods run.", no_args_is_help=True)
 
 
@@ -57,6 +60,7 @@ def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Fetch the models, cut the corpus into windows and make the target's folder, as the preparing job does."""
     from services.base.progress_bars import model_progress
     from services.commands.prepare import prepare as make
+    from services.deploy.k8s.wait import wait_for
     from services.models.fetch import fetch
     from services.recipes.resolve import models_to_fetch
 
@@ -65,6 +69,9 @@ def prepare(recipe: RecipeArgument, set_: SetOption = None) -> None:
         for name in models_to_fetch(checked):
             with model_progress(err, name) as progress:
                 fetch(name, progress)
+        if checked.corpus.recall is not None and checked.recall is not None and checked.recall.address is not None:
+            # Its judge is fetched here, so it comes up behind this job.
+            wait_for([], [checked.recall.address], timeout_seconds=_RECALL_SECONDS, print_line=print_note)
         print_line(str(make(checked, print_note)))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from services.base.settings import Settings
+from services.base.settings import MEMORY_PATTERN, Settings
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 
@@ -31,6 +31,7 @@ class RecallConfig(Settings):
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0, description="CPUs of a replica.")
     num_gpus: float = Field(0, ge=0, le=1, description="GPUs of a replica; the judge runs on the CPU without one.")
+    memory: str | None = Field(None, pattern=MEMORY_PATTERN, description="Memory of a replica's pod.")
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")
     max_documents: int = Field(16, ge=1, le=256, description="Texts in one call.")

@@ -22,7 +22,7 @@ def models_to_fetch(recipe: Recipe) -> list[str]:
     named = [source.model for source in recipe.sources]
     if recipe.target.model is not None:
         named.append(recipe.target.model)
-    if recipe.recall is not None and recipe.recall.judge is not None and recipe.recall.address is None:
+    if recipe.recall is not None and recipe.recall.judge is not None:
         named.append(recipe.recall.judge)
     return [name for name in dict.fromkeys(named) if name in MODELS or is_reference(name)]
 

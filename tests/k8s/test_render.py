@@ -142,3 +142,22 @@ def test_wait_ends_when_the_file_is_there_and_names_what_is_missing(tmp_path: Pa
     assert result.exit_code == 2
     assert str(missing) in result.stderr.replace("\n", "")
     assert runner.invoke(app, ["k8s", "wait"]).exit_code == 2
+
+
+def test_the_judge_of_key_blocks_is_served_where_the_recipe_has_one(build: Build, k8s: Path) -> None:
+    folder = k8s / "overlays" / "many"
+    recall = {"judge": "/data/models/judge", "num_replicas": 3, "num_gpus": 1, "memory": "6Gi", "application": "mine"}
+    assert render(k8s, recipe_of(1, recall=recall)).exit_code == 0
+    documents = kustomize(folder)
+    assert list(problems(documents, ["base"])) == []
+    [judge] = [d for d in documents if d["kind"] == "RayService" and d["metadata"]["name"] == "recall"]
+    [group] = judge["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert (group["replicas"], resources["limits"]["nvidia.com/gpu"], resources["limits"]["memory"]) == (3, "1", "6Gi")
+    inside = yaml.safe_load((folder / "recipe.yaml").read_text())["recall"]
+    assert (inside["address"], inside["application"]) == ("recall:9000", "recall")
+    assert render(k8s, recipe_of(1, recall={**recall, "address": "judge.example.com:9000"})).exit_code == 0
+    assert not (folder / "recall").exists()
+    assert all(d["metadata"]["name"] != "recall" for d in kustomize(folder) if d["kind"] == "RayService")
+    wrong = render(k8s, recipe_of(1, recall={"judge": "/home/me/judge"}))
+    assert (wrong.exit_code, "recall.judge: /home/me/judge is not below /data/models" in wrong.output) == (2, True)

@@ -34,8 +34,6 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
     if recipe.verify is not None and recipe.verify.address is None:
         raise RecipeError("verify: there are no manifests of a verifier; give the address of one, or leave it out")
-    if "recall" in recipe.beside:
-        raise RecipeError("recall: there are no manifests of its service; give the address of one, or leave it out")
     if recipe.reward is not None and recipe.reward.serve is not None and recipe.reward.serve.address is None:
         raise RecipeError("reward.serve: there are no manifests of a reward service; give the address of one")
     corpus = recipe.corpus
@@ -44,6 +42,9 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
         recipe = recipe.model_copy(update={"corpus": corpus})
     _check_paths(recipe)
     service = recipe.service.model_copy(update={"address": f"fusion:{GRPC_PORT}"})
+    if recipe.recall is not None and "recall" in recipe.beside:
+        recall = recipe.recall.model_copy(update={"address": f"recall:{GRPC_PORT}", "application": "recall"})
+        recipe = recipe.model_copy(update={"recall": recall})
     return recipe.model_copy(
         update={
             "output_dir": str(RUNS_FOLDER),
@@ -93,6 +94,8 @@ def _check_paths(recipe: Recipe) -> None:
         folders["target.model"] = recipe.target.model
     if recipe.target.tokenizer is not None and recipe.target.tokenizer.folder is not None:
         folders["target.tokenizer"] = recipe.target.tokenizer.folder
+    if recipe.recall is not None and recipe.recall.judge is not None:
+        folders["recall.judge"] = recipe.recall.judge
     for key, folder in folders.items():
         if is_reference(folder):
             _check_reference(key, folder)

@@ -5,6 +5,7 @@ Files of one overlay:
     kustomization.yaml             the parts: base, a folder per source
     recipe.yaml                    the recipe inside the cluster, for the preparing job and the training job
     fusion.yaml                    Serve config of the fusion service
+    recall/                        the judge of key blocks, where the recipe has one
     sources/NAME/                  one source: kustomization.yaml and its Serve config
 
 The same recipe gives the same bytes. Adding a source adds its folder and touches `kustomization.yaml`, `recipe.yaml`
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from services.deploy.k8s.cluster_recipe import (
-    GRPC_PORT,
     RUNS_FOLDER,
     cluster_recipe,
     model_marker,
@@ -29,7 +29,7 @@ from services.deploy.k8s.cluster_recipe import (
     service_name,
     stored_models,
 )
-from services.deploy.k8s.patches import HEADER, add, dump, part, patch, rename, replace, to_yaml, up
+from services.deploy.k8s.patches import HEADER, add, dump, part, patch, rename, replace, up
 from services.deploy.k8s.pods import (
     NVIDIA_NODES,
     RAYLET_PORT,
@@ -41,18 +41,19 @@ from services.deploy.k8s.pods import (
     requests,
     sizes,
 )
+from services.deploy.k8s.serving import (
+    CONTAINER,
+    WORKERS,
+    recall_kustomization,
+    recall_serve_patch,
+    serve_patch,
+    wait_arguments,
+)
 from services.deploy.serve_config import fusion_application, source_application
-from services.fusion.app import SERVICER as FUSION_SERVICER
 from services.recipes.recipe import Recipe
-from services.rpc.health import SERVICER as HEALTH_SERVICER
-from services.source.app import SERVICER as SOURCE_SERVICER
 from services.source.config import SourceConfig
 
-_HTTP_PORT = 8000
-_WAIT_SECONDS = 86_400
-_WORKERS = "/spec/rayClusterConfig/workerGroupSpecs/0"
 _JOB_WORKERS = "/spec/rayClusterSpec/workerGroupSpecs/0"
-_CONTAINER = "template/spec/containers/0"
 
 
 def overlay_files(
@@ -71,14 +72,17 @@ def overlay_files(
     fusion = fusion_application(inside, _fusion_args(recipe, inside))
     files = {
         "kustomization.yaml": dump(_kustomization(recipe, inside, base, run_name, nodes, queue)),
-        "fusion.yaml": dump(_serve_patch("fusion", "fusion", fusion)),
+        "fusion.yaml": dump(serve_patch("fusion", "fusion", fusion)),
         "recipe.yaml": _inside_yaml(inside),
     }
     for source in recipe.deployed:
         folder = f"sources/{source.name}"
         application = source_application(source, args=source.model_dump(mode="json", exclude_unset=True))
         files[f"{folder}/kustomization.yaml"] = dump(_source_kustomization(source, up(base, 2), nodes))
-        files[f"{folder}/rayservice.yaml"] = dump(_serve_patch("source", service_name(source), application))
+        files[f"{folder}/rayservice.yaml"] = dump(serve_patch("source", service_name(source), application))
+    if recipe.recall is not None and "recall" in recipe.beside:
+        files["recall/kustomization.yaml"] = dump(recall_kustomization(recipe.recall, up(base, 1), nodes))
+        files["recall/rayservice.yaml"] = dump(recall_serve_patch(recipe.recall))
     return files
 
 
@@ -108,7 +112,7 @@ def differences(files: Mapping[str, str], folder: Path) -> list[str]:
 
 def leftovers(files: Mapping[str, str], folder: Path) -> list[Path]:
     """Return the files of an earlier rendering that the recipe does not need."""
-    mine = sorted(folder.glob("sources/*/*.yaml"))
+    mine = sorted([*folder.glob("sources/*/*.yaml"), *folder.glob("recall/*.yaml")])
     return [path for path in mine if str(path.relative_to(folder)) not in files and path.read_text().startswith(HEADER)]
 
 
@@ -126,12 +130,12 @@ def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
 def _kustomization(
     recipe: Recipe, inside: Recipe, base: str, run_name: str, nodes: GpuNodes, queue: str | None
 ) -> dict[str, Any]:
-    sources = [source.name for source in recipe.deployed]
+    sources, recall = [source.name for source in recipe.deployed], ["recall"] if "recall" in recipe.beside else []
     document: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": "llm-fusion",
-        "resources": [part(base, "base"), *(f"sources/{name}" for name in sources)],
+        "resources": [part(base, "base"), *(f"sources/{name}" for name in sources), *recall],
         "components": [part(base, f"components/{name}") for name in _components(recipe)],
         "configMapGenerator": [{"name": "fusion-recipe", "files": ["recipe.yaml"]}],
         # KubeRay's kinds are unknown to kustomize: a hash in the name would not reach their references.
@@ -175,7 +179,7 @@ def _job_operations(recipe: Recipe, run_name: str, nodes: GpuNodes, queue: str |
     operations = [
         replace("/spec/entrypoint", entrypoint),
         *sizes(_JOB_WORKERS, most_workers, most_workers),  # an elastic run goes on with the remaining workers
-        *requests(f"{_JOB_WORKERS}/{_CONTAINER}", distill.cpus_per_worker, distill.memory_per_worker),
+        *requests(f"{_JOB_WORKERS}/{CONTAINER}", distill.cpus_per_worker, distill.memory_per_worker),
     ]
     if distill.device == "cuda":
         operations += nodes.operations(_JOB_WORKERS, 1)
@@ -198,10 +202,10 @@ def _fusion_operations(recipe: Recipe) -> list[dict[str, Any]]:
     run = str(RUNS_FOLDER / recipe.name / "recipe.yaml")
     markers = [run, *dict.fromkeys(model_marker(source.model) for source in recipe.sources)]
     return [
-        *sizes(_WORKERS, service.num_replicas, service.num_replicas),
-        *logical_cpus(_WORKERS, service.num_cpus),
-        *requests(f"{_WORKERS}/{_CONTAINER}", given(service, "num_cpus"), service.memory),
-        replace(f"{_WORKERS}/template/spec/initContainers/0/args", _wait(markers)),
+        *sizes(WORKERS, service.num_replicas, service.num_replicas),
+        *logical_cpus(WORKERS, service.num_cpus),
+        *requests(f"{WORKERS}/{CONTAINER}", given(service, "num_cpus"), service.memory),
+        replace(f"{WORKERS}/template/spec/initContainers/0/args", wait_arguments(markers)),
     ]
 
 
@@ -209,16 +213,16 @@ def _source_kustomization(source: SourceConfig, base: str, nodes: GpuNodes) -> d
     fewest = source.autoscaling.min_replicas if source.autoscaling else source.num_replicas
     num_pods, gpus = pods_of_a_replica(source, nodes)
     operations = [
-        *sizes(_WORKERS, fewest * num_pods, source.most_replicas * num_pods),
-        *logical_cpus(_WORKERS, source.num_cpus),
-        *requests(f"{_WORKERS}/{_CONTAINER}", given(source, "num_cpus"), source.memory),
-        replace(f"{_WORKERS}/template/spec/initContainers/0/args", _wait([model_marker(source.model)])),
+        *sizes(WORKERS, fewest * num_pods, source.most_replicas * num_pods),
+        *logical_cpus(WORKERS, source.num_cpus),
+        *requests(f"{WORKERS}/{CONTAINER}", given(source, "num_cpus"), source.memory),
+        replace(f"{WORKERS}/template/spec/initContainers/0/args", wait_arguments([model_marker(source.model)])),
     ]
     if gpus:
-        operations += nodes.operations(_WORKERS, gpus)
+        operations += nodes.operations(WORKERS, gpus)
     if num_pods > 1:
         # Serve has a proxy where the replica is; the pods that hold its other workers answer as Ray nodes only.
-        operations.append(replace(f"{_WORKERS}/{_CONTAINER}/readinessProbe/grpc/port", RAYLET_PORT))
+        operations.append(replace(f"{WORKERS}/{CONTAINER}/readinessProbe/grpc/port", RAYLET_PORT))
     components = ["components/gpu"] if gpus else []
     if source.autoscaling:
         components.append("components/autoscaling")
@@ -247,30 +251,3 @@ def _source_kustomization(source: SourceConfig, base: str, nodes: GpuNodes) -> d
             budget("source-worker", (fewest - 1) * num_pods, at_least=num_pods),
         ],
     }
-
-
-def _serve_patch(resource: str, service: str, application: dict[str, Any]) -> dict[str, Any]:
-    """Return a merge patch with the Serve config of a cluster that runs this one application."""
-    config = {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": _HTTP_PORT},
-        "grpc_options": {
-            "port": GRPC_PORT,
-            "grpc_servicer_functions": [
-                FUSION_SERVICER if resource == "fusion" else SOURCE_SERVICER,
-                HEALTH_SERVICER,
-            ],
-        },
-        "applications": [application],
-    }
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayService",
-        "metadata": {"name": resource},
-        "spec": {"serveConfigV2": to_yaml(config), "serveService": {"metadata": {"name": service}}},
-    }
-
-
-def _wait(paths: list[str]) -> list[str]:
-    options = [word for path in paths for word in ("--path", path)]
-    return ["fusion", "k8s", "wait", *options, "--timeout-seconds", str(_WAIT_SECONDS)]

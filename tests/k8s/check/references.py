@@ -95,6 +95,8 @@ def _addresses(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
             recipe = yaml.safe_load(document["data"]["recipe.yaml"])
             yield f"{title(document)}, service", recipe["service"]["address"]
             yield from _of_sources(title(document), recipe["sources"])
+            if address := recipe.get("recall", {}).get("address"):
+                yield f"{title(document)}, recall", address
         if "envoy.yaml" in document["data"]:
             yield from _of_envoy(title(document), yaml.safe_load(document["data"]["envoy.yaml"]))
     for document in of_kind(documents, "RayService", "RayJob"):

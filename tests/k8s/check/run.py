@@ -31,6 +31,7 @@ PARTS = {
     "cpu-dev": ("base",),
     "gpu": ("base",),
     "external-sources": ("base", "external-sources"),
+    "recall": ("base",),
     "production": ("base", "gcs-redis", "gateway", "tracing"),
 }
 """What of the README's table each overlay brings."""
@@ -39,6 +40,7 @@ RECIPES = {
     "cpu-dev": "quickstart",
     "gpu": "k8s/recipes/gpu.yaml",
     "external-sources": "k8s/recipes/external-sources.yaml",
+    "recall": "k8s/recipes/recall.yaml",
 }
 """What the folder `recipe` of an overlay is made from."""
 

@@ -17,6 +17,7 @@ from services.base.settings import explain
 from services.cli.app import app as command_line
 from services.deploy.k8s.cluster_recipe import GRPC_PORT, LONGEST_RAY_NAME
 from services.fusion.config import FusionServiceConfig
+from services.recall.config import RecallConfig
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
 from services.wire.protocol import MAX_MESSAGE_BYTES
@@ -25,6 +26,7 @@ from tests.k8s.check.manifests import Document, matches, of_kind, pods, ray_clus
 _ARGUMENTS: dict[str, type[BaseModel]] = {
     "services.source.app:build": SourceConfig,
     "services.fusion.app:build": FusionServiceConfig,
+    "services.recall.app:build": RecallConfig,
 }
 
 
@@ -139,8 +141,12 @@ def _replica_problems(document: Document, group: dict[str, Any]) -> Iterator[str
             replicas, cpus, needed = args.most_replicas, args.num_cpus, args.num_gpus
             at_once = 1 if args.places_workers else needed
             autoscaled = args.autoscaling is not None
+        elif isinstance(args, RecallConfig):
+            replicas, cpus = args.num_replicas, args.num_cpus
+            needed = at_once = int(args.num_gpus > 0)
+            autoscaled = False
         else:
-            assert isinstance(args, FusionServiceConfig), "no third kind is served"
+            assert isinstance(args, FusionServiceConfig), "no fourth kind is served"
             replicas, cpus = args.service.num_replicas, args.service.num_cpus
             needed, at_once, autoscaled = 0, 0, False
         if replicas > most_pods:
