@@ -10,6 +10,7 @@ Shapes: B blocks of a document.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -89,6 +90,7 @@ def bm25(question: str, blocks: Sequence[str]) -> NDArray[np.float32]:
         raise ValueError("bm25s is not installed; the extra `recall` has it (llm-fusion[recall])")
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs every index that it builds
     words_B = bm25s.tokenize(list(blocks), stopwords=None, show_progress=False, return_ids=False)
     wanted = bm25s.tokenize([question], stopwords=None, show_progress=False, return_ids=False)[0]
     known = {word for words in words_B for word in words}

@@ -1,0 +1,209 @@
+"""Train a judge: checks that can be made beforehand, and then a worker, on Ray Train or in this process.
+
+A checkpoint counts once its manifest is there. A run goes on from the newest one; one that has ended is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from services.base.atomic import sweep_partial, whole_folder
+from services.base.errors import FailedPreconditionError, ServiceError
+from services.jobs.cluster import join_cluster
+from services.jobs.lease import held_leases
+from services.jobs.run_folder import RunFolder
+from services.jobs.run_record import RunRecord, claim_run_folder
+from services.jobs.step_log import StepLog
+from services.jobs.storage import MANIFEST, newest_complete
+from services.models.catalogue import resolve_model
+from services.models.revision import weights_revision
+from services.recall.examples import Example, read_examples
+from services.recall.training_config import JudgeTrainingConfig
+
+logger = logging.getLogger(__name__)
+
+_FATAL_ERRORS = (ServiceError, ValueError, ArithmeticError)
+"""Errors that would come again in another attempt of the same worker."""
+_MAY_CHANGE = {
+    *("files", "held_out", "encoder", "num_workers", "cpus_per_worker", "torch_threads", "device"),
+    *("checkpoint_every_steps", "max_failures"),
+}
+"""Settings that do not decide the result, or that are known by what they name."""
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeJob:
+    """The settings of driver and worker, who see the folders and files under the same paths.
+
+    Attributes:
+        run_name: name of the run.
+        run_folder: folder of checkpoints, metrics and the judge; see `RunFolder`.
+        config: section `recall.train` of the recipe.
+        recipe: the resolved recipe, YAML, to be kept in the run's folder; empty for none.
+    """
+
+    run_name: str
+    run_folder: Path
+    config: JudgeTrainingConfig
+    recipe: str = ""
+
+    @property
+    def files(self) -> RunFolder:
+        """The files of the run folder."""
+        return RunFolder(self.run_folder)
+
+    def examples(self) -> list[Example]:
+        """Return the examples to train on; raises SettingError."""
+        return read_examples([Path(file) for file in self.config.files], "recall.train.files")
+
+
+def run(job: JudgeJob, *, start_over: bool = False) -> bool:
+    """Train to the end; return False when the same run has ended already. The judge is in `job.files.model` then.
+
+    Raises FailedPreconditionError while another process trains the run, or for a run of other settings under this name;
+    ServiceError or ValueError when something does not fit; ArithmeticError when training diverges;
+    ray.train.TrainingFailedError when the worker failed more often than `max_failures`.
+    """
+    record = _record(job, job.examples())
+    checkpoints = str(job.files.checkpoints.absolute())
+    with held_leases((str(job.run_folder.absolute()),), job.run_name):
+        sweep_partial(job.run_folder)
+        if start_over:
+            job.files.clear()
+        if job.files.model.is_dir():
+            _check_finished(record, job.files)
+            return False
+        claim_run_folder(record, job.files, checkpoints)
+        if job.config.num_workers == 0:
+            work(job, record.identity, use_gpu=job.config.device == "cuda")
+        else:
+            _train_on_ray(job, record.identity)
+    return True
+
+
+def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
+    """Train from the newest checkpoint to the end, in this process."""
+    import torch
+
+    from services.recall.judge import Judge
+    from services.recall.train import JudgeTrainer, label
+
+    config = job.config
+    torch.set_num_threads(config.torch_threads)
+    torch.manual_seed(config.seed)
+    judge = Judge.load(config.encoder, fresh=True, device="cuda" if use_gpu else "cpu")
+    trainer = JudgeTrainer(judge, [label(judge, example, config.block_tokens) for example in job.examples()], config)
+    newest = newest_complete(job.files.checkpoints)
+    if newest is not None:
+        with newest.local() as folder:
+            trainer.restore(folder)
+    metrics = StepLog(job.files.metrics, after_step=trainer.steps)
+    try:
+        _run_steps(job, identity, trainer, metrics)
+    finally:
+        metrics.close()
+    with whole_folder(job.files.model) as folder:
+        judge.save(folder)
+
+
+def _run_steps(job: JudgeJob, identity: str, trainer: Any, metrics: StepLog) -> None:
+    from tensorboardX import SummaryWriter
+
+    total, every = job.config.steps, job.config.checkpoint_every_steps
+    events = SummaryWriter(str(job.files.events), purge_step=trainer.steps + 1)
+    while trainer.steps < total:
+        began = time.monotonic()
+        step = trainer.step()
+        figures = {key: value for key, value in asdict(step).items() if key != "number"}
+        figures["seconds"] = time.monotonic() - began
+        metrics.write({"step": step.number, **figures})
+        for name, value in figures.items():
+            events.add_scalar(name, value, step.number)
+        if step.number % every == 0 or step.number == total:
+            metrics.sync()
+            _keep(job.files.checkpoints, trainer, identity)
+        if step.number % max(1, total // 20) == 0 or step.number == total:
+            print(f"[recall {job.run_name}] step {step.number}/{total}  loss {step.loss:.4f}", flush=True)
+    events.close()
+
+
+def _keep(checkpoints: Path, trainer: Any, identity: str) -> None:
+    """Write a checkpoint, the manifest last, and delete those before the last two."""
+    with whole_folder(checkpoints / f"step-{trainer.steps:08d}", replace=True) as folder:
+        trainer.save(folder)
+        sizes = {
+            path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        }
+        manifest = {"step": trainer.steps, "plan": identity, "files": sizes}
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+    for old in sorted(checkpoints.glob("step-*"))[:-_KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _record(job: JudgeJob, examples: list[Example]) -> RunRecord:
+    content = hashlib.sha256("".join(example.model_dump_json() for example in examples).encode()).hexdigest()[:32]
+    settings: dict[str, Any] = {
+        "recall.train.encoder": weights_revision(resolve_model(job.config.encoder)),
+        "recall.train.files": content,
+        **{f"recall.train.{k}": v for k, v in job.config.model_dump(mode="json", exclude=_MAY_CHANGE).items()},
+    }
+    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    details = {"encoder": job.config.encoder, "examples": len(examples)}
+    return RunRecord(job.run_name, settings, identity, details, job.recipe)
+
+
+def _check_finished(record: RunRecord, files: RunFolder) -> None:
+    """Raise FailedPreconditionError naming the setting in which a run that has ended differs from the one asked for."""
+    earlier = json.loads(files.record.read_text(encoding="utf-8"))["settings"]
+    for key, value in json.loads(json.dumps(record.settings)).items():
+        if earlier.get(key) != value:
+            raise FailedPreconditionError(
+                f"{key}: run {record.run_name} was trained with {earlier.get(key)!r}, now {value!r} is asked; start "
+                "over (--start-over) or choose another run name"
+            )
+
+
+def _train_on_ray(job: JudgeJob, identity: str) -> None:
+    """Run the worker to its end; raises an error that another attempt would meet again."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    config = job.config
+    use_gpu = join_cluster("recall.train", device=config.device, cpus_per_worker=config.cpus_per_worker)
+    state = job.run_folder / "ray"
+    shutil.rmtree(state, ignore_errors=True)  # the checkpoints lie beside it: Ray's own list of them stays empty
+    trainer = TorchTrainer(
+        partial(_work_on_ray, job, identity, use_gpu=use_gpu),  # type: ignore[arg-type]  # type checkers see V1 here
+        scaling_config=ScalingConfig(
+            num_workers=1,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {}),
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]
+            name="train",
+            storage_path=str(state.absolute()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    fatal: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
+    if fatal is not None:
+        raise fatal
+
+
+def _work_on_ray(job: JudgeJob, identity: str, *, use_gpu: bool) -> Exception | None:
+    """Run the worker; return an error that another attempt would meet again."""
+    try:
+        work(job, identity, use_gpu=use_gpu)
+    except _FATAL_ERRORS as error:
+        return error
+    return None

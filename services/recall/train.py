@@ -1,0 +1,164 @@
+"""Training of a judge: windows as MemRecall makes them, a label per token, binary cross-entropy (CogLTX, section 3.2).
+
+A window holds what memory could hold, some relevant blocks and some others, and behind it what competes: the rest of
+the relevant blocks, those that BM25 takes for them, and any others, in the order of the text. What a step draws depends
+on seed and step alone, so that a resumed run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion_core.recall.labels import bm25
+from services.recall.examples import Example, gold_blocks
+from services.recall.judge import Document, Judge
+from services.recall.training_config import JudgeTrainingConfig
+
+_MEMORY_BLOCKS = 3
+"""Blocks that a training window's memory holds at most: the stride of a first hop."""
+_STATE = "judge_trainer.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A document with its question. `relevant` holds blocks; `likely` all others, the best by BM25 first."""
+
+    document: Document
+    start: list[int]
+    relevant: list[int]
+    likely: list[int]
+
+
+def label(judge: Judge, example: Example, block_tokens: int) -> Labelled:
+    """Return an example in the judge's blocks; relevant are those of its spans."""
+    document = judge.read(example.text, block_tokens)
+    chosen = sorted(set(gold_blocks(example, document.spans)))
+    order = np.argsort(-bm25(example.question, document.blocks), kind="stable").tolist()
+    others = [block for block in order if block not in chosen]
+    return Labelled(document, judge.question(example.question), chosen, others)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The figures of one step. `loss`: nats per token. `gradient_norm`: before clipping. `tokens`: padding included."""
+
+    number: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+
+
+class JudgeTrainer:
+    """The training of one judge on one device."""
+
+    def __init__(self, judge: Judge, examples: Sequence[Labelled], config: JudgeTrainingConfig) -> None:
+        """Take at least one example with a relevant block; ValueError naming `recall.train.window_tokens` if none fits.
+
+        The documents' order counts: a resumed run must give the same.
+        """
+        self.judge, self._config = judge, config
+        self.steps = 0
+        room = [config.window_tokens - len(example.start) for example in examples]
+        self._examples = [
+            example
+            for example, left in zip(examples, room, strict=True)
+            if example.relevant and left >= max(example.document.tokens_in_window)
+        ]
+        if not self._examples:
+            raise ValueError(
+                "recall.train.window_tokens: no example has a relevant block that fits behind its question"
+            )
+        self._optimizer = torch.optim.AdamW(
+            judge.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def step(self) -> Step:
+        """Take the next step; return its figures. Raises ArithmeticError when the loss is not finite."""
+        draw = np.random.default_rng((self._config.seed, self.steps))
+        torch.manual_seed(self._config.seed * 1_000_003 + self.steps)  # dropout
+        chosen = [self._examples[draw.integers(len(self._examples))] for _ in range(self._config.batch_windows)]
+        windows = [draw_window(example, self._config.window_tokens, draw) for example in chosen]
+        packed = [
+            (example.start, [example.document.token_ids_B[block] for block in window])
+            for example, window in zip(chosen, windows, strict=True)
+        ]
+        batch = self.judge.batch(packed)
+        most = max(map(len, windows))
+        gold_WB = torch.zeros(len(windows), most + 1)
+        for number, (example, window) in enumerate(zip(chosen, windows, strict=True)):
+            gold_WB[number, 1 : len(window) + 1] = torch.tensor(np.isin(window, example.relevant), dtype=torch.float32)
+        labels_WT = gold_WB.to(batch.block_WT.device).gather(1, batch.block_WT + 1)
+        with self.judge.training():
+            logits_WT = self.judge.logits(batch)
+        of_block_WT = batch.block_WT >= 0
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_WT[of_block_WT], labels_WT[of_block_WT])
+        if not torch.isfinite(loss):
+            raise ArithmeticError(
+                f"the judge's loss is {float(loss)} in step {self.steps + 1}; lower recall.train.learning_rate"
+            )
+        rate = self._config.learning_rate * _share(self.steps, self._config)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = float(torch.nn.utils.clip_grad_norm_(self.judge.model.parameters(), self._config.clip_norm))
+        self._optimizer.step()
+        self.steps += 1
+        return Step(self.steps, float(loss.detach()), norm, rate, batch.input_ids_WT.numel())
+
+    def save(self, folder: Path) -> None:
+        """Write the judge's folder, with the state that `restore` reads beside it."""
+        self.judge.save(folder)
+        torch.save({"steps": self.steps, "optimizer": self._optimizer.state_dict()}, folder / _STATE)
+
+    def restore(self, folder: Path) -> None:
+        """Go on where the trainer that wrote the folder stopped."""
+        state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        weights = Judge.load(folder).model.state_dict()
+        self.judge.model.load_state_dict(weights)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.steps = int(state["steps"])
+
+
+def draw_window(example: Labelled, window_tokens: int, draw: np.random.Generator) -> list[int]:
+    """Return the blocks of one training window: memory's first, then those that compete, each in the text's order."""
+    sizes = example.document.tokens_in_window
+    left = window_tokens - len(example.start)
+    held: list[int] = []
+    relevant = draw.permutation(example.relevant).tolist()
+    known = relevant[: int(draw.integers(0, len(relevant) + 1))]
+    strangers = _strangers(example, draw)
+    for block in [*known, *strangers[: int(draw.integers(0, _MEMORY_BLOCKS))]][:_MEMORY_BLOCKS]:
+        if sizes[block] <= left - max(sizes):  # one block at least must compete
+            held.append(block)
+            left -= sizes[block]
+    rest = [block for block in relevant if block not in held]
+    # Most windows of a competition hold nothing that matters, or one block of several.
+    rest = rest if draw.random() < 0.5 else rest[:1]
+    competing = []
+    for block in [*rest, *(block for block in strangers if block not in held)]:
+        if sizes[block] <= left:
+            competing.append(block)
+            left -= sizes[block]
+    return [*sorted(held), *sorted(competing)]
+
+
+def _strangers(example: Labelled, draw: np.random.Generator) -> list[int]:
+    """Return blocks that are not relevant, in random order: half of them likely ones, half any."""
+    likely = draw.permutation(example.likely[:8]).tolist()
+    others: list[int] = draw.permutation(example.likely[8:]).tolist() if len(example.likely) > 8 else []
+    mixed = [block for pair in zip(likely, others, strict=False) for block in pair]
+    return [*mixed, *likely[len(others) :], *others[len(likely) :]]
+
+
+def _share(step: int, config: JudgeTrainingConfig) -> float:
+    """Return the share of the highest learning rate at a step: a line up, and a line down to 0."""
+    warmup = max(1, round(config.warmup_share * config.steps))
+    return min((step + 1) / warmup, (config.steps - step) / max(1, config.steps - warmup))

@@ -1,0 +1,34 @@
+"""Section `recall.train` of a recipe: how a judge learns."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.base.settings import Settings
+
+
+class JudgeTrainingConfig(Settings):
+    """Training of the judge on questions whose relevant blocks are known."""
+
+    files: tuple[str, ...] = Field(min_length=1, description="JSON lines of text, question and spans.")
+    held_out: tuple[str, ...] = Field((), description="Such files that `fusion recall eval` reads.")
+    encoder: str = Field("all-minilm-l6-v2", min_length=1, description="Catalogue name, URL or folder of an encoder.")
+    steps: int = Field(300, ge=1)
+    batch_windows: int = Field(6, ge=1, description="Windows of a step.")
+    block_tokens: int = Field(63, ge=4, le=63, description="Tokens of a block at most.")
+    window_tokens: int = Field(256, ge=16, le=512, description="Tokens of a training window, the question's included.")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="Highest learning rate of AdamW.")
+    warmup_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps in which it rises; then it falls to 0."
+    )
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
+    seed: int = Field(0, ge=0, lt=2**31)
+    num_workers: Literal[0, 1] = Field(1, description="1: a worker of Ray Train; 0: in this process.")
+    cpus_per_worker: float = Field(1, gt=0)
+    torch_threads: int = Field(1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_steps: int = Field(50, ge=1)
+    max_failures: int = Field(2, ge=0, description="Attempts after the first one that a worker may take.")
