@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from services.base.settings import MEMORY_PATTERN, Settings
+from services.base.settings import Settings
+from services.recall.training_config import JudgeTrainingConfig
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 
@@ -41,3 +43,4 @@ class RecallConfig(Settings):
     budget_bytes: int = Field(4096, ge=1, le=2**20, description="Bytes of all key blocks of a text.")
     hops: Hops = Field((3, 5), description="Blocks that the judge keeps in mind after each hop.")
     rehearsal: bool = Field(True, description="Whether the judge reads the best of a hop together once more.")
+    train: JudgeTrainingConfig | None = Field(None, description="How `fusion recall train` makes a judge.")

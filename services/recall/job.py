@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from services.base.atomic import sweep_partial, whole_folder
-from services.base.errors import FailedPreconditionError, ServiceError
+from services.base.errors import ServiceError
 from services.jobs.cluster import join_cluster
 from services.jobs.lease import held_leases
 from services.jobs.run_folder import RunFolder
-from services.jobs.run_record import RunRecord, claim_run_folder
+from services.jobs.run_record import RunRecord, check_same_settings, claim_run_folder
 from services.jobs.step_log import StepLog
 from services.jobs.storage import MANIFEST, newest_complete
 from services.models.catalogue import resolve_model
@@ -80,7 +80,7 @@ def run(job: JudgeJob, *, start_over: bool = False) -> bool:
         if start_over:
             job.files.clear()
         if job.files.model.is_dir():
-            _check_finished(record, job.files)
+            check_same_settings(record, job.files)
             return False
         claim_run_folder(record, job.files, checkpoints)
         if job.config.num_workers == 0:
@@ -159,17 +159,6 @@ def _record(job: JudgeJob, examples: list[Example]) -> RunRecord:
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     details = {"encoder": job.config.encoder, "examples": len(examples)}
     return RunRecord(job.run_name, settings, identity, details, job.recipe)
-
-
-def _check_finished(record: RunRecord, files: RunFolder) -> None:
-    """Raise FailedPreconditionError naming the setting in which a run that has ended differs from the one asked for."""
-    earlier = json.loads(files.record.read_text(encoding="utf-8"))["settings"]
-    for key, value in json.loads(json.dumps(record.settings)).items():
-        if earlier.get(key) != value:
-            raise FailedPreconditionError(
-                f"{key}: run {record.run_name} was trained with {earlier.get(key)!r}, now {value!r} is asked; start "
-                "over (--start-over) or choose another run name"
-            )
 
 
 def _train_on_ray(job: JudgeJob, identity: str) -> None:

@@ -107,7 +107,8 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `load` reads."""
-        self.model.save_pretrained(folder)
+        with quiet():
+            self.model.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
 
     def read(self, text: str, block_tokens: int = BLOCK_TOKENS) -> Document:

@@ -35,7 +35,7 @@ _NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 ServiceBeside: TypeAlias = RecallConfig | VerifyConfig | RewardServiceConfig
 """Settings of a service that is deployed beside sources and fusion service."""
 TRAINED = "trained"
-"""Name of a run of section `reward` that names none; its model is the one that is served."""
+"""Name of a run of section `reward` or `recall.train` that names none; of reward models it is the one served."""
 
 
 class RecipeError(ValueError):
@@ -187,6 +187,7 @@ class Recipe(Settings):
         own = (
             self.curated_folder,
             self.recalled_folder,
+            self.recall_folder,
             self.reward_folder,
             Path(self.corpus_folder),
             self.target_folder,
@@ -200,6 +201,11 @@ class Recipe(Settings):
     def curated_folder(self) -> Path:
         """The folder of section `curate`: its steps, their ledger, and the documents that are left."""
         return self.run_folder / "curate"
+
+    @property
+    def recall_folder(self) -> Path:
+        """The folder of the runs of section `recall.train`, each in a folder of its own name."""
+        return self.run_folder / "recall"
 
     @property
     def reward_folder(self) -> Path:

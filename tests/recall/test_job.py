@@ -76,7 +76,7 @@ def test_a_run_that_broke_off_goes_on_to_the_same_weights(
 
 def test_another_run_under_the_same_name_is_refused(trained: JudgeJob) -> None:
     other = trained.config.model_copy(update={"learning_rate": 1e-3})
-    with pytest.raises(FailedPreconditionError, match=r"recall.train.learning_rate: run judge was trained with 0.005"):
+    with pytest.raises(FailedPreconditionError, match=r"recall.train.learning_rate: run judge was started with 0.005"):
         run(JudgeJob("judge", trained.run_folder, other))
 
 

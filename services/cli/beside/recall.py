@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.options import out, print_line, read_recipe, user_errors
+from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
 
 if TYPE_CHECKING:
     from services.commands.recall.select import Found
@@ -21,6 +21,7 @@ _Address = Annotated[str | None, typer.Option(help="host:port of a recall servic
 _Application = Annotated[str | None, typer.Option(help="Serve application of that service.")]
 _BudgetBytes = Annotated[int | None, typer.Option(help="Bytes of all key blocks together.")]
 _Hops = Annotated[str | None, typer.Option(metavar="N,N", help="Blocks kept in mind after each hop, such as 3,5.")]
+_RunName = Annotated[str, typer.Option(help="Folder of the run below `recall` in the recipe's.")]
 
 
 @app.command()
@@ -67,6 +68,51 @@ def ask(
         found, answered = answer(lookup, chosen, source, sampling)
         _show(found)
         print_line(f"answer: {answered.strip()}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    run_name: _RunName = "trained",
+    start_over: Annotated[bool, typer.Option(help="Forget checkpoints and judge of the same run name.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
+    ] = None,
+) -> None:
+    """Train the judge of section `recall.train` as a Ray job. Running it again resumes from the last checkpoint."""
+    from services.commands.recall.train import train_judge
+    from services.deploy.local_ray import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        checked = read_recipe(recipe, set_)
+        code = train_judge(
+            checked, run_name=run_name, start_over=start_over, follow=not detach, dashboard=ray_address, console=out
+        )
+    raise typer.Exit(code)
+
+
+@app.command(name="eval")
+def evaluate(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    run_name: _RunName = "trained",
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks that every way may name.")] = 5,
+) -> None:
+    """Show how often all relevant blocks of held-out questions are found: by the judge, and by ways without one."""
+    with user_errors():
+        from rich.table import Table
+
+        from services.commands.recall.evaluate import evaluate_judge
+
+        shares, file = evaluate_judge(read_recipe(recipe, set_), run_name, blocks)
+        table = Table("way", "questions", "all found", "95 % interval")
+        for found in shares:
+            table.add_row(found.way, str(found.questions), f"{found.share:.3f}", f"{found.low:.3f} to {found.high:.3f}")
+        out.print(table)
+        print_line(f"written to {file}")
 
 
 def _show(found: list[Found]) -> None:

@@ -1,0 +1,88 @@
+"""`fusion recall train`: hand the training of a recipe's judge to Ray's job API, or do it in this process."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from services.deploy.local_ray import deployments
+from services.jobs.ray_job import job_name, submit
+from services.models.catalogue import resolve_model
+from services.recall.config import RecallConfig
+from services.recall.job import JudgeJob, run
+from services.recall.training_config import JudgeTrainingConfig
+from services.recipes.recipe import Recipe, RecipeError
+
+_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
+
+
+def training_sections(recipe: Recipe) -> tuple[RecallConfig, JudgeTrainingConfig]:
+    """Return the sections `recall` and `recall.train`; raises RecipeError where the recipe has none."""
+    if recipe.recall is None or recipe.recall.train is None:
+        raise RecipeError("recall.train: the recipe has no such section; it names the files to learn from")
+    return recipe.recall, recipe.recall.train
+
+
+def judge_job(recipe: Recipe, run_name: str) -> JudgeJob:
+    """Return the training run that a recipe describes; raises RecipeError naming the key that is wrong."""
+    _, config = training_sections(recipe)
+    try:
+        resolve_model(config.encoder)
+    except ValueError as error:
+        raise RecipeError(f"recall.train.encoder: {error}") from error
+    return JudgeJob(run_name, run_folder(recipe, run_name), config, recipe.to_yaml())
+
+
+def run_folder(recipe: Recipe, run_name: str) -> Path:
+    """Return the folder of a run of section `recall.train`; RecipeError for a name that leaves the recipe's folder."""
+    if not re.fullmatch(_NAME, run_name):
+        raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+    return (recipe.recall_folder / run_name).absolute()
+
+
+def train_judge(
+    recipe: Recipe,
+    *,
+    run_name: str,
+    start_over: bool = False,
+    follow: bool = True,
+    dashboard: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Train, or submit the job that does and follow it; return its exit code.
+
+    With `recall.train.num_workers: 0` training takes place in this process, without Ray.
+    """
+    job = judge_job(recipe, run_name)
+    if job.config.num_workers == 0:
+        train(job, start_over=start_over)
+        return 0
+    recipe_file = job.run_folder / "submitted.yaml"
+    recipe.save(recipe_file)
+    entrypoint = ["python", "-m", "services.commands.recall.train_job", "--recipe", str(recipe_file)]
+    entrypoint += ["--run-name", run_name, *(["--start-over"] if start_over else [])]
+    return submit(
+        entrypoint,
+        name=job_name(recipe.name, "recall", run_name),
+        dashboard=dashboard or _dashboard(recipe),
+        follow=follow,
+        console=console,
+    )
+
+
+def train(job: JudgeJob, *, start_over: bool = False) -> None:
+    """Train, and say where the judge is; raises what `services.recall.job.run` raises."""
+    done = "done" if run(job, start_over=start_over) else "trained already"
+    print(f"[recall {job.run_name}] {done}; the judge is in {job.files.model}", flush=True)
+
+
+def _dashboard(recipe: Recipe) -> str:
+    running = {deployment.name: deployment for deployment in deployments()}
+    if recipe.name in running:
+        return running[recipe.name].dashboard
+    raise RecipeError(
+        f"--ray-address: needed, because {recipe.name} is not up here; or run `fusion up` first, or train here "
+        "with recall.train.num_workers 0"
+    )
