@@ -28,7 +28,7 @@ LINES = [
     "blue river .",
     "boris was founder .",
     "dora of the city .",
-    "red blue .",
+    "blue river .",
 ]
 
 
