@@ -27,7 +27,7 @@ _STATE = "judge_trainer.pt"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A document with its question. `relevant` holds blocks; `likely` all others, the best by BM25 first."""
+    """A document with its question. `relevant` holds blocks, `likely` all others, both the best by BM25 first."""
 
     document: Document
     start: list[int]
@@ -38,10 +38,10 @@ class Labelled:
 def label(judge: Judge, example: Example, block_tokens: int) -> Labelled:
     """Return an example in the judge's blocks; relevant are those of its spans."""
     document = judge.read(example.text, block_tokens)
-    chosen = sorted(set(gold_blocks(example, document.spans)))
+    gold = set(gold_blocks(example, document.spans))
     order = np.argsort(-bm25(example.question, document.blocks), kind="stable").tolist()
-    others = [block for block in order if block not in chosen]
-    return Labelled(document, judge.question(example.question), chosen, others)
+    relevant = [block for block in order if block in gold]
+    return Labelled(document, judge.question(example.question), relevant, [b for b in order if b not in gold])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +128,24 @@ class JudgeTrainer:
 
 
 def draw_window(example: Labelled, window_tokens: int, draw: np.random.Generator) -> list[int]:
-    """Return the blocks of one training window: memory's first, then those that compete, each in the text's order."""
+    """Return the blocks of one training window: memory's first, then those that compete, each in the text's order.
+
+    Relevant blocks are taken in the order of BM25, as a chain: the question leads to the first, and what memory holds to
+    the next. A block that only others lead to never competes without them, because nothing would tell it from a rival.
+    """
     sizes = example.document.tokens_in_window
     left = window_tokens - len(example.start)
     held: list[int] = []
-    relevant = draw.permutation(example.relevant).tolist()
-    known = relevant[: int(draw.integers(0, len(relevant) + 1))]
+    known = int(draw.integers(0, len(example.relevant) + 1))
     strangers = _strangers(example, draw)
-    for block in [*known, *strangers[: int(draw.integers(0, _MEMORY_BLOCKS))]][:_MEMORY_BLOCKS]:
+    for block in [*example.relevant[:known], *strangers[: int(draw.integers(0, _MEMORY_BLOCKS))]][:_MEMORY_BLOCKS]:
         if sizes[block] <= left - max(sizes):  # one block at least must compete
             held.append(block)
             left -= sizes[block]
-    rest = [block for block in relevant if block not in held]
-    # Most windows of a competition hold nothing that matters, or one block of several.
-    rest = rest if draw.random() < 0.5 else rest[:1]
+    led_to = [block for block in example.relevant[:known] if block not in held]
+    led_to += example.relevant[known : known + int(draw.integers(0, len(example.relevant) - known + 1))]
     competing = []
-    for block in [*rest, *(block for block in strangers if block not in held)]:
+    for block in [*led_to, *(block for block in strangers if block not in held)]:
         if sizes[block] <= left:
             competing.append(block)
             left -= sizes[block]

@@ -38,12 +38,12 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Relation:
-    """Templates of both hops of a question, of its wording, and of a rival fact about the same person or thing."""
+    """Templates of both hops of a question, of its wording, and of another fact about the same thing."""
 
     question: tuple[str, ...]
     first: tuple[str, ...]
     second: tuple[str, ...]
-    beside: tuple[str, ...]
+    beside: str
 
 
 RELATIONS = (
@@ -54,7 +54,7 @@ RELATIONS = (
             "{thing} Limited hired {person} as an accountant.",
         ),
         ("{thing} Limited has its offices in {place}.", "The head office of {thing} Limited stands in {place}."),
-        ("{person} spent a long holiday abroad.", "{thing} Limited reported a small profit."),
+        "{thing} Limited reported a small profit.",
     ),
     Relation(
         ("In which town was the ship of {person} built?", "Where was the ship that {person} commands built?"),
@@ -63,19 +63,19 @@ RELATIONS = (
             "The {thing} sails under the command of {person}.",
         ),
         ("The {thing} was built in {place} by local carpenters.", "A yard in {place} built the {thing} long ago."),
-        ("{person} has never been seasick.", "The {thing} was painted green last year."),
+        "The {thing} was painted green last year.",
     ),
     Relation(
         ("In which town is the school that {person} attended?", "Where is the school at which {person} was a pupil?"),
         ("{person} was a pupil at {thing} School for six years.", "{thing} School counts {person} among its pupils."),
         ("{thing} School lies on a hill above {place}.", "The buildings of {thing} School are in {place}."),
-        ("{person} was known for being late.", "{thing} School has a choir of forty voices."),
+        "{thing} School has a choir of forty voices.",
     ),
     Relation(
         ("In which town is the estate that {person} inherited?", "Where is the estate of {person}?"),
         ("{person} inherited the {thing} estate from an aunt.", "The {thing} estate passed to {person} that year."),
         ("The {thing} estate lies at the edge of {place}.", "Visitors reach the {thing} estate from {place} on foot."),
-        ("{person} keeps two old horses.", "The {thing} estate has a famous garden."),
+        "The {thing} estate has a famous garden.",
     ),
 )
 
@@ -90,7 +90,7 @@ class Names:
 
 
 def prose(half: int) -> list[str]:
-    """Return sentences: for half 0 of many books and pages, mixed; for half 1 of the news, as they follow each other."""
+    """Return sentences: for half 0 of many books and pages, mixed; for half 1 of the news, in their order."""
     if half == 0:
         files = members(download(Package("npm", "nlp-corpus", "4.4.0")), "builds/doc-?.json")
         sentences = [sentence for _, data in files for sentence in json.loads(data)]
@@ -115,10 +115,7 @@ def make_example(draw: random.Random, names: Names, sentences: list[str], num_wo
     rivals = []
     for other, thing, place in zip([*others, *others], things[1:], places[1:], strict=False):
         rivals += [_say(draw, relation.first, other, thing, place), _say(draw, relation.second, other, thing, place)]
-    elsewhere = draw.choice([other for other in RELATIONS if other is not relation])
-    rivals.append(_say(draw, elsewhere.first, person, things[5], places[5]))  # the same person, another relation
-    rivals.append(_say(draw, elsewhere.second, person, things[5], places[5]))
-    rivals += [template.format(person=person, thing=things[0]) for template in relation.beside]
+    rivals.append(relation.beside.format(thing=things[0]))  # the right thing, nothing that matters
     facts = [_say(draw, hop, person, things[0], places[0]) for hop in (relation.first, relation.second)]
     start = draw.randrange(len(sentences))
     body: list[str] = []
