@@ -130,8 +130,8 @@ class JudgeTrainer:
 def draw_window(example: Labelled, window_tokens: int, draw: np.random.Generator) -> list[int]:
     """Return the blocks of one training window: memory's first, then those that compete, each in the text's order.
 
-    Relevant blocks are taken in the order of BM25, as a chain: the question leads to the first, and what memory holds to
-    the next. A block that only others lead to never competes without them, because nothing would tell it from a rival.
+    Relevant blocks are taken in the order of BM25, as a chain: the question leads to the first, and what memory holds
+    to the next. A block that only others lead to never competes without them: nothing would tell it from a rival.
     """
     sizes = example.document.tokens_in_window
     left = window_tokens - len(example.start)
