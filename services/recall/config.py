@@ -7,7 +7,6 @@ from typing import Annotated
 from pydantic import Field
 
 from services.base.settings import MEMORY_PATTERN, Settings
-from services.base.settings import Settings
 from services.recall.training_config import JudgeTrainingConfig
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
