@@ -42,6 +42,17 @@ class RewardServiceConfig(Settings):
         return self.torch_threads or max(1, math.floor(self.num_cpus))
 
 
+class PatchConfig(Settings):
+    """Section `reward.patch`: how a model is tuned against reward hacks that samples brought to light."""
+
+    least_pairs: int = Field(20, ge=1, description="Fewest pairs of an incident that is patched.")
+    most_pairs: int = Field(100, ge=1, description="Most pairs taken of an incident.")
+    replay: float = Field(
+        2.0, ge=0, description="Pairs of the data that are trained on again, to each pair of a patch."
+    )
+    epochs: int = Field(4, ge=1, description="Passes over the pairs of a patch and those replayed.")
+
+
 class RewardConfig(Settings):
     """A conditional reward model: its data, its domains with their prompts, its training, and its service."""
 
@@ -79,6 +90,7 @@ class RewardConfig(Settings):
     cpus_per_worker: float = Field(1.0, gt=0)
     torch_threads: int | None = Field(None, ge=1, description="Threads per worker; cpus_per_worker when not set.")
     max_failures: int = Field(3, ge=-1, description="Restarts from the last checkpoint; -1 for no limit.")
+    patch: PatchConfig = PatchConfig()
     serve: RewardServiceConfig | None = Field(None, description="The reward service, deployed where it is set.")
 
     @model_validator(mode="after")

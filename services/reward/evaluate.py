@@ -44,7 +44,8 @@ class Share:
         weight = _Z**2 / self.number
         middle = (self.value + weight / 2) / (1 + weight)
         half = math.sqrt(self.value * (1 - self.value) / self.number + _Z**2 / (4 * self.number**2)) * _Z / (1 + weight)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        low = 0.0 if self.right == 0 else max(0.0, middle - half)
+        return low, 1.0 if self.right == self.number else min(1.0, middle + half)
 
     def to_json(self) -> dict[str, Any]:
         low, high = self.interval

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def load_scorer(folder: Path, pad_id: int) -> Any:
         if trained and config.num_labels != 1:
             raise ValueError(f"it is a classifier with {config.num_labels} labels")
         config.num_labels, config.pad_token_id = 1, pad_id
-        with quiet():
+        with quiet(), _without_report():
             model: Any = AutoModelForSequenceClassification.from_pretrained(
                 folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
@@ -163,6 +164,19 @@ def load_scorer(folder: Path, pad_id: int) -> Any:
     if not trained:
         torch.nn.init.zeros_(model.score.weight)
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from reporting at length that the head is new."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def save_reward_model(model: Any, tokens: RewardTokenizer, card: RewardCard, folder: Path) -> None:

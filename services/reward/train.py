@@ -26,7 +26,7 @@ from services.reward.pairs import Pair, fingerprint, read_pairs, split_pairs
 _FATAL_ERRORS = (ServiceError, ValueError, ArithmeticError)
 """Errors that would come again in another attempt of the same workers."""
 _MAY_CHANGE = {
-    *("start", "data", "serve", "device", "num_workers", "cpus_per_worker", "torch_threads", "max_failures"),
+    *("start", "data", "serve", "device", "num_workers", "cpus_per_worker", "torch_threads", "max_failures", "patch"),
     *("checkpoint_every_steps", "keep_checkpoints"),
 }
 """Settings that do not decide the result, or decide it by what they name: start and data are known by their content."""

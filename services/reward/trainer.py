@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fusion_core.arrays import Int32
@@ -20,6 +21,7 @@ from services.base.errors import SettingError
 from services.jobs.step_log import StepLog
 from services.jobs.storage import MANIFEST, newest_complete
 from services.models.chat_template import TurnRefusedError
+from services.models.weights import quiet
 from services.reward.config import RewardConfig
 from services.reward.model import RewardCard, RewardTokenizer, load_scorer, pad, save_reward_model
 from services.reward.pairs import Pair
@@ -49,12 +51,14 @@ def train_to_end(job: RewardJob, identity: str) -> None:
         data_collator=lambda pairs: pad([p[0] for p in pairs] + [p[1] for p in pairs], tokens.pad_id),
         train_dataset=rows,
     )
+    trainer.remove_callback(PrinterCallback)  # the run's own lines are fewer
     first = bool(trainer.is_world_process_zero())
     logs = _Logs(job, identity, trainer, after_step=newest.step if newest else 0) if first else None
     if logs is not None:
         trainer.add_callback(logs)
     try:
-        trainer.train(resume_from_checkpoint=str(Path(newest.location) / newest.name) if newest else None)
+        with quiet():
+            trainer.train(resume_from_checkpoint=str(Path(newest.location) / newest.name) if newest else None)
     finally:
         if logs is not None:
             logs.close()

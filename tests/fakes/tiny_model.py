@@ -101,15 +101,12 @@ def sentences(num_bytes: int, seed: int) -> str:
     return text
 
 
-def make_tiny_model(folder: Path, *, vocabulary_size: int, seed: int, hidden_size: int = 32) -> Path:
-    """A random decoder of some thousand parameters with a tokenizer trained on generated text.
-
-    vLLM on CPUs refuses heads of fewer than 32 dimensions: there are two of them.
-    """
-    config = TargetConfig.model_validate(
-        {
-            "config": {"hidden_size": hidden_size, "num_layers": 2, "num_heads": 2, "intermediate_size": 64},
-            "tokenizer": {"train": {"vocabulary_size": vocabulary_size}},
-        }
+def make_tiny_model(
+    folder: Path, *, vocabulary_size: int, seed: int, config: dict[str, int] | None = None, text: str | None = None
+) -> Path:
+    """A random decoder of some thousand parameters with a tokenizer trained on generated text, or on `text`."""
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64} | (config or {})
+    target = TargetConfig.model_validate(
+        {"config": shape, "tokenizer": {"train": {"vocabulary_size": vocabulary_size}}}
     )
-    return prepare_target(config, [sentences(20_000, seed)], folder, seed)
+    return prepare_target(target, [text or sentences(20_000, seed)], folder, seed)

@@ -96,3 +96,46 @@ def score(
         out.print(table if table.row_count else "no answers")
         if to is not None:
             print_line(f"scores: {to}")
+
+
+@app.command()
+def patch(
+    recipe: RecipeArgument,
+    samples: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCORED.jsonl", exists=True, dir_okay=False, help="Answers, as `fusion reward score --to` writes."
+        ),
+    ],
+    run_name: Annotated[str, typer.Option(help="Folder of the patched model, below `reward` in the recipe's.")],
+    set_: SetOption = None,
+    start: Annotated[str, typer.Option(help="Run whose model is patched.")] = "trained",
+    detector: Annotated[
+        list[str] | None, typer.Option(help="length, repetition, refusal or verifier; all by default, may be repeated.")
+    ] = None,
+    usual_words: Annotated[
+        float | None, typer.Option(min=1, help="Words of an answer before tuning; default the samples' median.")
+    ] = None,
+) -> None:
+    """Find reward hacks in scored answers, several to a prompt, and tune the reward model against them, here."""
+    with user_errors():
+        from rich.table import Table
+
+        from services.commands.reward.patch import patch_run
+
+        checked = read_recipe(recipe, set_)
+        found, line = patch_run(
+            checked, samples, run_name=run_name, start=start, detectors=detector or (), usual_words=usual_words
+        )
+        table = Table("detector", "suspicious answers", "prompts where one wins")
+        for incident in found:
+            table.add_row(incident.detector, f"{incident.answers:,}", f"{incident.prompts:,}")
+        out.print(table)
+        if not line["pairs"]:
+            print_line("nothing to patch: no incident has reward.patch.least_pairs pairs")
+        else:
+            print_line(f"{line['pairs']} pairs, {line['replayed']} replayed; the model is in {line['model']}")
+        if "right_after" in line:
+            print_line(
+                f"held-out pairs in the right order: {line['right_before']:.3f} before, {line['right_after']:.3f} after"
+            )
