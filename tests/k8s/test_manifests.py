@@ -57,4 +57,5 @@ def test_every_part_of_the_table_is_in_some_overlay() -> None:
         "monitoring",
         "object-store",
         "openshift",
+        "reward",
     }

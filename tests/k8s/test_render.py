@@ -54,6 +54,31 @@ def test_autoscaling_and_spread_gpus_reach_the_worker_group(build: Build, k8s: P
     assert groups["source-model-2"] == ((2, 2, 2), "8")
 
 
+def test_a_reward_service_comes_with_the_recipe_that_has_one(build: Build, k8s: Path) -> None:
+    recipe = recipe_of(1)
+    serve = {"num_replicas": 2, "num_cpus": 3, "num_gpus": 1, "memory": "12Gi", "max_items": 7}
+    reward = {"start": "gemma-3-270m", "data": ["/data/runs/pairs.jsonl"], "domains": {"chat": "Be kind."}}
+    assert render(k8s, recipe | {"reward": reward | {"serve": serve}}).exit_code == 0
+    documents = kustomize(k8s / "overlays" / "many")
+    assert list(problems(documents, ["base", "reward"])) == []
+    [service] = [d for d in documents if (d["kind"], d["metadata"]["name"]) == ("RayService", "reward")]
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"] == serve | {"model": f"/data/runs/{recipe['name']}/reward/trained/model"}
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert (group["replicas"], resources["requests"]["memory"], resources["limits"]["nvidia.com/gpu"]) == (
+        2,
+        "12Gi",
+        "1",
+    )
+    [inside] = [d["data"]["recipe.yaml"] for d in documents if "recipe.yaml" in d.get("data", {})]
+    assert yaml.safe_load(inside)["reward"]["serve"] == {"address": "reward:9000", "application": "reward"}
+    refused = render(k8s, recipe | {"reward": reward | {"serve": {"model": "/home/me/model"}}})
+    assert (refused.exit_code, "reward.serve.model: /home/me/model" in refused.stderr.replace("\n", " ")) == (2, True)
+    assert render(k8s, recipe).exit_code == 0
+    assert not (k8s / "overlays" / "many" / "reward.yaml").exists()
+
+
 def test_adding_a_source_changes_no_other_source(k8s: Path) -> None:
     folder = k8s / "overlays" / "many"
     render(k8s, recipe_of(3))

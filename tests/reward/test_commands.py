@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from services.cli.app import app
-from services.deploy.k8s.cluster_recipe import cluster_recipe
 from services.deploy.serve_config import serve_config
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import Recipe
 from services.reward.train import RewardJob
 from tests.fakes.services.plain_reward import plain_reward_service
 from tests.reward.planted import planted_pairs
@@ -104,5 +103,3 @@ def test_the_section_adds_the_application_unless_one_runs_already(trained: Rewar
         assert len(serve_config(deployed(without))["applications"]) == 1
     with pytest.raises(ValidationError, match=r"reward\.serve\.application: one is the name of another"):
         deployed({"application": "one"})
-    with pytest.raises(RecipeError, match=r"^reward\.serve: there are no manifests"):
-        cluster_recipe(deployed({}))

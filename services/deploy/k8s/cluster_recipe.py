@@ -9,8 +9,9 @@ from services.base.home import fusion_home
 from services.models.catalogue import MODELS, RECORD
 from services.models.reference import is_reference, parse_reference
 from services.recipes.defaults import curated_files
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import TRAINED, Recipe, RecipeError
 from services.recipes.resolve import models_to_fetch
+from services.reward.config import RewardConfig, RewardServiceConfig
 from services.source.config import AnySource, SourceAtAddress, SourceConfig
 
 GRPC_PORT = 9000
@@ -34,8 +35,6 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError("service.address: leave it out; the overlay brings the fusion service")
     if recipe.verify is not None and recipe.verify.address is None:
         raise RecipeError("verify: there are no manifests of a verifier; give the address of one, or leave it out")
-    if recipe.reward is not None and recipe.reward.serve is not None and recipe.reward.serve.address is None:
-        raise RecipeError("reward.serve: there are no manifests of a reward service; give the address of one")
     corpus = recipe.corpus
     if recipe.reads_curated:  # they lie in the run's folder, which is another one in the cluster
         corpus = corpus.model_copy(update={"files": (curated_files(Path(RUNS_FOLDER / recipe.name)),)})
@@ -50,8 +49,28 @@ def cluster_recipe(recipe: Recipe) -> Recipe:
             "output_dir": str(RUNS_FOLDER),
             "sources": tuple(_by_address(source) for source in recipe.sources),
             "service": service,
+            "reward": _reward_by_address(recipe),
         }
     )
+
+
+def served_model(recipe: Recipe) -> str:
+    """Return the folder of the reward model as pods see it; raises RecipeError for one that no pod could see."""
+    assert recipe.reward is not None and recipe.reward.serve is not None
+    if (model := recipe.reward.serve.model) is None:
+        return str(RUNS_FOLDER / recipe.name / "reward" / TRAINED / "model")
+    if not any(PurePosixPath(model).is_relative_to(folder) for folder in (MODELS_FOLDER, RUNS_FOLDER)):
+        raise RecipeError(f"reward.serve.model: {model} is not below {MODELS_FOLDER} or {RUNS_FOLDER}, where pods look")
+    return model
+
+
+def _reward_by_address(recipe: Recipe) -> RewardConfig | None:
+    """Return section `reward` with the address of the service that the overlay brings."""
+    if recipe.reward is None or recipe.reward.serve is None or recipe.reward.serve.address is not None:
+        return recipe.reward
+    served_model(recipe)
+    serve = RewardServiceConfig(address=f"reward:{GRPC_PORT}", application=recipe.reward.serve.application)
+    return recipe.reward.model_copy(update={"serve": serve})
 
 
 def model_marker(model: str) -> str:

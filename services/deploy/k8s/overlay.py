@@ -6,6 +6,7 @@ Files of one overlay:
     recipe.yaml                    the recipe inside the cluster, for the preparing job and the training job
     fusion.yaml                    Serve config of the fusion service
     recall/                        the judge of key blocks, where the recipe has one
+    reward/                        the reward service, where the recipe deploys one
     sources/NAME/                  one source: kustomization.yaml and its Serve config
 
 The same recipe gives the same bytes. Adding a source adds its folder and touches `kustomization.yaml`, `recipe.yaml`
@@ -41,6 +42,7 @@ from services.deploy.k8s.pods import (
     requests,
     sizes,
 )
+from services.deploy.k8s.reward import REWARD_SECTION, reward_files
 from services.deploy.k8s.serving import (
     CONTAINER,
     WORKERS,
@@ -53,6 +55,8 @@ from services.deploy.serve_config import fusion_application, source_application
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
 
+_BESIDE = {"recall": "recall", REWARD_SECTION: "reward"}
+"""Folders of the services beside sources and fusion service, by section of the recipe."""
 _JOB_WORKERS = "/spec/rayClusterSpec/workerGroupSpecs/0"
 
 
@@ -83,6 +87,7 @@ def overlay_files(
     if recipe.recall is not None and "recall" in recipe.beside:
         files["recall/kustomization.yaml"] = dump(recall_kustomization(recipe.recall, up(base, 1), nodes))
         files["recall/rayservice.yaml"] = dump(recall_serve_patch(recipe.recall))
+    files |= reward_files(recipe, up(base, 1), nodes)
     return files
 
 
@@ -112,7 +117,8 @@ def differences(files: Mapping[str, str], folder: Path) -> list[str]:
 
 def leftovers(files: Mapping[str, str], folder: Path) -> list[Path]:
     """Return the files of an earlier rendering that the recipe does not need."""
-    mine = sorted([*folder.glob("sources/*/*.yaml"), *folder.glob("recall/*.yaml")])
+    beside = [path for name in _BESIDE.values() for path in folder.glob(f"{name}/*.yaml")]
+    mine = sorted([*folder.glob("sources/*/*.yaml"), *beside])
     return [path for path in mine if str(path.relative_to(folder)) not in files and path.read_text().startswith(HEADER)]
 
 
@@ -130,12 +136,13 @@ def _fusion_args(recipe: Recipe, inside: Recipe) -> dict[str, Any]:
 def _kustomization(
     recipe: Recipe, inside: Recipe, base: str, run_name: str, nodes: GpuNodes, queue: str | None
 ) -> dict[str, Any]:
-    sources, recall = [source.name for source in recipe.deployed], ["recall"] if "recall" in recipe.beside else []
+    sources = [source.name for source in recipe.deployed]
+    beside = [folder for section, folder in _BESIDE.items() if section in recipe.beside]
     document: dict[str, Any] = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": "llm-fusion",
-        "resources": [part(base, "base"), *(f"sources/{name}" for name in sources), *recall],
+        "resources": [part(base, "base"), *(f"sources/{name}" for name in sources), *beside],
         "components": [part(base, f"components/{name}") for name in _components(recipe)],
         "configMapGenerator": [{"name": "fusion-recipe", "files": ["recipe.yaml"]}],
         # KubeRay's kinds are unknown to kustomize: a hash in the name would not reach their references.

@@ -14,7 +14,12 @@ from services.rpc.health import SERVICER as HEALTH_SERVICER
 from services.source.app import SERVICER as SOURCE_SERVICER
 
 _HTTP_PORT = 8000
-_SERVICERS = {"source": SOURCE_SERVICER, "fusion": FUSION_SERVICER, "recall": SERVICERS_BESIDE["recall"]}
+_SERVICERS = {
+    "source": SOURCE_SERVICER,
+    "fusion": FUSION_SERVICER,
+    "recall": SERVICERS_BESIDE["recall"],
+    "reward": SERVICERS_BESIDE["reward.serve"],
+}
 _WAIT_SECONDS = 86_400
 WORKERS = "/spec/rayClusterConfig/workerGroupSpecs/0"
 """Path of the worker group in a RayService."""

@@ -97,6 +97,8 @@ def _addresses(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
             yield from _of_sources(title(document), recipe["sources"])
             if address := recipe.get("recall", {}).get("address"):
                 yield f"{title(document)}, recall", address
+            if address := ((recipe.get("reward") or {}).get("serve") or {}).get("address"):
+                yield f"{title(document)}, reward service", address
         if "envoy.yaml" in document["data"]:
             yield from _of_envoy(title(document), yaml.safe_load(document["data"]["envoy.yaml"]))
     for document in of_kind(documents, "RayService", "RayJob"):

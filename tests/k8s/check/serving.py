@@ -19,6 +19,7 @@ from services.deploy.k8s.cluster_recipe import GRPC_PORT, LONGEST_RAY_NAME
 from services.fusion.config import FusionServiceConfig
 from services.recall.config import RecallConfig
 from services.recipes.recipe import Recipe
+from services.reward.config import RewardServiceConfig
 from services.source.config import SourceConfig
 from services.wire.protocol import MAX_MESSAGE_BYTES
 from tests.k8s.check.manifests import Document, matches, of_kind, pods, ray_cluster, serve_configs, title
@@ -27,6 +28,7 @@ _ARGUMENTS: dict[str, type[BaseModel]] = {
     "services.source.app:build": SourceConfig,
     "services.fusion.app:build": FusionServiceConfig,
     "services.recall.app:build": RecallConfig,
+    "services.reward.app:build": RewardServiceConfig,
 }
 
 
@@ -145,8 +147,11 @@ def _replica_problems(document: Document, group: dict[str, Any]) -> Iterator[str
             replicas, cpus = args.num_replicas, args.num_cpus
             needed = at_once = int(args.num_gpus > 0)
             autoscaled = False
+        elif isinstance(args, RewardServiceConfig):
+            replicas, cpus, needed = args.num_replicas, args.num_cpus, args.num_gpus
+            at_once, autoscaled = needed, False
         else:
-            assert isinstance(args, FusionServiceConfig), "no fourth kind is served"
+            assert isinstance(args, FusionServiceConfig), "no other kind is served"
             replicas, cpus = args.service.num_replicas, args.service.num_cpus
             needed, at_once, autoscaled = 0, 0, False
         if replicas > most_pods:
