@@ -47,10 +47,13 @@ def _wishes(report: Report, folder: Path, seeds: range, size: float) -> None:
     held_out = conflicting_pairs(600, seed=10**6)
     total = {loss: {"right": Share(0, 0), "swapped": Share(0, 0)} for loss in _LOSSES}
     extremes: list[float] = []
+    by_seed: dict[str, list[float]] = {"right": [], "swapped": []}
     for seed in seeds:
         for loss, settings in _LOSSES.items():
             name = f"wishes-{seed}-{loss.split(',')[0].split()[0]}"
-            job = reward_job(folder, name, lambda s=seed: conflicting_pairs(round(3000 * size), s), seed, **settings)
+            job = reward_job(
+                folder, name, lambda s=seed: conflicting_pairs(round(3000 * size), s), seed, epochs=5, **settings
+            )
             start = process_time()
             model = _trained(job)
             seconds = process_time() - start
@@ -61,15 +64,16 @@ def _wishes(report: Report, folder: Path, seeds: range, size: float) -> None:
                 total[loss][key] = Share(so_far.right + share.right, so_far.number + share.number)
             if settings == {}:
                 extremes += [abs(found.least_score), abs(found.largest_score)]
+                by_seed["right"].append(right.value)
+                by_seed["swapped"].append(swapped.value)
             report.row(
                 table="contradicting wishes", loss=loss, seed=seed, **_cells(right=right, swapped=swapped),
                 least_score=found.least_score, largest_score=found.largest_score, cpu_seconds=seconds,
             )  # fmt: skip
     for loss, shares in total.items():
         report.row(table="all seeds", loss=loss, **_cells(**shares))
-    focal = total["focal, barrier"]
-    report.check("right under the right prompt, all seeds", focal["right"].value, "share", at_least=0.95)
-    report.check("right under the swapped prompt, all seeds", focal["swapped"].value, "share", at_most=0.05)
+    report.check("right under the right prompt, least seed", min(by_seed["right"]), "share", at_least=0.95)
+    report.check("right under the swapped prompt, largest seed", max(by_seed["swapped"]), "share", at_most=0.05)
     report.check("largest score without its sign", max(extremes), "", at_most=5)
 
 
