@@ -95,10 +95,8 @@ def _addresses(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
             recipe = yaml.safe_load(document["data"]["recipe.yaml"])
             yield f"{title(document)}, service", recipe["service"]["address"]
             yield from _of_sources(title(document), recipe["sources"])
-            if address := recipe.get("recall", {}).get("address"):
-                yield f"{title(document)}, recall", address
-            if address := ((recipe.get("reward") or {}).get("serve") or {}).get("address"):
-                yield f"{title(document)}, reward service", address
+            beside = {"recall": recipe.get("recall", {}), "reward": recipe.get("reward", {}).get("serve", {})}
+            yield from ((f"{title(document)}, {name}", s["address"]) for name, s in beside.items() if "address" in s)
         if "envoy.yaml" in document["data"]:
             yield from _of_envoy(title(document), yaml.safe_load(document["data"]["envoy.yaml"]))
     for document in of_kind(documents, "RayService", "RayJob"):
