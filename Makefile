@@ -29,7 +29,7 @@ export UV_FIND_LINKS ?= $(subst $(empty) $(empty),$(comma),$(strip $(PIP_FIND_LI
 # Where it is set, every process compiles torch, Ray and vLLM anew, ten seconds of a core each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup proto quickstart test drill lint format bench k8s-check k8s-render lock clean
+.PHONY: help setup proto quickstart test drill lint format bench gpu-check k8s-check k8s-render lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench: setup ## all benchmarks in quick mode; results in runs/bench
 	  name=$$(echo $$file | sed 's,^tests/bench/,,; s,/__main__,,; s,\.py$$,,'); echo "== $$name"; \
 	  $(BIN)/python -m tests.bench.$$name --quick --json runs/bench/$$name.json; \
 	done
+
+gpu-check: setup ## losses, step, workers, checkpoint, experts and projection on a GPU, in a few minutes; DEVICE=cpu tries it
+	$(BIN)/python -m tests.gpu $(if $(DEVICE),--device $(DEVICE)) $(if $(JSON),--json $(JSON))
 
 k8s-check: setup ## the manifests in k8s/, without a cluster; SCHEMAS=folder of KubeRay's CRD schemas
 	$(BIN)/python -m tests.k8s.check $(if $(SCHEMAS),--schemas $(SCHEMAS))

@@ -39,24 +39,34 @@ WINDOWS, LENGTH, CANDIDATES = 4, 256, 32
 class Case:
     """A model, its optimiser and one batch of N = WINDOWS * LENGTH tokens; `step(side)` trains on it once."""
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        windows: int = WINDOWS,
+        hidden_size: int = 256,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         torch.manual_seed(0)
         self.model = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=vocabulary_size, hidden_size=256, intermediate_size=688, num_hidden_layers=5,
+                vocab_size=vocabulary_size, hidden_size=hidden_size, intermediate_size=688, num_hidden_layers=5,
                 num_attention_heads=4, tie_word_embeddings=True,
             )
-        )  # fmt: skip
+        ).to(device)  # fmt: skip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        self.tokens_BL = torch.randint(vocabulary_size, (WINDOWS, LENGTH + 1))
-        num_tokens = WINDOWS * LENGTH
+        self.tokens_BL = torch.randint(vocabulary_size, (windows, LENGTH + 1)).to(device)
+        self.num_tokens = num_tokens = windows * LENGTH
         ids_NK = torch.randint(vocabulary_size // CANDIDATES, (num_tokens, CANDIDATES)) * CANDIDATES
         ids_NK += torch.arange(CANDIDATES)  # so that the ids of a row differ
         logprobs_NJ = torch.log_softmax(2 * torch.randn(num_tokens, CANDIDATES + 1), dim=1)
         mask_N = torch.arange(num_tokens) % 50 != 0
-        self.rows = SparseRows(ids_NK, logprobs_NJ[:, :-1].contiguous(), logprobs_NJ[:, -1].contiguous(), mask_N)
+        self.rows = SparseRows(
+            ids_NK.to(device), logprobs_NJ[:, :-1].contiguous().to(device), logprobs_NJ[:, -1].contiguous().to(device),
+            mask_N.to(device),
+        )  # fmt: skip
 
     def step(self, side: str) -> float:
         loss: Tensor = getattr(self, f"_{side}")()
@@ -67,12 +77,13 @@ class Case:
         return float(loss.detach())
 
     def _fused(self) -> Tensor:
-        clm_N = torch.full((WINDOWS * LENGTH,), LAMBDA / (WINDOWS * LENGTH))
+        clm_N = torch.full((self.num_tokens,), LAMBDA / self.num_tokens, device=self.tokens_BL.device)
         fusion_N = torch.full_like(clm_N, (1 - LAMBDA) / float(self.rows.mask_N.sum()))
         return self._chunked(self.rows, clm_N, fusion_N)
 
     def _clm(self) -> Tensor:
-        return self._chunked(None, torch.full((WINDOWS * LENGTH,), 1 / (WINDOWS * LENGTH)), None)
+        clm_N = torch.full((self.num_tokens,), 1 / self.num_tokens, device=self.tokens_BL.device)
+        return self._chunked(None, clm_N, None)
 
     def _chunked(self, rows: SparseRows | None, clm_N: Tensor, fusion_N: Tensor | None) -> Tensor:
         states_BLD = self.model.model(input_ids=self.tokens_BL[:, :-1], use_cache=False).last_hidden_state
@@ -112,7 +123,7 @@ def measure(report: Report, vocabulary_size: int, *, quick: bool) -> None:
         report.row(
             vocabulary=vocabulary_size,
             side=side,
-            tokens=WINDOWS * LENGTH,
+            tokens=case.num_tokens,
             k=CANDIDATES,
             cpu_seconds=seconds[side],
             step_mib=step_mib,
