@@ -193,13 +193,10 @@ class Fuser:
         return Fused(block, _may_come_later(answers))
 
     async def fuse_in_detail(
-        self, passage: Passage, prompt: Prompt, *, streamed: bool = False, place: Place | None = None
+        self, passage: Passage, prompt: Prompt, *, names: Sequence[str], streamed: bool, place: Place | None
     ) -> FusedInDetail:
-        """Ask all sources and fuse their answers as `fuse` does; return also what the block was made of.
-
-        Raises as `fuse`.
-        """
-        answers = await self._answers(passage, self.names, streamed, place)
+        """Fuse as `fuse` does, and return also what the block was made of. Raises as `fuse`."""
+        answers = await self._answers(passage, names, streamed, place)
         blocks = {name: answer if isinstance(answer, Block) else None for name, answer in answers.items()}
         try:
             rows, block = await asyncio.to_thread(self._fused, prompt, blocks, self._config.fusion.k_out)

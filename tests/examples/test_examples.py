@@ -117,3 +117,11 @@ def test_the_python_that_asks_a_source_for_answers_runs(tmp_path: Path) -> None:
     with plain_source(config) as source:
         printed = run("-c", snippet.replace("127.0.0.1:9000", source.address))
     assert len(re.findall(r"(?:length|stop_token) \d+$", printed, re.MULTILINE)) == 2
+
+
+def test_a_trainer_of_one_s_own_learns_from_the_stream(fusion: PlainFusion, tmp_path: Path) -> None:
+    words = ("--address", fusion.address, "--dataset", "words", "--target", str(fusion.recipe.target_folder))
+    printed = run(EXAMPLES / "own_trainer.py", *words, "--steps", "2", "--output", tmp_path / "trained")
+    assert printed.splitlines()[-1].endswith("trained for 2 steps")
+    assert len(re.findall(r"'loss': ", printed)) == 2
+    assert (tmp_path / "trained" / "model.safetensors").exists()

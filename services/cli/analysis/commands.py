@@ -1,4 +1,4 @@
-"""`fusion headroom` and `view`: whether fusing can help, and what each source says of a text."""
+"""`fusion headroom`, `view` and `export`: can fusing help, what does each source say, and the rows as a data set."""
 
 from __future__ import annotations
 
@@ -62,3 +62,25 @@ def view(
         given = file.read_bytes() if file is not None else text.encode() if text is not None else None
         passage = chosen_passage(checked, text=given, split=split, window=window)
         print_line(str(write_view(checked, passage, html, against=against, top=top)))
+
+
+def export(
+    recipe: RecipeArgument,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or an empty one.")],
+    set_: SetOption = None,
+    split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "train",
+) -> None:
+    """Write fused windows as a data set for Hugging Face's `datasets`, for a trainer of your own."""
+    from services.deploy.local_ray import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        from services.base.progress_bars import window_progress
+        from services.commands.export import export as write
+
+        checked = read_recipe(recipe, set_)
+        with window_progress(err) as progress:
+            done = write(checked, folder, split, progress)
+        for name, number in done.left_out.items():
+            print_line(f"{name}: does not take {number} windows; left out")
+        print_line(f"{folder}: {done.windows} windows")

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fusion_core.fusion import FusedInDetail
 from services.base.errors import UnavailableError
+from services.corpus.ledger import Window
 from services.fusion.fuser import Fuser
 from services.fusion.sources.remote import RefusedTextError
 from services.fusion.target_text import UnfusableTextError
@@ -28,19 +29,21 @@ async def opened_fuser(recipe: Recipe) -> AsyncIterator[Fuser]:
 
 
 async def score_by_all(
-    fuser: Fuser, passage: Passage, *, place: Place | None = None
+    fuser: Fuser, passage: Passage, *, place: Place | None = None, window: Window | None = None
 ) -> tuple[Prompt, FusedInDetail] | tuple[str, ...]:
     """Return the target's tokens of a passage and its fusion, or the names of the sources that do not take it.
 
-    Stored windows are not asked for. "target" stands for the target among the names. Raises UnavailableError when a
+    Stored windows are not asked for. With `window` only those sources are asked that `fusion.sources_by` names for its
+    domain, else all. "target" stands for the target among the names. Raises UnavailableError when a
     source has neither the passage in the store nor an answer.
     """
     try:
+        names = fuser.names if window is None else fuser.names_for(window, fuser.names)
         prompt = await asyncio.to_thread(fuser.encode, passage)
     except UnfusableTextError:
         return ("target",)
     try:
-        fused = await fuser.fuse_in_detail(passage, prompt, streamed=True, place=place)
+        fused = await fuser.fuse_in_detail(passage, prompt, names=names, streamed=True, place=place)
     except UnfusableTextError as error:
         return error.refused_by or ("target",)
     except UnavailableError as error:

@@ -13,6 +13,7 @@ from fusion_core.fusion.attribution import attribute
 from services.base.atomic import write_whole
 from services.commands.analysis.scoring import opened_fuser, score_by_all
 from services.commands.prepare import corpus_and_target, prepare
+from services.corpus.ledger import Window
 from services.recipes.recipe import Recipe, RecipeError
 from services.store.capture_plan import Place
 from services.web.shown import shown_text
@@ -23,11 +24,12 @@ from services.wire.passage import Passage
 
 @dataclass(frozen=True, slots=True)
 class ChosenPassage:
-    """The passage to show, its place in the corpus if it has one, and its name."""
+    """The passage to show and its name; its place in the corpus if it has one."""
 
     passage: Passage
     place: Place | None
     title: str
+    window: Window | None = None
 
 
 def chosen_passage(recipe: Recipe, *, text: bytes | None, split: str, window: int) -> ChosenPassage:
@@ -54,7 +56,7 @@ def chosen_passage(recipe: Recipe, *, text: bytes | None, split: str, window: in
         raise RecipeError(f"--window {window}: split {split} has windows 0 to {corpus.num_windows(split) - 1}")
     found = corpus.window(split, window)
     title = f"{recipe.name}: window {window} of {split}, document {found.document}"
-    return ChosenPassage(found.passage, Place(corpus.fingerprint(split), window), title)
+    return ChosenPassage(found.passage, Place(corpus.fingerprint(split), window), title, found)
 
 
 def write_view(
@@ -80,7 +82,7 @@ def write_view(
 
 async def _view(recipe: Recipe, chosen: ChosenPassage, against: str | None, top: int) -> dict[str, Any]:
     async with opened_fuser(recipe) as fuser:
-        scored = await score_by_all(fuser, chosen.passage, place=chosen.place)
+        scored = await score_by_all(fuser, chosen.passage, place=chosen.place, window=chosen.window)
         if isinstance(scored[0], str):
             raise RecipeError(f"the text is not taken by {', '.join(map(str, scored))}")
         prompt, fused = scored
