@@ -44,7 +44,7 @@ quickstart: setup ## fuse two real models into a small target, end to end; resul
 test: setup ## all tests but those of `make drill`
 	$(BIN)/python -m pytest
 
-drill: setup ## a rolling update under load, and the fault drill in brief; about six minutes
+drill: setup ## what takes longer: faults, rolling updates, other servers, the manifests run on this machine
 	$(BIN)/python -m pytest -m drill
 
 lint: setup ## ruff, mypy --strict, the layers contract, buf lint

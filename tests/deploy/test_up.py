@@ -20,6 +20,7 @@ from tests.fakes.tiny_model import make_tiny_model, sentences
 FUSION = str(Path(sys.executable).parent / "fusion")
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_of_two_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"

@@ -63,6 +63,7 @@ def test_a_stream_goes_on_where_the_last_program_stopped(fusion: PlainFusion, tm
     assert windows(3) == []
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(1200)
 def test_a_captured_corpus_is_streamed_while_no_source_runs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")

@@ -37,6 +37,7 @@ def serve_and_ask(folder: Path, alignment: str) -> None:
         assert {name: count for name, count in late.items() if count} == {}
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("alignment", ["byte", "min_edit", "transport"])
 def test_callers_never_wait_for_a_compiler(tmp_path: Path, alignment: str) -> None:
     """In a process of its own: other tests have compiled for theirs."""

@@ -32,7 +32,7 @@ from tests.k8s.machine import Machine, probe, wait_for_probe
 from tests.k8s.metric_names import OF_SCRAPING
 from tests.k8s.tools import prometheus_program
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
 
 ONLY_WHEN_SOMETHING_IS_WRONG = {
     "ray_llm_fusion_source_errors_total",
