@@ -20,6 +20,7 @@ from services.base.version import git_revision
 from services.commands.analysis.scoring import opened_fuser, score_by_all
 from services.commands.prepare import corpus_and_target, prepare
 from services.corpus.ledger import Corpus, Window
+from services.distill.huggingface.distillkit import distillkit_example_of
 from services.distill.huggingface.example import example_of, first_token
 from services.fusion.fuser import Fuser
 from services.recipes.recipe import Recipe, RecipeError
@@ -40,6 +41,21 @@ _SCHEMA = pa.schema(
         ("weights", pa.list_(pa.struct([("source", pa.string()), ("weight", pa.float32())]))),
     ]
 )
+_DISTILLKIT_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("attention_mask", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("top_values", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+_COLUMNS = """`input_ids` and `labels` are as transformers has them. Each token whose label is not -100, in order,
+has a row in `topk_ids` (-1 where padded), `topk_logprobs` (nats) and `tail` (log of the mass outside the candidates);
+rows where `fused` is false must not be learned from. `weights` are the sources' shares in a window."""
+_DISTILLKIT_COLUMNS = """The columns are those of DistillKit's offline distillation, `dataset.prepacked: true`: the row
+in `token_ids` and `top_values` (nats) at a position predicts the token at the next one, and counts where the position
+has a label."""
 _CARD = """---
 configs:
 - config_name: default
@@ -50,9 +66,7 @@ configs:
 # {corpus}/{split}, fused
 
 {num_windows} windows with the fused next-token distributions of {sources}, in the vocabulary {vocabulary} of the
-target's tokenizer. `input_ids` and `labels` are as transformers has them. Each token whose label is not -100, in order,
-has a row in `topk_ids` (-1 where padded), `topk_logprobs` (nats) and `tail` (log of the mass outside the candidates);
-rows where `fused` is false must not be learned from. `weights` are the sources' shares in a window.
+target's tokenizer. {columns}
 
 Settings of the fusion:
 
@@ -70,10 +84,18 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def export(recipe: Recipe, folder: Path, split: str, progress: Callable[[str, int, int], None]) -> Exported:
+def export(
+    recipe: Recipe,
+    folder: Path,
+    split: str,
+    progress: Callable[[str, int, int], None],
+    *,
+    distillkit_length: int | None = None,
+) -> Exported:
     """Write the fused windows of a split to a folder as Parquet files with a card, in the order of the corpus.
 
-    Windows come from the store where they are there, else from the sources that run.
+    Windows come from the store where they are there, else from the sources that run. With `distillkit_length` the
+    columns are those that DistillKit reads, of so many positions each.
 
     Raises RecipeError for an unknown split and a folder that is not empty, UnavailableError when a source has neither
     the windows in the store nor an answer.
@@ -85,19 +107,28 @@ def export(recipe: Recipe, folder: Path, split: str, progress: Callable[[str, in
     if split not in corpus.splits:
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
     folder.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_export(recipe, corpus, split, folder, progress))
+    return asyncio.run(_export(recipe, corpus, split, folder, progress, distillkit_length))
 
 
 async def _export(
-    recipe: Recipe, corpus: Corpus, split: str, folder: Path, progress: Callable[[str, int, int], None]
+    recipe: Recipe,
+    corpus: Corpus,
+    split: str,
+    folder: Path,
+    progress: Callable[[str, int, int], None],
+    distillkit_length: int | None,
 ) -> Exported:
     done, name, number = Exported(), split.replace("/", "_").replace("-", "_").replace(".", "_"), 0
     async with opened_fuser(recipe) as fuser:
         first = first_token(fuser.target)
         async for windows in _fused(fuser, corpus, split, done):
             if windows:
-                rows = [_row(window, block, first) for window, block in windows]
-                await asyncio.to_thread(_write, folder / f"{name}-{number:05}.parquet", rows)
+                if distillkit_length is None:
+                    rows, schema = [_row(window, block, first) for window, block in windows], _SCHEMA
+                else:
+                    rows = [_nested(distillkit_example_of(block, first, distillkit_length)) for _, block in windows]
+                    schema = _DISTILLKIT_SCHEMA
+                await asyncio.to_thread(_write, folder / f"{name}-{number:05}.parquet", rows, schema)
                 number += 1
             progress(split, done.windows + sum(done.left_out.values()), corpus.num_windows(split))
         card = _CARD.format(
@@ -106,6 +137,7 @@ async def _export(
             split=split,
             num_windows=done.windows,
             sources=", ".join(f"`{source.name}` ({source.model})" for source in recipe.sources),
+            columns=_COLUMNS if distillkit_length is None else _DISTILLKIT_COLUMNS,
             vocabulary=f"`{fuser.target.fingerprint}`",
             settings=json.dumps(
                 recipe.fusion.model_dump(mode="json") | {"git_revision": git_revision()}, indent=2, ensure_ascii=False
@@ -144,7 +176,12 @@ def _row(window: Window, block: Block, first: int) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _nested(example: dict[str, Any]) -> dict[str, Any]:
+    """Return columns as pyarrow takes them: a matrix as a list of its rows."""
+    return {name: list(column) if column.ndim == 2 else column for name, column in example.items()}
+
+
+def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
     write_whole(path, sink.getvalue())

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from services.cli.options import RecipeArgument, SetOption, err, out, print_line, read_recipe, user_errors
+from services.recipes.recipe import RecipeError
 
 
 def headroom(
@@ -69,6 +70,12 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or an empty one.")],
     set_: SetOption = None,
     split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "train",
+    format_: Annotated[
+        Literal["transformers", "distillkit"], typer.Option("--format", help="Columns for which trainer.")
+    ] = "transformers",
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Positions of every example; needed for distillkit, and only there.")
+    ] = None,
 ) -> None:
     """Write fused windows as a data set for Hugging Face's `datasets`, for a trainer of your own."""
     from services.deploy.local_ray import enable_ray_authentication
@@ -79,8 +86,10 @@ def export(
         from services.commands.export import export as write
 
         checked = read_recipe(recipe, set_)
+        if (length is None) != (format_ == "transformers"):
+            raise RecipeError("--length: needed with --format distillkit, and only there")
         with window_progress(err) as progress:
-            done = write(checked, folder, split, progress)
+            done = write(checked, folder, split, progress, distillkit_length=length)
         for name, number in done.left_out.items():
             print_line(f"{name}: does not take {number} windows; left out")
         print_line(f"{folder}: {done.windows} windows")

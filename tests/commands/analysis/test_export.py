@@ -62,3 +62,37 @@ def test_a_split_becomes_a_data_set_that_a_trainer_learns_from(
 
     again = run(recipe, str(folder))
     assert again.exit_code == 2 and "is not empty" in again.output
+
+
+def test_distillkit_s_rows_predict_the_next_position_and_count_where_it_has_a_label(
+    models: dict[str, Path], addresses: dict[str, str], tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    recipe, plain, kit = write_recipe(tmp_path, models, addresses), tmp_path / "plain", tmp_path / "kit"
+    as_distillkit = ("--format", "distillkit", "--length", "300")
+    # The first one asks the sources, and the store rounds what they say.
+    for folder, options in ((tmp_path / "first", ()), (plain, ()), (kit, as_distillkit)):
+        done = run(recipe, str(folder), "--split", "held_out", *options)
+        assert done.exit_code == 0, done.output
+    read = {
+        folder: datasets.load_dataset(str(folder), split="held_out", cache_dir=str(tmp_path / "cache"))
+        for folder in (plain, kit)
+    }
+    for row, expected in zip(read[kit], read[plain], strict=True):
+        num_tokens = len(expected["topk_ids"])
+        assert row["input_ids"][: num_tokens + 1] == expected["input_ids"] and len(row["labels"]) == 300
+        counting = [place for place, label in enumerate(row["labels"]) if label >= 0]
+        assert counting == [t for t in range(num_tokens) if expected["fused"][t]]
+        for place in counting:
+            assert row["labels"][place] == row["input_ids"][place]
+            assert row["token_ids"][place] == expected["topk_ids"][place]
+            np.testing.assert_allclose(row["top_values"][place], expected["topk_logprobs"][place], atol=1e-5)
+            assert row["input_ids"][place + 1] in row["token_ids"][place]
+        assert np.isfinite(row["top_values"]).all()
+    for options, message in (
+        (("--format", "distillkit"), "--length: needed with --format distillkit"),
+        (("--length", "300"), "--length: needed with --format distillkit"),
+        (("--format", "distillkit", "--length", "8"), "--length: a window has"),
+    ):
+        done = run(recipe, str(tmp_path / "refused"), *options, "--split", "held_out")
+        assert done.exit_code == 2 and message in done.output, done.output
