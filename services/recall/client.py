@@ -63,7 +63,7 @@ class RecallClient:
         response = await self._call(self._stub.SelectKeyBlocks, request, self._timeout_seconds)
         if len(response.found) != len(documents):
             raise UnavailableError(
-                f"recall {self.application} sent key blocks of {len(response.found)} texts for {len(documents)}"
+                f"recall service {self.application} sent key blocks of {len(response.found)} texts for {len(documents)}"
             )
         for message, document in zip(response.found, documents, strict=True):
             _check(message, document, self.application)
@@ -74,7 +74,7 @@ class RecallClient:
             metadata = (*call_metadata(self.application), *timeout_metadata(timeout_seconds))
             return await method(request, metadata=metadata, timeout=timeout_seconds)
         except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, f"recall {self.application} at {self.address}") from error
+            raise error_of_call(error, f"recall service {self.application} at {self.address}") from error
 
     async def close(self) -> None:
         await self._channel.close()
@@ -153,7 +153,7 @@ class KeyBlockStream(OrderedStream[LongText, recall_pb2.KeyBlocks]):
 
 
 class _Found(StreamKind[LongText, recall_pb2.KeyBlocks]):
-    stub, method, service = recall_pb2_grpc.RecallServiceStub, "StreamKeyBlocks", "recall"
+    stub, method, service = recall_pb2_grpc.RecallServiceStub, "StreamKeyBlocks", "recall service"
 
     def __init__(self, application: str, settings: recall_pb2.RecallSettings | None) -> None:
         self._application, self._settings = application, settings
@@ -183,7 +183,7 @@ def _encoded(document: LongText) -> recall_pb2.RecallDocument:
 
 def _check(message: recall_pb2.KeyBlocks, document: LongText, application: str) -> None:
     if not _is_of(message, document):
-        raise UnavailableError(f"recall {application} sent blocks that are not of this text")
+        raise UnavailableError(f"recall service {application} sent blocks that are not of this text")
 
 
 def _is_of(message: recall_pb2.KeyBlocks, document: LongText) -> bool:

@@ -19,8 +19,8 @@ def a_recipe(**recall: Any) -> Recipe:
         {
             "name": "long",
             "corpus": {"files": ["*.txt"]},
-            "sources": [{"name": "one", "model": "smollm2-135m-instruct", "address": "127.0.0.1:1"}],
-            "target": {"model": "smollm2-135m-instruct"},
+            "sources": [{"name": "one", "model": "/nowhere", "address": "127.0.0.1:1"}],
+            "target": {"model": "/nowhere"},
             "recall": recall,
         }
     )
@@ -50,6 +50,17 @@ def test_its_name_is_its_own(application: str) -> None:
 def test_a_wrong_key_is_named(recall: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         a_recipe(**recall)
+
+
+def test_the_application_is_made_of_the_section_and_refuses_other_keys() -> None:
+    from services.recall.app import build
+
+    args = serve_config(a_recipe(judge="judge", num_replicas=2, num_gpus=0.5))["applications"][1]["args"]
+    deployment = build(args)._bound_deployment  # type: ignore[attr-defined]  # Serve has no public way to look
+    assert (deployment.name, deployment.num_replicas) == ("recall", 2)
+    assert deployment.ray_actor_options["num_gpus"] == 0.5
+    with pytest.raises(ValidationError, match="judges"):
+        build({"judges": "judge"})
 
 
 def test_a_judge_that_is_not_there_is_found_before_anything_starts(tmp_path: Path) -> None:
