@@ -75,6 +75,9 @@ class JudgeTrainer:
             raise ValueError(
                 "recall.train.window_tokens: no example has a relevant block that fits behind its question"
             )
+        for module in judge.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = config.dropout
         self._optimizer = torch.optim.AdamW(
             judge.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )

@@ -19,11 +19,12 @@ class JudgeTrainingConfig(Settings):
     batch_windows: int = Field(6, ge=1, description="Windows of a step.")
     block_tokens: int = Field(63, ge=4, le=63, description="Tokens of a block at most.")
     window_tokens: int = Field(256, ge=16, le=512, description="Tokens of a training window, the question's included.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="Highest learning rate of AdamW.")
+    learning_rate: float = Field(4e-4, gt=0, le=1, description="Highest learning rate of AdamW.")
     warmup_share: float = Field(
         0.1, ge=0, lt=1, description="Share of the steps in which it rises; then it falls to 0."
     )
     weight_decay: float = Field(0.01, ge=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="Of the encoder's layers; short trainings do without.")
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
     seed: int = Field(0, ge=0, lt=2**31)
     num_workers: Literal[0, 1] = Field(1, description="1: a worker of Ray Train; 0: in this process.")

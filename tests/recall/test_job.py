@@ -106,3 +106,23 @@ def test_files_that_cannot_be_used_are_named(
     job = JudgeJob("judge", tmp_path / "run", config.model_copy(update={"files": (str(tmp_path / "x.jsonl"),)}))
     with pytest.raises(SettingError, match=rf"recall.train.files: .*{problem}"):
         run(job)
+
+
+@pytest.mark.drill
+def test_a_worker_of_ray_train_comes_to_the_same_weights(
+    trained: JudgeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from services.deploy.local_ray import enable_ray_authentication
+
+    monkeypatch.setenv("FUSION_HOME", str(tmp_path / "home"))
+    enable_ray_authentication()
+    job = JudgeJob("judge", tmp_path / "run", trained.config.model_copy(update={"num_workers": 1}))
+    try:
+        assert run(job)
+        assert not run(job)
+    finally:
+        ray.shutdown()
+    here, there = (Judge.load(each.files.model).model.state_dict() for each in (trained, job))
+    assert all(torch.equal(here[name], there[name]) for name in here)

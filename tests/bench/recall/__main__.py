@@ -55,8 +55,8 @@ def main() -> None:
     report = Report("recall")
     _split(report, 1_000 if options.quick else 10_000)
     fetch("all-minilm-l6-v2")
-    judge = _judge(report, 2 if options.quick else 200)
-    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 24, 8_000: 6})
+    judge = _judge(report, 2 if options.quick else 160)
+    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 20, 8_000: 4})
     _lengths(report, judge, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
     report.finish(options.json)
 
