@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from time import perf_counter, process_time
 
 import numpy as np
+import torch
 
 from fusion_core.recall.memory import MemoryConfig
 from fusion_core.recall.split import split
@@ -53,10 +54,11 @@ _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
 def main() -> None:
     options = arguments(__doc__ or "").parse_args()
     report = Report("recall")
+    torch.set_num_threads(1)
     _split(report, 1_000 if options.quick else 10_000)
     fetch("all-minilm-l6-v2")
-    judge = _judge(report, 2 if options.quick else 160)
-    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 20, 8_000: 4})
+    judge = _judge(report, (2,) if options.quick else (160, 130))
+    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 20, 8_000: 3})
     _lengths(report, judge, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
     report.finish(options.json)
 
@@ -83,25 +85,34 @@ def _examples(half: int, seed: int, number: int, tokens: int) -> list[Example]:
     return [make_example(draw, names, sentences, round(tokens * _WORDS_PER_TOKEN)) for _ in range(number)]
 
 
-def _judge(report: Report, steps: int) -> Judge:
-    """Return a judge that was trained for so many steps on texts of some 900 tokens."""
-    folder = fusion_home() / "bench" / f"recall-{steps}"
+def _judge(report: Report, rounds: Sequence[int]) -> Judge:
+    """Return a judge that was trained on texts of some 900 tokens, in rounds of so many steps.
+
+    The learning rate rises and falls in every round, which starts from the judge of the one before.
+    """
+    folder = fusion_home() / "bench" / f"recall-{rounds[0]}"
     folder.mkdir(parents=True, exist_ok=True)
     train = folder / "train.jsonl"
     train.write_text("".join(example.model_dump_json() + "\n" for example in _examples(0, 1, 300, 900)))
-    config = JudgeTrainingConfig(files=(str(train),), num_workers=0, steps=steps, checkpoint_every_steps=20)
-    job = JudgeJob("bench", folder / "run", config)
-    run(job)
-    rows = read_rows(job.files.metrics)
-    report.row(
-        table="training",
-        steps=len(rows),
-        seconds=sum(row["seconds"] for row in rows),
-        tokens=sum(row["tokens"] for row in rows),
-        first_loss=float(np.mean([row["loss"] for row in rows[:10]])),
-        last_loss=float(np.mean([row["loss"] for row in rows[-10:]])),
-    )
-    return Judge.load(job.files.model)
+    encoder = "all-minilm-l6-v2"
+    for number, steps in enumerate(rounds):
+        config = JudgeTrainingConfig(
+            files=(str(train),), encoder=encoder, num_workers=0, steps=steps, checkpoint_every_steps=20, seed=number
+        )
+        job = JudgeJob("bench", folder / (f"run-{number}" if number else "run"), config)
+        run(job)
+        rows = read_rows(job.files.metrics)
+        report.row(
+            table="training",
+            round=number + 1,
+            steps=len(rows),
+            seconds=sum(row["seconds"] for row in rows),
+            tokens=sum(row["tokens"] for row in rows),
+            first_loss=float(np.mean([row["loss"] for row in rows[:20]])),
+            last_loss=float(np.mean([row["loss"] for row in rows[-20:]])),
+        )
+        encoder = str(job.files.model)
+    return Judge.load(encoder)
 
 
 def _blocks(report: Report, judge: Judge, numbers: dict[int, int]) -> None:
