@@ -29,6 +29,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as distill.lambda=0.5; may be repeated."),
 ]
+DetachOption = Annotated[bool, typer.Option(help="Submit and return at once.")]
+RayAddressOption = Annotated[
+    str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
+]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from services.cli.options import (
+    DetachOption,
+    RayAddressOption,
     RecipeArgument,
     SetOption,
     out,
@@ -24,11 +26,9 @@ def distill(
     set_: SetOption = None,
     run_name: Annotated[str, typer.Option(help="Folder of this training run below the recipe's.")] = "fused",
     start_over: Annotated[bool, typer.Option(help="Forget checkpoints of the same run name.")] = False,
-    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
+    detach: DetachOption = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the run; its checkpoints stay.")] = False,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
-    ] = None,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Submit the distillation as a Ray job and follow it. Running it again resumes from the last checkpoint."""
     from services.commands.distill import stop_recipe, submit_recipe

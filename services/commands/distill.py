@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from services.commands.prepare import prepare
+from services.commands.submitted import dashboard_of
 from services.deploy.local_ray import deployments
 from services.jobs.ray_job import job_name, stop, submit
 from services.recipes.load import load_recipe
@@ -30,7 +31,7 @@ def submit_recipe(
     """
     recipe_file = recipe.training_folder(run_name) / "submitted.yaml"
     _check_served(recipe)
-    dashboard = dashboard or _dashboard(recipe)
+    dashboard = dashboard or dashboard_of(recipe)
     prepare(recipe, save=False)
     recipe.save(recipe_file)
     entrypoint = ["python", "-m", "services.distill", "--recipe", str(recipe_file.absolute()), "--run-name", run_name]
@@ -48,7 +49,7 @@ def submit_recipe(
 
 def stop_recipe(recipe: Recipe, *, run_name: str, dashboard: str | None = None) -> str | None:
     """Stop the run's job; return its submission id, None when none runs."""
-    return stop(job_name(recipe.name, run_name), dashboard=dashboard or _dashboard(recipe))
+    return stop(job_name(recipe.name, run_name), dashboard=dashboard or dashboard_of(recipe))
 
 
 def _check_served(recipe: Recipe) -> None:
@@ -76,10 +77,3 @@ def _first_difference(key: str, asked: Any, served: Any) -> str | None:
     else:
         return None if asked == served else key
     return next((found for name, *pair in parts if (found := _first_difference(f"{key}.{name}", *pair))), None)
-
-
-def _dashboard(recipe: Recipe) -> str:
-    running = {deployment.name: deployment for deployment in deployments()}
-    if recipe.name in running:
-        return running[recipe.name].dashboard
-    raise RecipeError(f"--ray-address: needed, because {recipe.name} is not up here; or run `fusion up` first")

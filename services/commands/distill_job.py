@@ -6,15 +6,13 @@ recipe or the services do not allow it.
 
 from __future__ import annotations
 
-import logging
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.base.errors import ServiceError
 from services.distill.job import DistillJob
 from services.fusion.result_settings import result_settings
+from services.jobs.ray_workers import exit_codes
 
 if TYPE_CHECKING:
     from services.recipes.recipe import Recipe
@@ -46,24 +44,15 @@ def main(
     start_over: Annotated[bool, typer.Option(help="Forget checkpoints of the same run name.")] = False,
 ) -> None:
     """Distil a target on Ray Train from the fused stream; goes on from the newest checkpoint of the same run name."""
-    from ray.train import TrainingFailedError
-
     from services.distill.driver import run
     from services.recipes.load import load_recipe, read_overrides
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
+    with exit_codes():
         overrides = read_overrides(set_ or ())
         if lambda_ is not None:
             overrides["distill.lambda"] = lambda_
         job = job_from_recipe(load_recipe(recipe, overrides), run_name)
         run(job, start_over=start_over)
-    except (ServiceError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except (TrainingFailedError, ArithmeticError) as error:
-        print(f"error: training failed: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
     print(f"[distill {run_name}] done; the model is in {job.files.model}", flush=True)
 
 

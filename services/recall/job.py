@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from services.base.atomic import sweep_partial, whole_folder
-from services.base.errors import ServiceError
 from services.jobs.cluster import join_cluster
 from services.jobs.lease import held_leases
+from services.jobs.ray_workers import run_workers
 from services.jobs.run_folder import RunFolder
 from services.jobs.run_record import RunRecord, check_same_settings, claim_run_folder
 from services.jobs.step_log import StepLog
@@ -30,8 +30,6 @@ from services.recall.training_config import JudgeTrainingConfig
 
 logger = logging.getLogger(__name__)
 
-_FATAL_ERRORS = (ServiceError, ValueError, ArithmeticError)
-"""Errors that would come again in another attempt of the same worker."""
 _MAY_CHANGE = {
     *("files", "held_out", "encoder", "num_workers", "cpus_per_worker", "torch_threads", "device"),
     *("checkpoint_every_steps", "max_failures"),
@@ -86,7 +84,10 @@ def run(job: JudgeJob, *, start_over: bool = False) -> bool:
         if job.config.num_workers == 0:
             work(job, record.identity, use_gpu=job.config.device == "cuda")
         else:
-            _train_on_ray(job, record.identity)
+            config = job.config
+            use_gpu = join_cluster("recall.train", device=config.device, cpus_per_worker=config.cpus_per_worker)
+            on_worker = partial(work, job, record.identity, use_gpu=use_gpu)
+            run_workers(on_worker, job.run_folder, config, use_gpu=use_gpu)
     return True
 
 
@@ -159,40 +160,3 @@ def _record(job: JudgeJob, examples: list[Example]) -> RunRecord:
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     details = {"encoder": job.config.encoder, "examples": len(examples)}
     return RunRecord(job.run_name, settings, identity, details, job.recipe)
-
-
-def _train_on_ray(job: JudgeJob, identity: str) -> None:
-    """Run the worker to its end; raises an error that another attempt would meet again."""
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    config = job.config
-    use_gpu = join_cluster("recall.train", device=config.device, cpus_per_worker=config.cpus_per_worker)
-    state = job.run_folder / "ray"
-    shutil.rmtree(state, ignore_errors=True)  # the checkpoints lie beside it: Ray's own list of them stays empty
-    trainer = TorchTrainer(
-        partial(_work_on_ray, job, identity, use_gpu=use_gpu),  # type: ignore[arg-type]  # type checkers see V1 here
-        scaling_config=ScalingConfig(
-            num_workers=1,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {}),
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]
-            name="train",
-            storage_path=str(state.absolute()),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    fatal: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
-    if fatal is not None:
-        raise fatal
-
-
-def _work_on_ray(job: JudgeJob, identity: str, *, use_gpu: bool) -> Exception | None:
-    """Run the worker; return an error that another attempt would meet again."""
-    try:
-        work(job, identity, use_gpu=use_gpu)
-    except _FATAL_ERRORS as error:
-        return error
-    return None

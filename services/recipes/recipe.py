@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import Field, model_validator
 
-from fusion_core.fusion import DEFAULT_DOMAIN, FusionConfig
+from fusion_core.fusion import FusionConfig
 from services.base.atomic import write_whole
-from services.base.credentials import refuse_credentials
 from services.base.settings import Settings
 from services.corpus.cleaning.config import CurateConfig
 from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
-from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
 from services.posttrain.config import PosttrainConfig
 from services.recall.config import RecallConfig
+from services.recipes.checks import check_sections
 from services.recipes.defaults import curated_files, give_chat_templates, need_judge, read_curated
 from services.recipes.strict_yaml import write_yaml
 from services.reward.config import RewardConfig, RewardServiceConfig
@@ -40,6 +39,12 @@ TRAINED = "trained"
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; one line per mistake, each naming its key."""
+
+
+def check_run_name(run_name: str) -> None:
+    """Raise RecipeError unless this can be the name of a folder."""
+    if not re.fullmatch(_NAME, run_name):
+        raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
 
 
 class Recipe(Settings):
@@ -66,114 +71,8 @@ class Recipe(Settings):
         return give_chat_templates(read_curated(need_judge(values)))
 
     @model_validator(mode="after")
-    def _sources_fit(self) -> Recipe:
-        names = [source.name for source in self.sources]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"sources: the name {twice[0]} is used twice")
-        if self.service.application in names:
-            raise ValueError(f"service.application: {self.service.application} is the name of a source as well")
-        taken = {*names, self.service.application}
-        for section, served in self._beside():
-            if served.application in taken:
-                raise ValueError(f"{section}.application: {served.application} is the name of another application")
-            taken.add(served.application)
-        if self.fusion.min_sources > len(names):
-            least = self.fusion.min_sources
-            raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")
-        if self.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(self.fusion.weights))):
-            raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
-        return self
-
-    @model_validator(mode="after")
-    def _windows_fit(self) -> Recipe:
-        limits = {
-            f"sources.{n}.max_text_bytes": s.max_text_bytes
-            for n, s in enumerate(self.sources)
-            if isinstance(s, SourceConfig)
-        }
-        corpus = self.corpus
-        before = "max_history_bytes" if corpus.is_conversations else "context_bytes"
-        num_before = getattr(corpus, before)
-        windows = {"window_bytes": corpus.window_bytes} | {
-            f"pools.{name}.window_bytes": pool.window_bytes
-            for name, pool in corpus.pools.items()
-            if pool.window_bytes is not None
-        }
-        for key, limit in (limits | {"service.max_text_bytes": self.service.max_text_bytes}).items():
-            for window, num_bytes in windows.items():
-                if num_bytes > limit:
-                    raise ValueError(f"corpus.{window}: {num_bytes} is more than {key} = {limit}")
-                if num_bytes + num_before > limit:
-                    together = f"{num_before} and {window} = {num_bytes} together"
-                    raise ValueError(f"corpus.{before}: {together} are more than {key} = {limit}")
-        return self
-
-    @model_validator(mode="after")
-    def _pools_are_there(self) -> Recipe:
-        """Raise ValueError for a stage of the curriculum that draws from a pool which the corpus does not have."""
-        stages, pools = self.distill.stages or (), self.corpus.pools
-        if stages and WHOLE_TRAIN in pools:
-            raise ValueError(f"corpus.pools: {WHOLE_TRAIN} is the whole split in distill.stages; rename the pool")
-        for number, stage in enumerate(stages):
-            if unknown := sorted(set(stage.mixture) - {WHOLE_TRAIN, *pools}):
-                raise ValueError(
-                    f"distill.stages.{number}.mixture: no pool is called {unknown[0]}; there are "
-                    f"{', '.join((WHOLE_TRAIN, *pools))} (see corpus.pools)"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _training_fits(self) -> Recipe:
-        if self.distill.lora is not None and self.target.model is None:
-            raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
-        tokenizer = self.target.tokenizer
-        if self.fusion.alignment.method == "transport" and tokenizer is not None and tokenizer.train is not None:
-            raise ValueError(
-                "fusion.alignment: transport matches candidates with those of a source that has the target's "
-                "vocabulary, and target.tokenizer.train makes a new one; allowed here: byte, min_edit"
-            )
-        prefetch, allowed = self.distill.prefetch_per_worker, self.service.per_client.blocks
-        if prefetch > allowed and self.service.address is None:
-            raise ValueError(
-                f"distill.prefetch_windows: {prefetch} is more than service.per_client.blocks = {allowed} "
-                "(two batches when not set)"
-            )
-        if self.distill.k is not None and self.distill.k > self.fusion.k_out:
-            raise ValueError(f"distill.k: {self.distill.k} is more than fusion.k_out = {self.fusion.k_out}")
-        return self
-
-    @model_validator(mode="after")
-    def _no_credentials(self) -> Recipe:
-        stores = [("service.store", self.service.store), ("distill.storage", self.distill.storage)]
-        stores += [("corpus.folder", self.corpus.folder)]
-        stores += [("sample.store", self.sample.store)] if self.sample is not None else []
-        for key, location in stores:
-            if location is not None:
-                refuse_credentials(location, key)
-        return self
-
-    @model_validator(mode="after")
-    def _sources_are_there(self) -> Recipe:
-        names, weights = [source.name for source in self.sources], self.fusion.weights
-        by_domain = {
-            f"fusion.sources_by.{domain}": () if chosen == "all" else chosen
-            for domain, chosen in self.fusion.sources_by.items()
-        }
-        mixed = {"distill.sources": self.distill.sources or ()} | by_domain
-        named: dict[str, Iterable[str]] = {
-            "fusion.weights": weights,
-            "sample.sources": (self.sample.sources if self.sample is not None else None) or (),
-            "curate.seconds_per_megabyte": self.curate.seconds_per_megabyte if self.curate is not None else (),
-            **mixed,
-        }
-        for key, used in named.items():
-            if unknown := sorted(set(used) - set(names)):
-                raise ValueError(f"{key}: no source is called {unknown[0]}; there are {', '.join(names)}")
-        for key, chosen in mixed.items():
-            if chosen and weights and not any(map(weights.get, chosen)):
-                raise ValueError(f"{key}: fusion.weights gives all of them 0")
-        if set(self.fusion.sources_by) - {DEFAULT_DOMAIN} and self.corpus.domain_field is None:
-            raise ValueError("fusion.sources_by: needs corpus.domain_field, which names the domain of a record")
+    def _sections_fit_each_other(self) -> Recipe:
+        check_sections(self)
         return self
 
     @property
@@ -182,8 +81,7 @@ class Recipe(Settings):
 
     def training_folder(self, run_name: str) -> Path:
         """Return the folder of a training run, directly below the run's own; RecipeError for a name that leaves it."""
-        if not re.fullmatch(_NAME, run_name):
-            raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+        check_run_name(run_name)
         own = (
             self.curated_folder,
             self.recalled_folder,
@@ -257,9 +155,10 @@ class Recipe(Settings):
     @property
     def beside(self) -> dict[str, ServiceBeside]:
         """The services that are deployed beside sources and fusion service, by their section."""
-        return {section: served for section, served in self._beside() if served.address is None}
+        return {section: served for section, served in self.all_beside() if served.address is None}
 
-    def _beside(self) -> Iterator[tuple[str, ServiceBeside]]:
+    def all_beside(self) -> Iterator[tuple[str, ServiceBeside]]:
+        """Yield section and settings of every service beside them, those that run elsewhere included."""
         if self.recall is not None and (self.recall.judge or self.recall.address) is not None:
             yield "recall", self.recall
         if self.verify is not None:

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from services.base.atomic import sweep_partial
-from services.base.errors import FailedPreconditionError, ServiceError, SettingError
+from services.base.errors import SettingError
 from services.jobs.cluster import join_cluster
 from services.jobs.lease import held_leases
+from services.jobs.ray_workers import run_workers
 from services.jobs.run_folder import RunFolder
-from services.jobs.run_record import RunRecord, claim_run_folder
+from services.jobs.run_record import RunRecord, check_same_settings, claim_run_folder
 from services.models.revision import weights_revision
 from services.reward.config import RewardConfig
 from services.reward.pairs import Pair, fingerprint, read_pairs, split_pairs
 
-_FATAL_ERRORS = (ServiceError, ValueError, ArithmeticError)
-"""Errors that would come again in another attempt of the same workers."""
 _MAY_CHANGE = {
     *("start", "data", "serve", "device", "num_workers", "cpus_per_worker", "torch_threads", "max_failures", "patch"),
     *("checkpoint_every_steps", "keep_checkpoints"),
@@ -83,25 +82,15 @@ def run(job: RewardJob, *, start_over: bool = False) -> bool:
         if start_over:
             job.files.clear()
         if job.files.model.is_dir():
-            check_finished(record, job.files)
+            check_same_settings(record, job.files)
             return False
         claim_run_folder(record, job.files, job.checkpoints)
         if job.config.num_workers == 0:
             work_here(job, record.identity)
         else:
-            _train_on_ray(job, record.identity)
+            use_gpu = join_cluster("reward", device=job.config.device, cpus_per_worker=job.config.cpus_per_worker)
+            run_workers(partial(work_here, job, record.identity), job.run_folder, job.config, use_gpu=use_gpu)
     return True
-
-
-def check_finished(record: RunRecord, files: RunFolder) -> None:
-    """Raise FailedPreconditionError naming the setting in which a run that has ended differs from the one asked for."""
-    earlier = json.loads(files.record.read_text(encoding="utf-8"))["settings"]
-    for key, value in json.loads(json.dumps(record.settings)).items():
-        if earlier.get(key) != value:
-            raise FailedPreconditionError(
-                f"{key}: run {record.run_name} was trained with {earlier.get(key)!r}, now {value!r} is asked; start "
-                "over (--start-over) or choose another run name"
-            )
 
 
 def work_here(job: RewardJob, identity: str) -> None:
@@ -124,44 +113,3 @@ def _record(job: RewardJob, pairs: list[Pair]) -> RunRecord:
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     details = {"start": str(job.start), "pairs": len(pairs)}
     return RunRecord(job.run_name, settings, identity, details, job.recipe)
-
-
-def _train_on_ray(job: RewardJob, identity: str) -> None:
-    """Run the workers to their end; raises an error that another attempt would meet again."""
-    import shutil
-
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    config = job.config
-    use_gpu = join_cluster("reward", device=config.device, cpus_per_worker=config.cpus_per_worker)
-    state = job.run_folder / "ray"
-    shutil.rmtree(state, ignore_errors=True)  # the checkpoints lie beside it: Ray's own list of them stays empty
-    trainer = TorchTrainer(
-        partial(_work, job, identity),  # type: ignore[arg-type]  # type checkers see V1 here
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {}),
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]
-            name="train",
-            storage_path=str(state.absolute()),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    fatal: Exception | None = trainer.fit().return_value  # type: ignore[attr-defined]
-    if fatal is not None:
-        raise fatal
-
-
-def _work(job: RewardJob, identity: str) -> Exception | None:
-    """Run one worker; return an error that another attempt would meet again."""
-    try:
-        work_here(job, identity)
-    except _FATAL_ERRORS as error:
-        if job.config.num_workers > 1:
-            raise  # the others wait for this worker: only its end tells them
-        return error
-    return None

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from fusion_core.recall.memory import MemoryConfig
 from services.base.errors import FailedPreconditionError, SettingError
 from services.jobs.step_log import read_rows
-from services.recall import job as jobs
 from services.recall.evaluate import by_memory
 from services.recall.examples import gold_blocks
 from services.recall.job import JudgeJob, run
@@ -80,14 +80,16 @@ def test_another_run_under_the_same_name_is_refused(trained: JudgeJob) -> None:
         run(JudgeJob("judge", trained.run_folder, other))
 
 
-def test_ray_train_runs_the_same_worker(
-    config: JudgeTrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = JudgeJob("judge", tmp_path, config.model_copy(update={"steps": 1}))
-    assert jobs._work_on_ray(job, "identity", use_gpu=False) is None
-    assert json.loads((job.files.checkpoints / "step-00000001" / "checkpoint.json").read_text())["plan"] == "identity"
-    broken = JudgeJob("judge", tmp_path / "broken", config.model_copy(update={"files": ("/no",)}))
-    assert isinstance(jobs._work_on_ray(broken, "identity", use_gpu=False), SettingError)
+@pytest.mark.drill
+def test_ray_train_runs_the_same_worker(config: JudgeTrainingConfig, tmp_path: Path) -> None:
+    on_ray = config.model_copy(update={"steps": 1, "num_workers": 1, "device": "cpu"})
+    job = JudgeJob("judge", tmp_path, on_ray)
+    try:
+        assert run(job)
+    finally:
+        ray.shutdown()
+    assert json.loads((job.files.checkpoints / "step-00000001" / "checkpoint.json").read_text())["step"] == 1
+    assert (job.files.model / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_mistakes_name_the_key(trained: RewardJob, tmp_path: Path) -> None:
     for change, problem in (
         ("reward.start=nowhere", "reward.start: model folder nowhere does not exist"),
         ("reward.data=[nowhere.jsonl]", "reward.data: no file matches 'nowhere.jsonl'"),
-        ("reward.gamma=1", "reward.gamma: run trained was trained with 2.0"),
+        ("reward.gamma=1", "reward.gamma: run trained was started with 2.0"),
         ("reward.batch_pairs=0", "reward.batch_pairs"),
         ("reward.domains.brief=Tell it all.", "reward.domains: two of them have the same system prompt"),
     ):

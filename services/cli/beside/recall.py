@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
+from services.cli.options import (
+    DetachOption,
+    RayAddressOption,
+    RecipeArgument,
+    SetOption,
+    out,
+    print_line,
+    read_recipe,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from services.commands.recall.select import Found
@@ -76,10 +85,8 @@ def train(
     set_: SetOption = None,
     run_name: _RunName = "trained",
     start_over: Annotated[bool, typer.Option(help="Forget checkpoints and judge of the same run name.")] = False,
-    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
-    ] = None,
+    detach: DetachOption = False,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Train the judge of section `recall.train` as a Ray job. Running it again resumes from the last checkpoint."""
     from services.commands.recall.train import train_judge

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import RecipeArgument, SetOption, out, print_line, print_note, read_recipe, user_errors
+from services.cli.options import (
+    DetachOption,
+    RayAddressOption,
+    RecipeArgument,
+    SetOption,
+    out,
+    print_line,
+    print_note,
+    read_recipe,
+    user_errors,
+)
 
 app = typer.Typer(help="Train and use a conditional reward model.", no_args_is_help=True)
 _RunName = Annotated[str, typer.Option(help="Folder of the run below `reward` in the recipe's.")]
@@ -19,10 +29,8 @@ def train(
     set_: SetOption = None,
     run_name: _RunName = "trained",
     start_over: Annotated[bool, typer.Option(help="Forget checkpoints and model of the same run name.")] = False,
-    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Ray dashboard, http://host:8265; default what `fusion up` started.")
-    ] = None,
+    detach: DetachOption = False,
+    ray_address: RayAddressOption = None,
 ) -> None:
     """Train the reward model of section `reward` as a Ray job. Running it again resumes from the last checkpoint."""
     from services.commands.reward.train import train_reward_model

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from rich.console import Console
 
 from services.base.errors import SettingError
-from services.deploy.local_ray import deployments
-from services.jobs.ray_job import job_name, submit
+from services.commands.submitted import submit_training
 from services.models.catalogue import resolve_model
-from services.recipes.recipe import Recipe, RecipeError
+from services.recipes.recipe import Recipe, RecipeError, check_run_name
 from services.reward.config import RewardConfig
 from services.reward.train import RewardJob, run
-
-_NAME = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$"
 
 
 def reward_section(recipe: Recipe) -> RewardConfig:
@@ -37,8 +33,7 @@ def reward_job(recipe: Recipe, run_name: str) -> RewardJob:
 
 def run_folder(recipe: Recipe, run_name: str) -> Path:
     """Return the folder of a run of section `reward`; raises RecipeError for a name that leaves the recipe's folder."""
-    if not re.fullmatch(_NAME, run_name):
-        raise RecipeError(f"--run-name: must match {_NAME}, got {run_name!r}")
+    check_run_name(run_name)
     return (recipe.reward_folder / run_name).absolute()
 
 
@@ -59,15 +54,14 @@ def train_reward_model(
     if job.config.num_workers == 0:
         train(job, start_over=start_over)
         return 0
-    recipe_file = job.run_folder / "submitted.yaml"
-    recipe.save(recipe_file)
-    entrypoint = ["python", "-m", "services.commands.reward.train_job", "--recipe", str(recipe_file)]
-    entrypoint += ["--run-name", run_name, *(["--start-over"] if start_over else [])]
-    return submit(
-        entrypoint,
-        name=job_name(recipe.name, "reward", run_name),
-        dashboard=dashboard or _dashboard(recipe),
+    return submit_training(
+        "reward",
+        recipe,
+        run_name,
+        job.run_folder,
+        start_over=start_over,
         follow=follow,
+        dashboard=dashboard,
         console=console,
     )
 
@@ -82,13 +76,3 @@ def train(job: RewardJob, *, start_over: bool = False) -> None:
         raise SettingError(f"reward.{error.setting}", error.problem) from error
     done = "done" if trained else "trained already"
     print(f"[reward {job.run_name}] {done}; the model is in {job.files.model}", flush=True)
-
-
-def _dashboard(recipe: Recipe) -> str:
-    running = {deployment.name: deployment for deployment in deployments()}
-    if recipe.name in running:
-        return running[recipe.name].dashboard
-    raise RecipeError(
-        f"--ray-address: needed, because {recipe.name} is not up here; or run `fusion up` first, or train here "
-        "with reward.num_workers 0"
-    )
