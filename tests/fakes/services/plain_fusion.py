@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2_grpc
-
 from fusion.v1 import fusion_pb2_grpc
 from services.commands.prepare import prepare
 from services.fusion.client import FusionClient
-from services.fusion.config import FusionServiceConfig
 from services.fusion.servicer import FusionServicer
 from services.recipes.recipe import Recipe
 from services.source.config import SourceConfig
+from tests.fakes.services.on_thread import served
 from tests.fakes.services.plain_source import PlainSource, plain_source
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
@@ -109,34 +104,10 @@ def plain_fusion(
         prepare(recipe, save=False)
         config = recipe.fusion_service()
         config = config.model_copy(update={"corpora": (*config.corpora, *corpora)})
-        address, drain = stack.enter_context(_serving(config))
-        yield PlainFusion(address, drain, sources, recipe)
+        add = fusion_pb2_grpc.add_FusionServiceServicer_to_server
+        running = stack.enter_context(served(FusionServicer, add, config))
 
+        def drain() -> None:
+            running.loop.call_soon_threadsafe(running.servicer._draining.begin)
 
-@contextmanager
-def _serving(config: FusionServiceConfig) -> Iterator[tuple[str, Callable[[], None]]]:
-    ready, loop, end, address = threading.Event(), asyncio.new_event_loop(), asyncio.Event(), ""
-    servicer = FusionServicer.__new__(FusionServicer)
-
-    async def serve() -> None:
-        nonlocal address
-        await servicer.__init__(config)  # type: ignore[misc]
-        server = grpc.aio.server()
-        fusion_pb2_grpc.add_FusionServiceServicer_to_server(servicer, server)
-        health = type("Health", (health_pb2_grpc.HealthServicer,), {"Check": servicer.Check})
-        health_pb2_grpc.add_HealthServicer_to_server(health(), server)
-        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        ready.set()
-        await end.wait()
-        await server.stop(None)
-        await servicer.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(120)
-    try:
-        yield address, lambda: loop.call_soon_threadsafe(servicer._draining.begin)
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(30)
+        yield PlainFusion(running.address, drain, sources, recipe)

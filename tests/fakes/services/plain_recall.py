@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2_grpc
 
 from fusion.v1 import recall_pb2_grpc
 from fusion_core.recall.split import Span
@@ -18,6 +14,7 @@ from services.recall.config import RecallConfig
 from services.recall.judge import Document
 from services.recall.selector import BlockJudge
 from services.recall.servicer import RecallServicer
+from tests.fakes.services.on_thread import served
 
 
 class ScriptedJudge:
@@ -60,29 +57,6 @@ class ScriptedJudge:
 @contextmanager
 def plain_recall(config: RecallConfig, judge: BlockJudge | None = None, *, port: int = 0) -> Iterator[str]:
     """Serves as long as the block takes; gives the address."""
-    ready, end, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
-    address: list[str] = []
-
-    async def serve() -> None:
-        servicer = RecallServicer.__new__(RecallServicer)
-        await servicer.__init__(config, judge)  # type: ignore[misc]
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        recall_pb2_grpc.add_RecallServiceServicer_to_server(servicer, server)
-        health = health_pb2_grpc.HealthServicer()
-        health.Check = servicer.Check
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        address.append(f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}")
-        await server.start()
-        ready.set()
-        await end.wait()
-        await server.stop(None)
-        await servicer.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(120)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(60)
+    add = recall_pb2_grpc.add_RecallServiceServicer_to_server
+    with served(RecallServicer, add, config, judge, port=port) as running:
+        yield running.address

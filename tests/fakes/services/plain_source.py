@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
-
 from fusion.v1 import source_pb2_grpc
 from services.base.errors import InvalidArgumentError
 from services.source.config import SourceConfig
 from services.source.servicer import SourceServicer
 from tests.fakes.lies import Lie
+from tests.fakes.services.on_thread import served
 
 
 class PlainSource:
@@ -117,30 +116,15 @@ class PlainSource:
 
 @contextmanager
 def plain_source(config: SourceConfig, *, raises_on: bytes | None = None, port: int = 0) -> Iterator[PlainSource]:
-    source, ready, end = PlainSource(raises_on), threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
+    source = PlainSource(raises_on)
 
-    async def serve() -> None:
-        servicer = SourceServicer.__new__(SourceServicer)
-        await servicer.__init__(config)  # type: ignore[misc]
-        servicer._scorer.score = source.wrap(servicer._scorer.score)  # type: ignore[method-assign]
-        servicer._answer = source.wrap_answers(servicer._answer)  # type: ignore[method-assign]
-        servicer._generator._answer = source.wrap_answer(servicer._generator._answer)  # type: ignore[method-assign]
-        servicer.GetSourceInfo = source.count_infos(servicer.GetSourceInfo)  # type: ignore[method-assign]
-        server = grpc.aio.server()
-        source_pb2_grpc.add_SourceServiceServicer_to_server(servicer, server)
-        source.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
-        await server.start()
-        ready.set()
-        await end.wait()
-        await server.stop(None)
-        await servicer.close()
+    def count(servicer: Any) -> None:
+        servicer._scorer.score = source.wrap(servicer._scorer.score)
+        servicer._answer = source.wrap_answers(servicer._answer)
+        servicer._generator._answer = source.wrap_answer(servicer._generator._answer)
+        servicer.GetSourceInfo = source.count_infos(servicer.GetSourceInfo)
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
-    thread.start()
-    assert ready.wait(120)
-    try:
+    add = source_pb2_grpc.add_SourceServiceServicer_to_server
+    with served(SourceServicer, add, config, change=count, port=port) as running:
+        source.address = running.address
         yield source
-    finally:
-        loop.call_soon_threadsafe(end.set)
-        thread.join(30)
