@@ -67,7 +67,7 @@ def main() -> None:
 
 def parts_of(*, quick: bool) -> dict[str, Callable[[Report], None]]:
     """Return what is measured, by name."""
-    ids_BL = text_ids(2, 64) if quick else text_ids(4, 256)
+    ids_BL = text_ids(2, 64) if quick else text_ids(2, 256)
     sources: dict[str, Callable[[Report], None]] = {
         f"source-{family}{'-refused' * refused}": partial(measure_source, family=family, refused=refused)
         for family in (["qwen2_moe"] if quick else MIXTURES)
@@ -76,7 +76,7 @@ def parts_of(*, quick: bool) -> dict[str, Callable[[Report], None]]:
     return {
         "shapes": measure_shapes,
         "smollm2": partial(measure_smollm2, ids_BL=ids_BL),
-        "bfloat16": partial(measure_bfloat16, ids_BL=ids_BL[:2]),
+        "bfloat16": partial(measure_bfloat16, ids_BL=ids_BL),
         "noise": partial(measure_noise, ids_BL=ids_BL),
         "copies": partial(measure_copies, ids_BL=ids_BL[:1], steps=5 if quick else STEPS),
         "cost": partial(measure_cost, ids_BL=ids_BL, repetitions=2 if quick else 7),

@@ -1,4 +1,4 @@
-"""Information that the choice of an expert carries about the domain of a text.
+"""The routing of a trained mixture on text that it has not seen: load, and information on the domain of a text.
 
 Shape legend: W windows, L layers, E experts of a layer, D domains.
 """
@@ -22,13 +22,17 @@ _SHUFFLES = 200
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Mutual information between expert and domain in nats, a mean over layers.
+    """Means over layers.
 
     Attributes:
-        information: as it is.
+        load_cv: standard deviation of the experts' loads over their mean.
+        dead_experts: experts that got no token.
+        information: mutual information between expert and domain in nats.
         shuffled, shuffled_high: mean and 95th percentile where documents got the domain of another one.
     """
 
+    load_cv: float
+    dead_experts: float
     information: float
     shuffled: float
     shuffled_high: float
@@ -48,7 +52,14 @@ def routing_of(model: Path, windows: Sequence[Window], domains: Sequence[str]) -
         labels_W = np.array([shuffled[window.document] for window in windows])
         counts_DLE = np.stack([counts_WLE[labels_W == domain].sum(axis=0) for domain in sorted(set(domains))])
         found.append(float(np.mean([mutual_information(counts_DLE[:, layer]) for layer in range(counts_DLE.shape[1])])))
-    return Routing(found[0], float(np.mean(found[1:])), float(np.percentile(found[1:], 95)))
+    load_LE = counts_WLE.sum(axis=0)
+    return Routing(
+        float((load_LE.std(axis=1) / load_LE.mean(axis=1)).mean()),
+        float((load_LE == 0).sum(axis=1).mean()),
+        found[0],
+        float(np.mean(found[1:])),
+        float(np.percentile(found[1:], 95)),
+    )
 
 
 def mutual_information(counts_DE: NDArray[np.float64]) -> float:
