@@ -1,9 +1,10 @@
 """A dense model as a mixture of experts: exactness, noise on routers, training with tied copies, vLLM, time and memory.
 
 The model is SmolLM2-135M-Instruct, the text Python's own documentation. Mixtures have 24 experts of which 6 are active.
-Training steps take the first six layers of the model. Times are CPU seconds over all threads, the sides in turn; memory
-is the growth of a process of its own over two steps, weights included. `sources` compares vLLM with transformers on
-tiny mixtures of every family; `experiment` is described in `experiment.py`.
+Training steps take two layers of its widths with random weights and ids. Times are CPU seconds of one thread, the
+sides in turn; memory is the growth of a process of its own over two steps, weights included. `source-FAMILY` compares
+vLLM with transformers on a tiny mixture; `experiment` is described in `experiment.py`. These take longer than all
+others together and run only when they are named with --only.
 
 A finished part is kept below runs/bench/moe-parts, so what broke off goes on; remove the folder to measure all anew.
 """
@@ -25,9 +26,9 @@ from tests.bench.moe.experiment import measure_experiment
 from tests.bench.moe.models import MODEL, text_ids
 from tests.bench.moe.served import measure_vllm
 from tests.bench.moe.sources import measure_source
-from tests.bench.moe.training import measure_copies, measure_cost
+from tests.bench.moe.training import ids_of, measure_copies, measure_cost
 from tests.bench.parts.report import Check, Report, arguments
-from tests.fakes.files.tiny_mixtures import MIXTURES, REFUSED
+from tests.fakes.files.tiny_mixtures import LATENT, MIXTURES, REFUSED
 
 STEPS = 40
 
@@ -58,31 +59,36 @@ def main() -> None:
         parser.error(f"--only: no part is called {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     report = Report("moe")
     folder = Path("runs/bench") / f"moe-parts{'-quick' if quick else ''}"
-    for name in options.only or parts:
-        part = measured(folder / f"{name}.json", parts[name])
+    for name in options.only or [name for name, (_, always) in parts.items() if always]:
+        part = measured(folder / f"{name}.json", parts[name][0])
         report.rows += part.rows
         report.checks += part.checks
     report.finish(options.json)
 
 
-def parts_of(*, quick: bool) -> dict[str, Callable[[Report], None]]:
-    """Return what is measured, by name."""
-    ids_BL = text_ids(2, 64) if quick else text_ids(2, 256)
+def parts_of(*, quick: bool) -> dict[str, tuple[Callable[[Report], None], bool]]:
+    """Return what is measured, by name, and whether it is measured when no part is named."""
+    ids_BL = text_ids(2, 32) if quick else text_ids(2, 128)
     sources: dict[str, Callable[[Report], None]] = {
-        f"source-{family}{'-refused' * refused}": partial(measure_source, family=family, refused=refused)
+        f"source-{family}{'-refused' * refused}{'-plain' * (not latent)}": partial(
+            measure_source, family=family, refused=refused, latent=latent
+        )
         for family in (["qwen2_moe"] if quick else MIXTURES)
         for refused in ([False, True] if family in REFUSED and not quick else [False])
+        for latent in ([True, False] if family in LATENT and not refused else [family not in LATENT])
     }
-    return {
+    experiment = partial(measure_experiment, quick=quick)
+    always: dict[str, Callable[[Report], None]] = {
         "shapes": measure_shapes,
         "smollm2": partial(measure_smollm2, ids_BL=ids_BL),
         "bfloat16": partial(measure_bfloat16, ids_BL=ids_BL),
         "noise": partial(measure_noise, ids_BL=ids_BL),
-        "copies": partial(measure_copies, ids_BL=ids_BL[:1], steps=5 if quick else STEPS),
-        "cost": partial(measure_cost, ids_BL=ids_BL, repetitions=2 if quick else 7),
+        "copies": partial(measure_copies, ids_BL=ids_of(1, 64), steps=5 if quick else STEPS),
+        "cost": partial(measure_cost, ids_BL=ids_of(1, 256), repetitions=2 if quick else 5),
         "vllm": partial(measure_vllm, ids_BL=ids_BL),
-        **sources,
-        "experiment": partial(measure_experiment, quick=quick),
+    }
+    return {name: (measure, True) for name, measure in always.items()} | {
+        name: (measure, False) for name, measure in (sources | {"experiment": experiment}).items()
     }
 
 

@@ -36,9 +36,13 @@ class Engines:
     company: BatchEffect
 
 
-def both_engines(folder: Path) -> Engines:
-    """Score prompts with both engines in float32, past the checks that refuse a folder."""
+def both_engines(folder: Path, *, latent: bool = True) -> Engines:
+    """Score prompts with both engines in float32, past the checks that refuse a folder.
+
+    With `latent` vLLM uses its kernels for latent attention (DeepSeek), else those for ordinary attention.
+    """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ["VLLM_MLA_DISABLE"] = str(int(not latent))
     alone, together = asyncio.run(_in_vllm(folder))
     plain = asyncio.run(_in_transformers(folder))
     pairs = [(a, b) for one, other in zip(alone, plain, strict=True) for a, b in _columns(one, other)]
@@ -85,19 +89,21 @@ def _numbers(scores: list[PromptScores]) -> bool:
     return all(np.isfinite(one.gold_T).all() and np.isfinite(one.topk_logprobs_TK).all() for one in scores)
 
 
-def measure_source(report: Report, family: str, *, refused: bool) -> None:
+def measure_source(report: Report, family: str, *, refused: bool, latent: bool) -> None:
     """Compare the engines on the folder of a family that is served, or on the one that is refused."""
     changes = REFUSED[family] if refused else {}
     with tempfile.TemporaryDirectory() as scratch:
-        found = both_engines(write_mixture(Path(scratch) / "tiny", family, **changes))
+        found = both_engines(write_mixture(Path(scratch) / "tiny", family, **changes), latent=latent)
     has_numbers = not np.isnan(found.apart)
     report.row(
         table="sources, vLLM and transformers",
         model=family,
+        vllm="" if latent else "VLLM_MLA_DISABLE=1",
         refused=", ".join(f"{key}: {str(value).lower()}" for key, value in changes.items()),
         largest_difference_nats=found.apart if has_numbers else "NaN",
         alone_and_together_nats=found.company.largest_nats if has_numbers else "NaN",
         same_candidates=found.company.same_candidates,
     )
     if not refused:
-        report.check(f"vLLM and transformers apart, {family}", found.apart, "nats", at_most=1e-4)
+        name = family if latent else f"{family}, VLLM_MLA_DISABLE=1"
+        report.check(f"vLLM and transformers apart, {name}", found.apart, "nats", at_most=1e-4)

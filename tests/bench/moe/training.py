@@ -12,38 +12,42 @@ from torch import Tensor
 
 from fusion_core.moe.routing import RouterRecorder
 from services.distill.target.moe import tie_copies
-from tests.bench.moe.models import ROUTERS, dense_model, mixture, nats_per_token
+from tests.bench.moe.models import ROUTERS, mixture, nats_per_token
 from tests.bench.parts.report import Report, in_turn
 
-LAYERS = 6
-"""Layers of the model that are trained, the first ones."""
+SHAPE = {
+    "vocab_size": 8192, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 2, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "max_position_embeddings": 2048, "tie_word_embeddings": True,
+}  # fmt: skip
+"""Layers of the widths of SmolLM2-135M."""
 SIDES = ("dense", "split", "residual", "dense, equal total")
 _LIMIT = 1.6
 
 
+def ids_of(num_windows: int, length: int) -> Tensor:
+    """Return token ids to train on, [B, L]."""
+    return torch.randint(3, 8192, (num_windows, length), generator=torch.Generator().manual_seed(1))
+
+
 def cut(side: str) -> Any:
-    """Return the first layers of the model as one of the sides, ready to train."""
+    """Return a small model as one of the sides, ready to train."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    dense = dense_model()
-    dense.model.layers = dense.model.layers[:LAYERS]
-    dense.config.num_hidden_layers = LAYERS
-    if side == "dense":
-        return dense.train()
+    torch.manual_seed(0)
     if side in ROUTERS:
-        made = mixture(dense, side).train()
+        made = mixture(cut("dense"), side).train()
         tie_copies(made)
         return made
-    settings = dense.config.to_dict()
-    settings["intermediate_size"] = settings["intermediate_size"] // 8 * (24 + 2)
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**settings)).train()
+    width = SHAPE["intermediate_size"]
+    changes = {} if side == "dense" else {"intermediate_size": width // 8 * (24 + 2)}
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | changes)).train()
 
 
 class Training:
     """Steps of a side on one batch."""
 
     def __init__(self, model: Any, ids_BL: Tensor) -> None:
+        torch.set_num_threads(1)  # threads that wait for one another count as CPU time
         self.model, self.ids_BL = model, ids_BL
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 

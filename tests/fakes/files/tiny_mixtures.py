@@ -37,6 +37,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "glm4_moe": _DEEPSEEK | {"head_dim": 32, "norm_topk_prob": True, "num_mtp_layers": 0, "use_qk_norm": True},
 }
 """Settings by model_type."""
+LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
+"""Families with latent attention."""
 REFUSED: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"qkv_bias": False},
     "olmoe": {"norm_topk_prob": True},
