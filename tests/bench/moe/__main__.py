@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import torch
+
 from services.base.atomic import write_whole
 from services.models.fetch import fetch
 from tests.bench.moe.exactness import measure_bfloat16, measure_noise, measure_shapes, measure_smollm2
@@ -52,6 +54,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", nargs="+", metavar="PART", help="measure only these parts, such as noise or cost")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # threads that wait for one another would count as work
     fetch(MODEL)
     quick: bool = options.quick
     parts = parts_of(quick=quick)

@@ -81,7 +81,7 @@ def recipe_of(size: Size, documents: Path) -> Recipe:
                 "held_out_share": 0.4, "context_bytes": 0,
             },
             "sources": [
-                source.model_dump(include=kept) | {"engine": "transformers", "dtype": "float32", "torch_threads": 2}
+                source.model_dump(include=kept) | {"engine": "transformers", "dtype": "float32", "torch_threads": 1}
                 for source in load_recipe("quickstart").sources
             ],
             "target": {

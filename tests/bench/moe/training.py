@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,11 +90,17 @@ def measure_copies(report: Report, ids_BL: Tensor, steps: int) -> None:
 
 def grown_mib(side: str, ids_BL: Tensor) -> float:
     """Return the growth of this process at its peak, over the model and two steps."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     training = Training(cut(side), ids_BL)
     for _ in range(2):
         training.step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak_kib() - before) / 1024
+
+
+def _peak_kib() -> int:
+    """Return the most memory that this process has held; the maximum of `getrusage` would include its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def active_parameters(model: Any) -> int:
