@@ -65,11 +65,14 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _reward_problems(reward: RewardConfig) -> Iterator[str]:
-    for check in (lambda: resolve_model(reward.start), lambda: read_pairs(reward.data, reward.domains)):
-        try:
-            check()
-        except ValueError as error:
-            yield f"reward.{error}".replace("reward.model", "reward.start", 1)
+    try:
+        resolve_model(reward.start)
+    except ValueError as error:
+        yield f"reward.start: {error}"
+    try:
+        read_pairs(reward.data, reward.domains)
+    except ValueError as error:
+        yield f"reward.{error}"
 
 
 def _posttrain_problems(recipe: Recipe) -> Iterator[str]:

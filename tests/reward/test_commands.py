@@ -61,6 +61,10 @@ def test_mistakes_name_the_key(trained: RewardJob, tmp_path: Path) -> None:
     ):
         done = fusion("reward", "train", recipe, "--set", change)
         assert (done.exit_code, problem in done.output) == (2, True), done.output
+    done = fusion("validate", recipe, "--set", "reward.start=nowhere", "--set", "reward.data=[nowhere.jsonl]")
+    assert done.exit_code == 2
+    assert "reward.start: model folder nowhere does not exist" in done.output
+    assert "reward.data: no file matches 'nowhere.jsonl'" in done.output
     done = fusion("reward", "eval", recipe, "--run-name", "other")
     assert (done.exit_code, "there is no model in" in done.output) == (2, True), done.output
 
@@ -88,6 +92,8 @@ def test_answers_are_scored_here_and_at_a_service_alike(trained: RewardJob, tmp_
     assert [{**row, "domain": row.get("domain", "rich")} for row in rows] == [
         {key: value for key, value in row.items() if key != "reward"} for row in mine
     ]
+    done = fusion(*command[:-1], "loud", "--model", str(trained.files.model))
+    assert (done.exit_code, "line 13: domain: 'loud' is none of brief, rich" in done.output) == (2, True), done.output
     done = fusion("reward", "score", str(file), "--model", str(trained.files.model))
     assert (done.exit_code, "line 13: domain: neither the row nor --domain" in done.output) == (2, True), done.output
 

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fusion_core.arrays import Int32
 from services.base.atomic import whole_file
 from services.base.errors import InvalidArgumentError
 from services.commands.answers.rows import answer_of, json_rows
@@ -18,7 +19,8 @@ from services.reward.client import Scored, ScoreStream
 from services.reward.model import RewardModel
 from services.reward.pairs import messages_of
 
-Score: TypeAlias = Callable[[Sequence[Scored]], Awaitable[list[float]]]
+Score: TypeAlias = Callable[[Sequence[Scored], Sequence[str]], Awaitable[list[float]]]
+"""A function from answers, and the places of their rows for messages, to their scores."""
 _ROWS_AT_ONCE = 256
 
 
@@ -73,10 +75,7 @@ class ScoreAnswers:
             score = self._scorer(stack)
             while some := list(islice(rows, _ROWS_AT_ONCE)):
                 asked = [self._asked(row, where) for where, row in some]
-                try:
-                    scores = await score(asked)
-                except InvalidArgumentError as error:
-                    raise ValueError(f"{some[0][0]} and the rows after it: {error}") from error
+                scores = await score(asked, [where for where, _ in some])
                 for (_, row), answer, value in zip(some, asked, scores, strict=True):
                     self.summaries.setdefault((str(row.get("source", "")), answer.domain), Summary()).add(value)
                     if lines is not None:
@@ -87,15 +86,22 @@ class ScoreAnswers:
         if self.address is not None:
             stream = ScoreStream(self.address, self.application)
             stack.push_async_callback(stream.close)
-            return lambda asked: asyncio.gather(*map(stream.score, asked))
+
+            async def served(asked: Sequence[Scored], places: Sequence[str]) -> list[float]:
+                try:
+                    return await asyncio.gather(*map(stream.score, asked))
+                except InvalidArgumentError as error:  # it names the item by its number since the first row
+                    raise ValueError(f"{places[0]} or one of the rows after it: {error}") from error
+
+            return served
         if self.model is None:
             raise ValueError("--model: needed, or --address of a reward service")
         model = RewardModel.open(self.model)
 
-        async def score(asked: Sequence[Scored]) -> list[float]:
-            return [float(value) for value in model.score([encoded(model, item) for item in asked])]
+        async def here(asked: Sequence[Scored], places: Sequence[str]) -> list[float]:
+            return model.score([_encoded(model, *item) for item in zip(asked, places, strict=True)]).tolist()
 
-        return score
+        return here
 
     def _asked(self, row: dict[str, Any], where: str) -> Scored:
         answer = answer_of(row, where)
@@ -110,12 +116,12 @@ class ScoreAnswers:
         return Scored(messages, answer, domain)
 
 
-def encoded(model: RewardModel, item: Scored) -> Any:
-    """Return an answer in the model's tokens; raises InvalidArgumentError where it cannot be scored."""
+def _encoded(model: RewardModel, item: Scored, where: str) -> Int32:
+    """Return an answer in the model's tokens; raises ValueError naming the row that cannot be scored."""
     try:
         ids = model.tokens.encode(item.messages, item.answer, item.domain)
     except ValueError as error:
-        raise InvalidArgumentError(str(error)) from error
+        raise ValueError(f"{where}: {error}") from error
     if len(ids) > model.card.max_tokens:
-        raise InvalidArgumentError(f"{len(ids)} tokens; the model was trained on at most {model.card.max_tokens}")
+        raise ValueError(f"{where}: {len(ids)} tokens; the model was trained on at most {model.card.max_tokens}")
     return ids
