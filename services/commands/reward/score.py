@@ -99,7 +99,8 @@ class ScoreAnswers:
         model = RewardModel.open(self.model)
 
         async def here(asked: Sequence[Scored], places: Sequence[str]) -> list[float]:
-            return model.score([_encoded(model, *item) for item in zip(asked, places, strict=True)]).tolist()
+            ids = [_encoded(model, item, where) for item, where in zip(asked, places, strict=True)]
+            return list(map(float, model.score(ids)))
 
         return here
 
