@@ -151,27 +151,35 @@ def _own(
     block, source = scored.blocks[name], scored.vocabularies[name]
     names, mapped = _Names(source), _Mapped(scored.target, source, block)
     opens = [0, *block.byte_ends_T[:-1].tolist()]
-    ids_TK, probs_TK = block.topk_ids_TK[:, :top].tolist(), np.exp(block.topk_logprobs_TK[:, :top]).tolist()
+    ids_TK, probs_TK = block.topk_ids_TK.tolist(), np.exp(block.topk_logprobs_TK).tolist()
     tail_T = np.exp(block.tail_T).tolist()
+    places = list(zip(own_T, starts, strict=True))
+    # Behind the middle of a token, candidates that the text before it rules out come last.
+    kept = [
+        sorted(
+            (place for place, token in enumerate(ids_TK[row]) if token >= 0),
+            key=lambda place, row=row, start=start: not mapped.fits(ids_TK[row][place], opens[row], start),  # type: ignore[misc]
+        )[:top]
+        for row, start in places
+    ]
     mapped.look_up(
-        (token, opens[row], start) for row, start in zip(own_T, starts, strict=True) for token in ids_TK[row]
+        (ids_TK[row][k], opens[row], start) for (row, start), ks in zip(places, kept, strict=True) for k in ks
     )
     return [
         [
             opens[row],
             [
                 value
-                for token, p in zip(ids_TK[row], probs_TK[row], strict=True)
-                if token >= 0
+                for k in ks
                 for value in (
-                    labels.number(names.label(token)),
-                    _number(p),
-                    labels.number(mapped.of(token, opens[row], start)),
+                    labels.number(names.label(ids_TK[row][k])),
+                    _number(probs_TK[row][k]),
+                    labels.number(mapped.of(ids_TK[row][k], opens[row], start)),
                 )
             ],
             _number(tail_T[row]),
         ]
-        for row, start in zip(own_T, starts, strict=True)
+        for (row, start), ks in zip(places, kept, strict=True)
     ]
 
 
@@ -184,10 +192,15 @@ class _Mapped:
         self._prefixed = source.num_virtual_bytes(block.token_ids_T, block.byte_ends_T) > 0
         self._tokens: dict[bytes, str] = {}
 
+    def fits(self, token: int, opens: int, start: int) -> bool:
+        """Return whether a candidate says what the text says from where its row opens to where the target's token
+        starts."""
+        return opens == start or self._remainder(token, opens, start) is not None
+
     def look_up(self, places: Iterable[tuple[int, int, int]]) -> None:
         """Split all remainders at once; a place is a candidate, where its row opens, and where the target's token
         starts."""
-        found = {self._remainder(*place) for place in places if place[0] >= 0}
+        found = {self._remainder(*place) for place in places}
         remainders = sorted(remainder for remainder in found if remainder)
         leading = self._target.leading_tokens(remainders, _MAPPED_TOKENS + 1).tolist() if remainders else []
         for remainder, tokens in zip(remainders, leading, strict=True):

@@ -152,3 +152,18 @@ def test_tokens_that_cut_characters_show_each_character_once(text: str, size: in
     visible = "".join(re.sub("‹[0-9A-F]{2}›", "", token) for token in shown)
     expected = "".join(shown_tokens([data]))
     assert visible == re.sub("‹[0-9A-F]{2}›", "", expected)
+
+
+def test_behind_the_middle_of_a_token_candidates_that_fit_the_text_come_first() -> None:
+    text = "The theatre, 日本語 and 144".encode()
+    _, view = page_of(text, names=("llama", "unigram"))
+    labels, starts = view["labels"], [0, *vocabulary("llama3").encode(text).byte_ends_T.tolist()]
+    inside = 0
+    for source in view["sources"]:
+        for (opens, own, _), start in zip(source["own"], starts, strict=False):
+            ruled_out = [labels[mapped] == "not what the text before says" for mapped in own[2::3]]
+            assert ruled_out == sorted(ruled_out)
+            if opens < start:
+                inside += 1
+                assert not ruled_out[0]  # the realised token is a candidate of every row, and fits
+    assert inside

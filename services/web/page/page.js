@@ -18,6 +18,7 @@ function isolated(content) { return element("bdi", content); }
 
 function percent(p) {
   if (p === null) return "-";
+  if (p < 1e-9) return "0 %";
   return p >= 0.0995 ? (100 * p).toFixed(0) + " %" : p >= 0.000995 ? (100 * p).toFixed(1) + " %" : p.toExponential(1);
 }
 
