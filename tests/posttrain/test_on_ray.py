@@ -16,7 +16,7 @@ def test_a_chain_runs_on_workers(num_workers: int, tmp_path: Path) -> None:
     import ray
 
     scene = Scene(tmp_path)
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init("local", num_cpus=2, include_dashboard=False)
     try:
         config = scene.config(scene.sft(per_device_train_batch_size=4), num_workers=num_workers)
         promoted = scene.chain(config, "on_ray").run()
