@@ -9,7 +9,9 @@ import pytest
 
 from services.base.errors import FailedPreconditionError, RunFailedError, SettingError
 from services.posttrain.chain import Chain
-from tests.posttrain.scene import HELD_OUT, Scene, question, write_rows
+from services.posttrain.data.tokens import PromptTokens
+from services.posttrain.generate import load_for_answers, sample_answers
+from tests.posttrain.scene import HELD_OUT, TRAINED, Scene, question, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,19 @@ def test_a_better_stage_is_promoted_and_skipped_the_next_time(scene: Scene) -> N
     assert (promoted / "model.safetensors").stat().st_mtime_ns == written
     assert any("trained already" in line for line in lines_again)
     assert not any(line.startswith("answering") for line in lines_again), "the decision is there already"
+
+
+def test_thirty_two_answers_are_learnt_by_heart(scene: Scene, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {word}: ", "completion": word} for word in TRAINED]
+    config = scene.config(
+        scene.sft(data=[write_rows(tmp_path / "rows.jsonl", rows)], num_train_epochs=100, save_steps=1000)
+    )
+    model = scene.chain(config, "by_heart", force=True).run()
+    tokens = PromptTokens(model, None)
+    prompts = [tokens.prompt_ids(row["prompt"]) for row in rows]
+    settings = {"max_new_tokens": 8, "temperature": 0.0, "batch_size": 32, "seed": 0}
+    sampled = sample_answers(load_for_answers(model, "cpu"), tokens, prompts, **settings)
+    assert [tokens.text_of(ids) for ids in sampled] == [(word, True) for word in TRAINED]
 
 
 def test_another_setting_is_refused_by_its_key(scene: Scene) -> None:

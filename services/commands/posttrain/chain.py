@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.base.errors import SettingError
+from services.commands.prepare import prepare
 from services.jobs.ray_job import job_name, submit
 from services.jobs.run_folder import RunFolder
 from services.posttrain.chain import Chain
@@ -51,11 +52,10 @@ def submit_chain(
 def start_folder(recipe: Recipe, config: PosttrainConfig) -> Path:
     """Return the folder that the first stage starts from; RecipeError where it is not there."""
     if config.start == "model":
-        if (recipe.target_folder / "config.json").is_file():
-            return recipe.target_folder.absolute()
-        if recipe.target.model is None:
-            raise RecipeError("posttrain.start: the target is not made yet; `fusion distill` makes and trains it")
-        return resolve("target.model", recipe.target.model)
+        if recipe.target.model is not None:
+            return resolve("target.model", recipe.target.model)
+        prepare(recipe, save=False)  # a target from scratch, which is made once
+        return recipe.target_folder.absolute()
     trained = recipe.run_folder / config.start
     if (trained / "run.json").is_file():
         model = RunFolder(trained).model
