@@ -64,7 +64,7 @@ def test_a_target_from_scratch_is_made_first(scene: Scene) -> None:
     recipe = recipe_file(scene, "scratch", scene.sft(max_steps=1))
     shape = "{hidden_size: 16, num_layers: 1, num_heads: 2, intermediate_size: 16}"
     target = f"target={{config: {shape}, tokenizer: {{train: {{vocabulary_size: 300}}}}}}"
-    done = invoke(recipe, "--set", target, "--set", "corpus.window_bytes=256", "--force")
+    done = invoke(recipe, "--set", target, "--set", "corpus.separator=.", "--force")
     assert done.exit_code == 0, done.output
     made = scene.folder / "runs" / "scratch"
     record = json.loads((made / "posttrain" / "1-sft" / "run.json").read_text())

@@ -82,7 +82,7 @@ def _seed(report: Report, folder: Path, seed: int, quick: bool) -> tuple[float, 
 def _gate(report: Report, folder: Path) -> None:
     sums = write_sums(folder, 9)
     base, _ = _run(sums, "base", {**BASE, "data": [sums.train]})
-    _, worse = _run(sums, "worse", {**BASE, "data": [wrong_sums(sums)], "num_train_epochs": 20}, start=base)
+    _, worse = _run(sums, "worse", {**BASE, "data": [wrong_sums(sums)], "num_train_epochs": 5}, start=base)
     _row(report, 9, "sft on wrong sums", worse)
     _, still = _run(sums, "still", {**STILL, "data": [sums.train]}, start=base)
     _row(report, 9, "sft that changes nothing", still)
