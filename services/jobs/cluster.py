@@ -16,9 +16,14 @@ def join_cluster(section: str, *, device: str, cpus_per_worker: float) -> bool:
     import ray
 
     if not ray.is_initialized():
-        # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
+        # Ray, and Ray Train's helpers, would take the newest cluster on this machine, whoever started it.
         address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
-        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
+        ray.init(
+            address.get("RAY_ADDRESS", "local"),
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": address},
+        )
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if there.get("CPU", 0) < cpus_per_worker:
         raise UnavailableError(
