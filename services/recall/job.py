@@ -13,7 +13,9 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from services.base.atomic import sweep_partial, whole_folder
 from services.jobs.cluster import join_cluster
@@ -28,6 +30,10 @@ from services.models.revision import weights_revision
 from services.recall.examples import Example, read_examples
 from services.recall.training_config import JudgeTrainingConfig
 
+if TYPE_CHECKING:
+    from services.recall.intervene import Interventions
+    from services.recall.train import JudgeTrainer
+
 logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
@@ -36,6 +42,8 @@ _MAY_CHANGE = {
 }
 """Settings that do not decide the result, or that are known by what they name."""
 _KEPT_CHECKPOINTS = 2
+_LEVELS = "levels.json"
+"""Name of the file in a checkpoint with the levels of all blocks, where a source gives the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +55,14 @@ class JudgeJob:
         run_folder: folder of checkpoints, metrics and the judge; see `RunFolder`.
         config: section `recall.train` of the recipe.
         recipe: the resolved recipe, YAML, to be kept in the run's folder; empty for none.
+        source: address and Serve application of the source of `config.labels`.
     """
 
     run_name: str
     run_folder: Path
     config: JudgeTrainingConfig
     recipe: str = ""
+    source: tuple[str, str] | None = None
 
     @property
     def files(self) -> RunFolder:
@@ -95,6 +105,7 @@ def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
     """Train from the newest checkpoint to the end, in this process."""
     import torch
 
+    from services.recall.intervene import Interventions, SourceLoss
     from services.recall.judge import Judge
     from services.recall.train import JudgeTrainer, label
 
@@ -102,27 +113,48 @@ def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
     judge = Judge.load(config.encoder, fresh=True, device="cuda" if use_gpu else "cpu")
-    trainer = JudgeTrainer(judge, [label(judge, example, config.block_tokens) for example in job.examples()], config)
+    examples = job.examples()
+    interventions = None
+    if config.labels is not None:
+        assert job.source is not None, "labels of a source need its address"
+        interventions = Interventions(
+            judge, examples, config.labels, SourceLoss(*job.source), block_tokens=config.block_tokens, seed=config.seed
+        )
+        labelled = interventions.labelled()
+    else:
+        labelled = [label(judge, example, config.block_tokens) for example in examples]
+    trainer = JudgeTrainer(judge, labelled, config)
     newest = newest_complete(job.files.checkpoints)
     if newest is not None:
         with newest.local() as folder:
             trainer.restore(folder)
+            if interventions is not None:
+                levels = json.loads((folder / _LEVELS).read_text())
+                interventions.levels = [np.array(levels_B, dtype=np.int8) for levels_B in levels]
+                trainer.use(interventions.labelled())
     metrics = StepLog(job.files.metrics, after_step=trainer.steps)
     try:
-        _run_steps(job, identity, trainer, metrics)
+        _run_steps(job, identity, trainer, interventions, metrics)
     finally:
         metrics.close()
     with whole_folder(job.files.model) as folder:
         judge.save(folder)
 
 
-def _run_steps(job: JudgeJob, identity: str, trainer: Any, metrics: StepLog) -> None:
+def _run_steps(
+    job: JudgeJob, identity: str, trainer: JudgeTrainer, interventions: Interventions | None, metrics: StepLog
+) -> None:
     from tensorboardX import SummaryWriter
 
     total, every = job.config.steps, job.config.checkpoint_every_steps
     events = SummaryWriter(str(job.files.events), purge_step=trainer.steps + 1)
     while trainer.steps < total:
         began = time.monotonic()
+        if interventions is not None and job.config.labels is not None:
+            number, left = divmod(trainer.steps, job.config.labels.every_steps)
+            if number and not left:
+                interventions.round(number)
+                trainer.use(interventions.labelled())
         step = trainer.step()
         figures = {key: value for key, value in asdict(step).items() if key != "number"}
         figures["seconds"] = time.monotonic() - began
@@ -131,16 +163,18 @@ def _run_steps(job: JudgeJob, identity: str, trainer: Any, metrics: StepLog) -> 
             events.add_scalar(name, value, step.number)
         if step.number % every == 0 or step.number == total:
             metrics.sync()
-            _keep(job.files.checkpoints, trainer, identity)
+            _keep(job.files.checkpoints, trainer, interventions, identity)
         if step.number % max(1, total // 20) == 0 or step.number == total:
             print(f"[recall {job.run_name}] step {step.number}/{total}  loss {step.loss:.4f}", flush=True)
     events.close()
 
 
-def _keep(checkpoints: Path, trainer: Any, identity: str) -> None:
+def _keep(checkpoints: Path, trainer: JudgeTrainer, interventions: Interventions | None, identity: str) -> None:
     """Write a checkpoint, the manifest last, and delete those before the last two."""
     with whole_folder(checkpoints / f"step-{trainer.steps:08d}", replace=True) as folder:
         trainer.save(folder)
+        if interventions is not None:
+            (folder / _LEVELS).write_text(json.dumps([levels_B.tolist() for levels_B in interventions.levels]))
         sizes = {
             path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()
         }

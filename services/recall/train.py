@@ -59,28 +59,32 @@ class JudgeTrainer:
     """The training of one judge on one device."""
 
     def __init__(self, judge: Judge, examples: Sequence[Labelled], config: JudgeTrainingConfig) -> None:
-        """Take at least one example with a relevant block; ValueError naming `recall.train.window_tokens` if none fits.
-
-        The documents' order counts: a resumed run must give the same.
-        """
+        """Take examples; see `use`. A resumed run must give the same ones in the same order."""
         self.judge, self._config = judge, config
         self.steps = 0
-        room = [config.window_tokens - len(example.start) for example in examples]
-        self._examples = [
-            example
-            for example, left in zip(examples, room, strict=True)
-            if example.relevant and left >= max(example.document.tokens_in_window)
-        ]
-        if not self._examples:
-            raise ValueError(
-                "recall.train.window_tokens: no example has a relevant block that fits behind its question"
-            )
+        self.use(examples)
         for module in judge.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = config.dropout
         self._optimizer = torch.optim.AdamW(
             judge.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+
+    def use(self, examples: Sequence[Labelled]) -> None:
+        """Learn from these examples from now on, those without a relevant block apart.
+
+        Raises ValueError naming `recall.train.window_tokens` when none is left, or none fits behind its question.
+        """
+        self._examples = [
+            example
+            for example in examples
+            if example.relevant
+            and self._config.window_tokens - len(example.start) >= max(example.document.tokens_in_window)
+        ]
+        if not self._examples:
+            raise ValueError(
+                "recall.train.window_tokens: no example has a relevant block that fits behind its question"
+            )
 
     def step(self) -> Step:
         """Take the next step; return its figures. Raises ArithmeticError when the loss is not finite."""

@@ -6,14 +6,26 @@ from typing import Literal
 
 from pydantic import Field
 
+from fusion_core.recall.labels import LabelConfig
 from services.base.settings import Settings
 
 
-class JudgeTrainingConfig(Settings):
-    """Training of the judge on questions whose relevant blocks are known."""
+class InterventionConfig(Settings):
+    """Labels without spans: blocks are taken away, and a source says what its loss of the answer does."""
 
-    files: tuple[str, ...] = Field(min_length=1, description="JSON lines of text, question and spans.")
+    source: str = Field(min_length=1, description="Name of a source of the recipe.")
+    every_steps: int = Field(50, ge=1, description="Steps between two rounds of interventions.")
+    documents: int = Field(16, ge=1, description="Documents of a round.")
+    blocks: int = Field(6, ge=3, le=32, description="Blocks of a document that are taken away, one at a time.")
+    levels: LabelConfig = Field(LabelConfig(), description="How the levels of blocks start and move.")
+
+
+class JudgeTrainingConfig(Settings):
+    """Training of the judge on questions whose relevant blocks are marked, or found by intervention."""
+
+    files: tuple[str, ...] = Field(min_length=1, description="JSON lines of text, question, and spans or answer.")
     held_out: tuple[str, ...] = Field((), description="Such files that `fusion recall eval` reads.")
+    labels: InterventionConfig | None = Field(None, description="Learn without spans, from a source.")
     encoder: str = Field("all-minilm-l6-v2", min_length=1, description="Catalogue name, URL or folder of an encoder.")
     steps: int = Field(300, ge=1)
     batch_windows: int = Field(6, ge=1, description="Windows of a step.")

@@ -28,7 +28,19 @@ def judge_job(recipe: Recipe, run_name: str) -> JudgeJob:
         resolve_model(config.encoder)
     except ValueError as error:
         raise RecipeError(f"recall.train.encoder: {error}") from error
-    return JudgeJob(run_name, run_folder(recipe, run_name), config, recipe.to_yaml())
+    return JudgeJob(run_name, run_folder(recipe, run_name), config, recipe.to_yaml(), _source(recipe, config))
+
+
+def _source(recipe: Recipe, config: JudgeTrainingConfig) -> tuple[str, str] | None:
+    """Return address and application of the source that gives the labels; None where spans do."""
+    if config.labels is None:
+        return None
+    for source in recipe.sources:
+        if source.name == config.labels.source:
+            endpoint = recipe.endpoint(source)
+            return endpoint.address, endpoint.application
+    names = ", ".join(source.name for source in recipe.sources)
+    raise RecipeError(f"recall.train.labels.source: no source is called {config.labels.source}; there are {names}")
 
 
 def run_folder(recipe: Recipe, run_name: str) -> Path:
