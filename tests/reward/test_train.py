@@ -83,7 +83,7 @@ def test_a_run_that_has_ended_is_skipped_and_another_one_refused(trained: Reward
     assert run(trained) is False
     assert (trained.files.model / "model.safetensors").stat().st_mtime_ns == written
     other = replace(trained, config=trained.config.model_copy(update={"gamma": 1.0}))
-    with pytest.raises(FailedPreconditionError, match=r"^reward\.gamma: .*trained with 2\.0, now 1\.0"):
+    with pytest.raises(FailedPreconditionError, match=r"^reward\.gamma: .*started with 2\.0, now 1\.0"):
         run(other)
 
 
