@@ -41,7 +41,8 @@ from tests.bench.recall.documents import Names, make_example, prose
 _BLOCKS = 5
 """Blocks that every way may name."""
 _WORDS_PER_TOKEN = 0.68
-_MEMORY = MemoryConfig()
+_MEMORY = MemoryConfig(window_tokens=256)
+"""The judge reads windows as long as those that it learned on: longer ones have positions that it never saw labelled."""
 _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
     "head": head,
     "random": at_random,
