@@ -42,7 +42,7 @@ _BLOCKS = 5
 """Blocks that every way may name."""
 _WORDS_PER_TOKEN = 0.68
 _MEMORY = MemoryConfig(window_tokens=256)
-"""The judge reads windows as long as those that it learned on: longer ones have positions that it never saw labelled."""
+"""The judge reads windows as long as those that it learned on: positions behind them were never labelled."""
 _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
     "head": head,
     "random": at_random,
