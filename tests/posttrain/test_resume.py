@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,28 @@ def test_a_checkpoint_that_a_kill_cut_off_is_passed_over(scene: Scene) -> None:
     newest.write_bytes(newest.read_bytes()[:100])
     again = weights(scene.chain(config, "cut", force=True).run())
     assert all(torch.equal(again[name], before[name]) for name in before)
+
+
+@pytest.mark.drill
+def test_a_chain_killed_at_five_to_ten_random_moments_ends_in_the_same_folder(scene: Scene) -> None:
+    rng = random.Random(0)
+    stages = [{**stage_of(kind, scene), "max_steps": 30, "save_steps": 2} for kind in ("sft", "dpo", "grpo")]
+    config = scene.config(*stages)
+    whole = scene.chain(config, "ten_whole", force=True).run()
+    file = scene.folder / "ten.json"
+    file.write_text(config.model_dump_json())
+    reached = []
+    while len(reached) < 10:
+        process = KILLING.Process(target=run_until_killed, args=(scene.folder, file, "ten_killed", 10**9))
+        process.start()
+        process.join(rng.uniform(1, 4))
+        if process.exitcode is not None:
+            break  # it has come to its end before the tenth kill
+        process.kill()
+        process.join()
+        reached.append(len(list(scene.folder.glob("ten_killed/*/checkpoints/checkpoint-*"))))
+    assert len(reached) >= 5 and reached[-1] > 0, reached
+    resumed = scene.chain(config, "ten_killed", force=True).run()
+    assert resumed.parent.name == whole.parent.name == "3-grpo"
+    before, after = weights(whole), weights(resumed)
+    assert all(torch.equal(after[name], before[name]) for name in before)

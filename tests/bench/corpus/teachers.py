@@ -95,7 +95,7 @@ def main() -> None:
         heap = write(folder, options.quick)
         ledger = cleaned(folder)
         kept = rows(folder / "out", "documents/*.parquet")
-        drawn = random.Random(14).sample(sorted(heap.texts), 40 if options.quick else 320)
+        drawn = random.Random(14).sample(sorted(heap.texts), 40 if options.quick else 160)
         groups = {
             "stays": [kept[name]["text"] for name in drawn if name in kept],
             "goes": [heap.texts[name] for name in drawn if name not in kept],

@@ -62,11 +62,7 @@ def plain_fusion(
     sources', where the corpus holds conversations, and one more may be the target's. `corpora` are folders of further
     data sets, and `sources_by` is the key of section `fusion`.
     """
-    texts = documents or [sentences(600, seed=number) for number in range(12)]
-    corpus = folder / "documents"
-    corpus.mkdir(exist_ok=True)
-    for number, text in enumerate(texts):
-        (corpus / f"{number}.txt").write_text(text, encoding="utf-8")
+    corpus = _write_documents(folder / "documents", documents)
     with ExitStack() as stack:
         sources, entries = [], []
         for number in range(num_sources):
@@ -111,3 +107,10 @@ def plain_fusion(
             running.loop.call_soon_threadsafe(running.servicer._draining.begin)
 
         yield PlainFusion(running.address, drain, sources, recipe)
+
+
+def _write_documents(folder: Path, documents: Sequence[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, text in enumerate(documents or [sentences(600, seed=number) for number in range(12)]):
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
