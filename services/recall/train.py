@@ -59,7 +59,12 @@ class JudgeTrainer:
     """The training of one judge on one device."""
 
     def __init__(self, judge: Judge, examples: Sequence[Labelled], config: JudgeTrainingConfig) -> None:
-        """Take examples; see `use`. A resumed run must give the same ones in the same order."""
+        """Take examples; see `use`. A resumed run must give the same ones in the same order.
+
+        Raises ValueError for windows that are longer than the encoder reads.
+        """
+        if config.window_tokens > judge.window_tokens:
+            raise ValueError(f"recall.train.window_tokens: must be at most {judge.window_tokens} with this encoder")
         self.judge, self._config = judge, config
         self.steps = 0
         self.use(examples)

@@ -28,9 +28,9 @@ class JudgeTrainingConfig(Settings):
     labels: InterventionConfig | None = Field(None, description="Learn without spans, from a source.")
     encoder: str = Field("all-minilm-l6-v2", min_length=1, description="Catalogue name, URL or folder of an encoder.")
     steps: int = Field(300, ge=1)
-    batch_windows: int = Field(6, ge=1, description="Windows of a step.")
+    batch_windows: int = Field(4, ge=1, description="Windows of a step.")
     block_tokens: int = Field(63, ge=4, le=63, description="Tokens of a block at most.")
-    window_tokens: int = Field(256, ge=16, le=512, description="Tokens of a training window, the question's included.")
+    window_tokens: int = Field(512, ge=16, le=512, description="Tokens of a window; as many are read later.")
     learning_rate: float = Field(4e-4, gt=0, le=1, description="Highest learning rate of AdamW.")
     warmup_share: float = Field(
         0.1, ge=0, lt=1, description="Share of the steps in which it rises; then it falls to 0."

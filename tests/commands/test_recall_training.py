@@ -74,6 +74,11 @@ def test_mistakes_are_named(recipe: Path) -> None:
             ("recall.train.window_tokens=16", "recall.train.block_tokens=16"),
             "recall.train.window_tokens: no example has a relevant block",
         ),
+        (
+            "train",
+            ("recall.train.window_tokens=65",),
+            "recall.train.window_tokens: must be at most 64 with this encoder",
+        ),
         ("eval", (), "--run-name: there is no judge in"),
     ):
         done = fusion(command, str(recipe), *(word for setting in settings for word in ("--set", setting)))

@@ -98,7 +98,14 @@ def _judge(report: Report, rounds: Sequence[int]) -> Judge:
     encoder = "all-minilm-l6-v2"
     for number, steps in enumerate(rounds):
         config = JudgeTrainingConfig(
-            files=(str(train),), encoder=encoder, num_workers=0, steps=steps, checkpoint_every_steps=20, seed=number
+            files=(str(train),),
+            encoder=encoder,
+            num_workers=0,
+            steps=steps,
+            checkpoint_every_steps=20,
+            seed=number,
+            batch_windows=6,
+            window_tokens=256,
         )
         job = JudgeJob("bench", folder / (f"run-{number}" if number else "run"), config)
         run(job)
