@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import resource
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from time import perf_counter, process_time
 
 import numpy as np
@@ -58,9 +60,10 @@ def main() -> None:
     torch.set_num_threads(1)
     _split(report, 1_000 if options.quick else 10_000)
     fetch("all-minilm-l6-v2")
-    judge = _judge(report, (2,) if options.quick else (160, 130))
+    folder = _judge(report, (2,) if options.quick else (160, 130))
+    judge = Judge.load(folder)
     _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 20, 8_000: 3})
-    _lengths(report, judge, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
+    _lengths(report, folder, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
     report.finish(options.json)
 
 
@@ -86,8 +89,8 @@ def _examples(half: int, seed: int, number: int, tokens: int) -> list[Example]:
     return [make_example(draw, names, sentences, round(tokens * _WORDS_PER_TOKEN)) for _ in range(number)]
 
 
-def _judge(report: Report, rounds: Sequence[int]) -> Judge:
-    """Return a judge that was trained on texts of some 900 tokens, in rounds of so many steps.
+def _judge(report: Report, rounds: Sequence[int]) -> str:
+    """Return the folder of a judge that was trained on texts of some 900 tokens, in rounds of so many steps.
 
     The learning rate rises and falls in every round, which starts from the judge of the one before.
     """
@@ -120,7 +123,7 @@ def _judge(report: Report, rounds: Sequence[int]) -> Judge:
             last_loss=float(np.mean([row["loss"] for row in rows[-20:]])),
         )
         encoder = str(job.files.model)
-    return Judge.load(encoder)
+    return encoder
 
 
 def _blocks(report: Report, judge: Judge, numbers: dict[int, int]) -> None:
@@ -162,19 +165,27 @@ def _right(find: Find, examples: Sequence[Example], documents: Sequence[Document
     return [float(both_found(wanted, blocks)) for wanted, blocks in zip(gold, found, strict=True)]
 
 
-def _lengths(report: Report, judge: Judge, lengths: Sequence[int]) -> None:
-    """Measure one selection by length, the shortest first: peak memory only grows."""
+def _selection(folder: str, tokens: int) -> tuple[int, float, float, float]:
+    """Return tokens of a text, CPU and wall seconds of one selection from it, and the MiB that this process took."""
+    torch.set_num_threads(1)
+    judge = Judge.load(folder)
+    [example] = _examples(1, 3, 1, tokens)
+    cpu, wall = process_time(), perf_counter()
+    document = judge.read(example.text)
+    judge.recall(example.question, document, _MEMORY)
+    cpu, wall = process_time() - cpu, perf_counter() - wall
+    return sum(document.tokens_in_window), cpu, wall, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _lengths(report: Report, folder: str, lengths: Sequence[int]) -> None:
+    """Measure one selection by length, each in a process of its own."""
     rates, peaks = [], []
     for tokens in lengths:
-        [example] = _examples(1, 3, 1, tokens)
-        cpu, wall = process_time(), perf_counter()
-        document = judge.read(example.text)
-        judge.recall(example.question, document, _MEMORY)
-        cpu, wall = process_time() - cpu, perf_counter() - wall
-        real = sum(document.tokens_in_window)
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            real, cpu, wall, peak = process.submit(_selection, folder, tokens).result()
         rates.append(1000 * cpu / real)
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        report.row(table="one selection", tokens=real, cpu_seconds=cpu, seconds=wall, peak_mebibytes=peaks[-1])
+        peaks.append(peak)
+        report.row(table="one selection", tokens=real, cpu_seconds=cpu, seconds=wall, peak_mebibytes=peak)
     report.check("peak memory, longest next to shortest", peaks[-1] / peaks[0], "times", at_most=1.1)
     report.check("CPU seconds a token, longest next to shortest", rates[-1] / rates[0], "times", at_most=1.25)
 
