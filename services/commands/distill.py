@@ -58,10 +58,12 @@ def _check_served(recipe: Recipe) -> None:
         if deployment.name != recipe.name:
             continue
         asked, served = (
-            one.model_dump(by_alias=True, exclude={"corpus": {"workers"}})  # decides no window
+            # What decides no window may change.
+            one.model_dump(by_alias=True, exclude={"corpus": {"workers"}, "recall": {"train"}})
             for one in (recipe, load_recipe(deployment.recipe))
         )
-        for section in ("corpus", "sources", "target", "fusion", "service"):
+        sections = ["corpus", "sources", "target", "fusion", "service"]
+        for section in [*sections, "recall"] if recipe.corpus.recall is not None else sections:
             if (key := _first_difference(section, asked[section], served[section])) is not None:
                 raise RecipeError(
                     f"{key}: differs from what is up; `fusion down {recipe.name}` and `fusion up` with the change"

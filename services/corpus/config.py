@@ -129,10 +129,10 @@ class CorpusConfig(Settings):
 
     @model_validator(mode="after")
     def _key_blocks_fit(self) -> Self:
-        if self.recall is not None and self.recall.budget_bytes > self.max_history_bytes:
+        if self.recall is not None and 2 * self.recall.budget_bytes > self.max_history_bytes:
             raise ValueError(
-                f"recall.budget_bytes: {self.recall.budget_bytes} is more than max_history_bytes = "
-                f"{self.max_history_bytes}"
+                f"recall.budget_bytes: {self.recall.budget_bytes} is more than half of max_history_bytes = "
+                f"{self.max_history_bytes}, which the question and JSON's escapes count in as well"
             )
         return self
 

@@ -39,4 +39,5 @@ class StageJob:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows that the stage learns from."""
-        return [json.loads(line) for line in (self.folder / ROWS).read_text(encoding="utf-8").splitlines()]
+        with (self.folder / ROWS).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]

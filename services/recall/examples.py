@@ -33,10 +33,12 @@ def read_examples(files: Sequence[Path], setting: str) -> list[Example]:
 
 def _of_file(file: Path, setting: str) -> Iterator[Example]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold other ends of lines as they are
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(setting, f"{file} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             example = Example.model_validate(json.loads(line))
         except ValidationError as error:

@@ -75,7 +75,15 @@ class Interventions:
         self._examples = [example for example in examples if example.answer.strip()]
         if not self._examples:
             raise ValueError("recall.train.files: no example has an answer, whose loss would tell which block matters")
-        self._documents = [judge.read(example.text, block_tokens) for example in self._examples]
+        read = [(example, judge.read(example.text, block_tokens)) for example in self._examples]
+        fitting = [
+            (example, document)
+            for example, document in read
+            if len(judge.question(example.question)) + max(document.tokens_in_window, default=0) <= judge.window_tokens
+        ]
+        if not fitting:
+            raise ValueError(f"recall.train.files: no question leaves room for a block in {judge.window_tokens} tokens")
+        self._examples, self._documents = (list(column) for column in zip(*fitting, strict=True))
         pairs = list(zip(self._examples, self._documents, strict=True))
         self._orders = [
             np.argsort(-bm25(example.question, document.blocks), kind="stable").tolist() for example, document in pairs

@@ -131,14 +131,24 @@ def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
             if interventions is not None:
                 levels = json.loads((folder / _LEVELS).read_text())
                 interventions.levels = [np.array(levels_B, dtype=np.int8) for levels_B in levels]
-                trainer.use(interventions.labelled())
+                _relabel(trainer, interventions)
     metrics = StepLog(job.files.metrics, after_step=trainer.steps)
     try:
         _run_steps(job, identity, trainer, interventions, metrics)
     finally:
         metrics.close()
+    judge.block_tokens = config.block_tokens
     with whole_folder(job.files.model) as folder:
         judge.save(folder)
+
+
+def _relabel(trainer: JudgeTrainer, interventions: Interventions) -> None:
+    """Have the trainer learn from the newest labels, unless they call no block relevant."""
+    labelled = interventions.labelled()
+    if any(example.relevant for example in labelled):
+        trainer.use(labelled)
+    else:
+        logger.warning("no block is relevant any more; the labels before stay in use")
 
 
 def _run_steps(
@@ -154,7 +164,7 @@ def _run_steps(
             number, left = divmod(trainer.steps, job.config.labels.every_steps)
             if number and not left:
                 interventions.round(number)
-                trainer.use(interventions.labelled())
+                _relabel(trainer, interventions)
         step = trainer.step()
         figures = {key: value for key, value in asdict(step).items() if key != "number"}
         figures["seconds"] = time.monotonic() - began

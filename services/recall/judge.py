@@ -75,6 +75,7 @@ class Judge:
         self._padding = tokenizer.pad_token_id or 0
         self._has_types = getattr(model.config, "type_vocab_size", 1) > 1
         self.window_tokens: int = min(512, getattr(model.config, "max_position_embeddings", 512))
+        self.block_tokens: int = getattr(model.config, "block_tokens", BLOCK_TOKENS)
 
     @classmethod
     def load(cls, model: str | Path, *, fresh: bool = False, device: str | torch.device = "cpu") -> Judge:
@@ -107,6 +108,7 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `load` reads."""
+        self.model.config.block_tokens = self.block_tokens
         with quiet():
             self.model.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)

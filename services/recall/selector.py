@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fusion_core.recall.memory import MemoryConfig, Recalled, Scorer, recall
 from services.base.errors import InvalidArgumentError
-from services.recall.judge import BLOCK_TOKENS, Document
+from services.recall.judge import Document
 
 _WINDOWS_AT_ONCE = 16
 """Windows that the judge scores before it is asked whether anyone still waits for them."""
@@ -26,6 +26,7 @@ class BlockJudge(Protocol):
     """A judge of blocks; `judge.Judge` is the one that is trained."""
 
     window_tokens: int
+    block_tokens: int
 
     def read(self, text: str, block_tokens: int, /) -> Document:
         """Return a text in blocks of at most so many tokens; they tile it."""
@@ -99,8 +100,8 @@ class Selector:
 
 
 def longest_block(judge: BlockJudge) -> int:
-    """Return the most tokens of a block: a quarter of a short window, so that some fit it beside the question."""
-    return min(BLOCK_TOKENS, judge.window_tokens // 4)
+    """Return the most tokens of a block: those of training, but a quarter of a short window, so that some fit it."""
+    return min(judge.block_tokens, judge.window_tokens // 4)
 
 
 def select(

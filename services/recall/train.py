@@ -86,6 +86,8 @@ class JudgeTrainer:
             if example.relevant
             and self._config.window_tokens - len(example.start) >= max(example.document.tokens_in_window)
         ]
+        if not any(example.relevant for example in examples):
+            raise ValueError("recall.train.files: no block is relevant, by `spans` or by recall.train.labels")
         if not self._examples:
             raise ValueError(
                 "recall.train.window_tokens: no example has a relevant block that fits behind its question"

@@ -112,6 +112,8 @@ def _check_credentials(recipe: Recipe) -> None:
 
 def _check_named_sources(recipe: Recipe) -> None:
     """Raise ValueError for a key that names a source which the recipe does not have."""
+    training = recipe.recall.train if recipe.recall is not None else None
+    labels = training.labels if training is not None else None
     names, weights = [source.name for source in recipe.sources], recipe.fusion.weights
     by_domain = {
         f"fusion.sources_by.{domain}": () if chosen == "all" else chosen
@@ -120,6 +122,7 @@ def _check_named_sources(recipe: Recipe) -> None:
     mixed = {"distill.sources": recipe.distill.sources or ()} | by_domain
     named: dict[str, Iterable[str]] = {
         "fusion.weights": weights,
+        "recall.train.labels.source": () if labels is None else (labels.source,),
         "sample.sources": (recipe.sample.sources if recipe.sample is not None else None) or (),
         "curate.seconds_per_megabyte": recipe.curate.seconds_per_megabyte if recipe.curate is not None else (),
         **mixed,
@@ -127,6 +130,9 @@ def _check_named_sources(recipe: Recipe) -> None:
     for key, used in named.items():
         if unknown := sorted(set(used) - set(names)):
             raise ValueError(f"{key}: no source is called {unknown[0]}; there are {', '.join(names)}")
+    for key, chosen in by_domain.items():
+        if chosen and recipe.distill.sources and not set(chosen) & set(recipe.distill.sources):
+            raise ValueError(f"distill.sources: {key} names none of them, and windows without a source are skipped")
     for key, chosen in mixed.items():
         if chosen and weights and not any(map(weights.get, chosen)):
             raise ValueError(f"{key}: fusion.weights gives all of them 0")

@@ -13,6 +13,8 @@ from services.base.home import expand_user
 from services.corpus.cleaning.pipeline import check_inputs, require_extra
 from services.corpus.readers import local_files
 from services.models.catalogue import resolve_model
+from services.recall.examples import read_examples
+from services.recall.training_config import JudgeTrainingConfig
 from services.recipes.recipe import Recipe, RecipeError
 from services.recipes.resolve import resolve, resolve_sources
 from services.recipes.tokenizers import tokenizer_problems
@@ -47,6 +49,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             resolve_model(recipe.recall.judge)
         except ValueError as error:
             yield f"recall.judge: {error}"
+    if recipe.recall is not None and recipe.recall.train is not None:
+        yield from _judge_problems(recipe.recall.train)
     if recipe.reward is not None:
         yield from _reward_problems(recipe.reward)
     yield from _posttrain_problems(recipe)
@@ -62,6 +66,19 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         yield f"output_dir: cannot write to {parent}"
+
+
+def _judge_problems(train: JudgeTrainingConfig) -> Iterator[str]:
+    try:
+        resolve_model(train.encoder)
+    except ValueError as error:
+        yield f"recall.train.encoder: {error}"
+    for key, files in (("files", train.files), ("held_out", train.held_out)):
+        if files:
+            try:
+                read_examples([Path(file) for file in files], f"recall.train.{key}")
+            except SettingError as error:
+                yield str(error)
 
 
 def _reward_problems(reward: RewardConfig) -> Iterator[str]:

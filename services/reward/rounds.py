@@ -82,7 +82,10 @@ def append_line(ledger: Path, line: dict[str, Any]) -> None:
 
 def read_ledger(ledger: Path) -> list[dict[str, Any]]:
     """Return the rounds of a ledger; none where there is no such file."""
-    return [json.loads(row) for row in ledger.read_text(encoding="utf-8").splitlines()] if ledger.exists() else []
+    if not ledger.exists():
+        return []
+    with ledger.open(encoding="utf-8") as rows:
+        return [json.loads(row) for row in rows]
 
 
 def _order(pair: Pair) -> str:

@@ -171,7 +171,7 @@ def test_a_record_without_its_parts_is_named_before_the_service_is_asked(
     ("recall", "corpus", "message"),
     [
         ({"labels": {"a": "A?"}}, {}, "give exactly one of `question` and `labels`"),
-        ({"budget_bytes": 20_000}, {}, "recall.budget_bytes: 20000 is more than max_history_bytes = 16384"),
+        ({"budget_bytes": 20_000}, {}, "recall.budget_bytes: 20000 is more than half of max_history_bytes = 16384"),
         ({}, {"format": "jsonl"}, "format: not read with recall; leave it out"),
         ({}, {"separator": "x"}, "separator: not read with recall"),
     ],

@@ -96,7 +96,8 @@ async def _view(recipe: Recipe, chosen: ChosenPassage, against: str | None, top:
         for config in configs:
             block: Block = fused.block
             if config is not recipe.fusion:
-                block = fuse(prompt.text, prompt.encoding, rows, config, fuser.target.fingerprint)
+                least = min(config.min_sources, len(rows))
+                block = fuse(prompt.text, prompt.encoding, rows, config, fuser.target.fingerprint, min_sources=least)
             found = attribute(blocks, rows, prompt.encoding, block, config)
             strategies.append(Strategy(_name(config), block, found))
         return await asyncio.to_thread(token_view, text, strategies, top)

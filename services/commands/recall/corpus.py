@@ -33,7 +33,7 @@ from services.models.catalogue import resolve_model
 from services.models.revision import weights_revision
 from services.recall.client import KeyBlockStream, LongText, RecallClient
 from services.recall.excerpt import excerpt_of, prompt_of
-from services.recipes.recipe import Recipe
+from services.recipes.recipe import Recipe, RecipeError
 
 DONE = "done.json"
 _TEXTS_PER_FILE = 128
@@ -122,7 +122,7 @@ def _identity(recipe: Recipe, files: Sequence[Path]) -> str:
         "stage": corpus.recall.model_dump(mode="json") if corpus.recall is not None else None,
         "fields": [corpus.text_field, corpus.domain_field],
         "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        "selection": [list(recall.hops), recall.rehearsal],
+        "selection": [list(recall.hops), recall.rehearsal, recall.max_text_bytes, recall.max_question_bytes],
         "judge": weights_revision(resolve_model(recall.judge or "")) if here else recall.judge,
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
@@ -145,11 +145,16 @@ def _served(recipe: Recipe) -> AbstractContextManager[Any]:
     recall = recipe.recall
     assert recall is not None, "a corpus of key blocks needs the section"
     try:
-        asyncio.run(_info(recipe))
-        return nullcontext()
+        revision = asyncio.run(_info(recipe)).revision
     except (UnavailableError, NotFoundError):
         if recall.address is not None:
             raise
+    else:
+        if recall.address is None and revision != weights_revision(resolve_model(recall.judge or "")):
+            raise RecipeError(
+                "recall.judge: the service that is up has other weights; `fusion down` and `fusion up` with these"
+            )
+        return nullcontext()
     from services.deploy.local_ray import enable_ray_authentication
 
     enable_ray_authentication()

@@ -23,6 +23,7 @@ from services.recall.evaluate import (
 )
 from services.recall.examples import gold_blocks, read_examples
 from services.recall.judge import Judge
+from services.recall.selector import longest_block
 from services.recipes.recipe import Recipe, RecipeError
 
 
@@ -64,7 +65,7 @@ def evaluate_judge(recipe: Recipe, run_name: str, count: int) -> tuple[list[Shar
         "head": head,
         "random": at_random,
     }
-    documents = [judge.read(example.text, config.block_tokens) for example in examples]
+    documents = [judge.read(example.text, longest_block(judge)) for example in examples]
     gold = [gold_blocks(example, document.spans) for example, document in zip(examples, documents, strict=True)]
     shares = []
     for name, find in ways.items():

@@ -22,12 +22,13 @@ class ScriptedJudge:
     letters in it.
 
     Attributes:
-        window_tokens: as `judge.Judge` has it.
+        window_tokens, block_tokens: as `judge.Judge` has it.
         before: called before windows are scored, with their number.
         scored: the number of windows that were scored.
     """
 
     window_tokens = 200
+    block_tokens = 63
 
     def __init__(self, before: Callable[[int], None] = lambda num_windows: None) -> None:
         self.before, self.scored = before, 0
