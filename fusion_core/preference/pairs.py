@@ -114,8 +114,11 @@ def _by_prompt(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
 
 def _ranked(answers: Iterable[Candidate]) -> list[Candidate]:
     """Return different texts that are not blank, the best first; equal scores are ordered by hash."""
-    ranked = sorted(answers, key=lambda answer: (-answer.score, _mark(answer)))
-    return list({answer.text.strip(): answer for answer in reversed(ranked) if answer.text.strip()}.values())[::-1]
+    best: dict[str, Candidate] = {}
+    for answer in sorted(answers, key=lambda answer: (-answer.score, _mark(answer))):
+        if text := answer.text.strip():
+            best.setdefault(text, answer)
+    return list(best.values())
 
 
 def _within_sources(answers: Sequence[Candidate]) -> Iterable[Pair]:

@@ -100,7 +100,10 @@ class Chain:
             if isinstance(stage, GrpoStage) and not any(job.files.checkpoints.glob("*/checkpoint.json")):
                 self._pilot(number, job, stage, data)
             self.note(f"{name}: training on {len(data.rows)} rows, from {start}")
-            run_stage(job)
+            try:
+                run_stage(job)
+            except SettingError as error:
+                raise SettingError(f"stages[{number}].{error.setting}", error.problem) from error
         decision = self._decide(job, held_out)
         self._results.append(StageResult(name, stage.kind, job.folder, start, data, decision))
         write_report(self.folder, self._results)

@@ -14,13 +14,16 @@ from services.posttrain.data.tokens import PromptTokens
 def load_for_answers(folder: Any, device: Literal["auto", "cpu", "cuda"]) -> Any:
     """Return the model of a folder, ready to answer."""
     import torch
+    from transformers import GenerationConfig
 
     from services.models.pretrained import load_causal_lm
     from services.models.weights import quiet
 
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     with quiet():
-        return load_causal_lm(folder, dtype=torch.float32).to(where).eval()
+        model = load_causal_lm(folder, dtype=torch.float32).to(where).eval()
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # the folder's fills what is not set
+    return model
 
 
 def sample_answers(

@@ -16,11 +16,10 @@ from services.base.atomic import write_whole
 from services.reward.evaluate import evaluate
 from services.reward.hacks import Incident
 from services.reward.model import RewardModel
-from services.reward.pairs import Pair, write_pairs
+from services.reward.pairs import Pair, fingerprint, write_pairs
 from services.reward.train import RewardJob, run
 
 LEDGER = "rounds.jsonl"
-_PATCH = "patch.jsonl"
 
 
 def patch_pairs(incidents: Sequence[Incident], *, least: int, most: int) -> list[Pair]:
@@ -61,9 +60,14 @@ def patch(
         "model": str(job.start),
     }
     if pairs:
-        file = job.run_folder / _PATCH
-        write_pairs(file, [*pairs, *replayed])
-        changes = {"data": (str(file),), "held_out_share": 0.0, "epochs": settings.epochs}
+        # Named by their content: another patch under this run's name, which is refused, overwrites nothing.
+        files = []
+        for kind, given in (("patch", pairs), ("replayed", replayed)):
+            if given:
+                files.append(job.run_folder / f"{kind}-{fingerprint(given)[:8]}.jsonl")
+                write_pairs(files[-1], given)
+        line["patch"] = files[0].name
+        changes = {"data": tuple(map(str, files)), "held_out_share": 0.0, "epochs": settings.epochs}
         run(replace(job, config=job.config.model_copy(update=changes)))
         line["model"] = str(job.files.model)
     for name, folder in (("before", job.start), ("after", line["model"])):

@@ -133,7 +133,7 @@ class RewardTrainer(Trainer):
 def _arguments(job: RewardJob, *, num_pairs: int) -> TrainingArguments:
     config = job.config
     steps = config.epochs * math.ceil(num_pairs / config.batch_pairs)
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=job.checkpoints,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_pairs // max(1, config.num_workers),
@@ -154,6 +154,8 @@ def _arguments(job: RewardJob, *, num_pairs: int) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # else one process would spread its batch over all GPUs, and multiply it
+    return made
 
 
 class _Logs(TrainerCallback):

@@ -18,6 +18,7 @@ from services.base.files import Files
 from services.store.identity import ModelIdentity
 from services.store.index import KeyIndex
 from services.wire.answer import Answer, AnswerPrompt, Sampling
+from services.wire.messages import read_messages
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,10 @@ def conversation(row: Row, source: str) -> dict[str, Any]:
     text = row["text"].decode("utf-8", errors="replace")
     values: dict[str, Any]
     if row["is_messages"]:
-        values = {"messages": [*json.loads(row["prompt"]), {"role": "assistant", "content": text}]}
+        given = read_messages(row["prompt"])
+        values = {"messages": [*given.messages, {"role": "assistant", "content": text}]}
+        if given.tools:
+            values["tools"] = given.tools
     else:
         values = {"prompt": row["prompt"].decode(), "completion": text}
     logprob = float(np.sum(row["logprobs"], dtype=np.float64))

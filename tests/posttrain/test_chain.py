@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_thirty_two_answers_are_learnt_by_heart(scene: Scene, tmp_path: Path) ->
     settings = {"max_new_tokens": 8, "temperature": 0.0, "batch_size": 32, "seed": 0}
     sampled = sample_answers(load_for_answers(model, "cpu"), tokens, prompts, **settings)
     assert [tokens.text_of(ids) for ids in sampled] == [(word, True) for word in TRAINED]
+
+
+def test_answers_are_the_model_s_likeliest_whatever_its_folder_says(scene: Scene, tmp_path: Path) -> None:
+    folder = shutil.copytree(scene.start, tmp_path / "penalised")
+    tokens = PromptTokens(folder, None)
+    prompts = [tokens.prompt_ids(f"Say {word}: ") for word in TRAINED[:6]]
+    found, of_folder = [], {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}
+    for settings, batch_size in (({}, 6), (of_folder, 6), ({}, 1)):
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        model = load_for_answers(folder, "cpu")
+        found.append(
+            sample_answers(model, tokens, prompts, max_new_tokens=12, temperature=0, batch_size=batch_size, seed=0)
+        )
+    assert found[0] == found[1] == found[2]
 
 
 def test_another_setting_is_refused_by_its_key(scene: Scene) -> None:

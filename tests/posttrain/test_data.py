@@ -12,7 +12,8 @@ from services.base.errors import SettingError
 from services.posttrain.config import DpoStage, SftStage
 from services.posttrain.data.judge import Judge
 from services.posttrain.data.manifest import StageData, stage_data
-from services.posttrain.data.rows import verified_prompts
+from services.posttrain.data.rows import answered_rows, verified_prompts
+from services.posttrain.job import StageJob
 from tests.posttrain.scene import write_rows
 
 
@@ -99,3 +100,33 @@ def test_a_wrong_row_is_named(row: dict[str, Any], message: str, tmp_path: Path)
     stage = SftStage.model_validate({"kind": "sft", "data": [str(file)]})
     with pytest.raises(SettingError, match=message):
         stage_data(stage, [], overlap_share=0.8, judge=Judge(None))
+
+
+def test_an_answer_that_was_cut_off_is_no_row(files: dict[str, str]) -> None:
+    path = Path(files["answers"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(row | {"finish_reason": "length"}) + "\n" for row in rows if row["source"] == "a")
+    )
+    with pytest.raises(SettingError, match="no row is left to learn from: there are none"):
+        made(files, "sft", prompts=[files["prompts"]])
+
+
+def test_rows_with_odd_ends_of_lines_are_read_back(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "one\u2028two\u0085three"}]
+    StageData(rows, 0, {}).write(tmp_path)
+    stage = SftStage.model_validate({"kind": "sft", "data": ["x.jsonl"]})
+    assert StageJob("1-sft", tmp_path, tmp_path, stage, None, "identity").rows() == rows  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": [], "completion": "x"}, "line 1: prompt: holds no message"),
+        ({"prompt": "p", "completion": "\ud83d"}, "line 1: completion: holds half of a surrogate pair"),
+    ],
+)
+def test_rows_that_hold_nothing_to_learn_are_named(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(SettingError, match=problem):
+        answered_rows("data", [str(tmp_path / "rows.jsonl")])

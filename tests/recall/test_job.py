@@ -16,6 +16,7 @@ from services.recall.evaluate import by_memory
 from services.recall.examples import gold_blocks
 from services.recall.job import JudgeJob, run
 from services.recall.judge import Judge
+from services.recall.selector import longest_block
 from services.recall.train import JudgeTrainer
 from services.recall.training_config import JudgeTrainingConfig
 from tests.fakes.files.tiny_encoder import write_encoder
@@ -42,6 +43,7 @@ def trained(config: JudgeTrainingConfig, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_trained_judge_finds_what_it_was_shown_in_new_texts(trained: JudgeJob) -> None:
     judge = Judge.load(trained.files.model)
+    assert (judge.block_tokens, longest_block(judge)) == (8, 8), "blocks are as long as in training, wherever it serves"
     find, right = by_memory(judge, MemoryConfig(window_tokens=64, hops=(1,))), 0
     for seed in range(100, 120):
         new = example(seed)

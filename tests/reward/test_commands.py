@@ -75,6 +75,8 @@ def test_answers_are_scored_here_and_at_a_service_alike(trained: RewardJob, tmp_
         {"messages": [*p.messages, {"role": "assistant", "content": p.chosen}], "domain": p.domain, "source": "one"}
         for p in pairs
     ]
+    asked = pairs[0].messages
+    rows.append({"messages": asked, "completion": pairs[0].chosen, "domain": pairs[0].domain, "source": "again"})
     rows.append({"prompt": "the of", "completion": "and", "source": "two"})
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -88,14 +90,15 @@ def test_answers_are_scored_here_and_at_a_service_alike(trained: RewardJob, tmp_
         done = fusion(*command, "--address", address, "--to", str(there))
     assert done.exit_code == 0, done.output
     mine, served = ([json.loads(line) for line in path.read_text().splitlines()] for path in (here, there))
+    assert mine[12]["reward"] == pytest.approx(mine[0]["reward"], abs=1e-4), "the same conversation in two forms"
     assert [row["reward"] for row in served] == pytest.approx([row["reward"] for row in mine], abs=1e-4)
     assert [{**row, "domain": row.get("domain", "rich")} for row in rows] == [
         {key: value for key, value in row.items() if key != "reward"} for row in mine
     ]
     done = fusion(*command[:-1], "loud", "--model", str(trained.files.model))
-    assert (done.exit_code, "line 13: domain: 'loud' is none of brief, rich" in done.output) == (2, True), done.output
+    assert (done.exit_code, "line 14: domain: 'loud' is none of brief, rich" in done.output) == (2, True), done.output
     done = fusion("reward", "score", str(file), "--model", str(trained.files.model))
-    assert (done.exit_code, "line 13: domain: neither the row nor --domain" in done.output) == (2, True), done.output
+    assert (done.exit_code, "line 14: domain: neither the row nor --domain" in done.output) == (2, True), done.output
 
 
 def test_the_section_adds_the_application_unless_one_runs_already(trained: RewardJob, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_patch_on_the_command_line_mends_the_model_and_keeps_a_ledger(trained:
     assert (line["run"], line["replayed"]) == ("patched", 0)
     assert 50 <= line["pairs"] <= 60
     assert line["found"] == {"verifier": {"answers": 60, "prompts": line["pairs"]}}
-    assert len(read_pairs([str(folder / "patched" / "patch.jsonl")], ["brief", "rich"])) == line["pairs"]
+    assert len(read_pairs([str(folder / "patched" / line["patch"])], ["brief", "rich"])) == line["pairs"]
     before, after = (evaluate(RewardModel.open(folder / run / "model"), checks[60:]) for run in ("trained", "patched"))
     assert before.shares["rich", "rich"].value <= 0.1
     assert after.shares["rich", "rich"].value >= 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,14 @@ def test_a_damaged_file_is_left_alone_and_its_answers_count_as_missing(tmp_path:
     damaged.put(PROMPTS[0], SAMPLING, answers(range(3)))
     damaged.flush()
     assert opened(tmp_path).find(PROMPTS[0], SAMPLING, 2) is not None
+
+
+def test_tools_of_a_conversation_stay_beside_its_messages(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "What is 2 + 2?"}]
+    tools = [{"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}]
+    prompt = AnswerPrompt(json.dumps({"messages": messages, "tools": tools}).encode(), is_messages=True)
+    store = opened(tmp_path)
+    store.put(prompt, SAMPLING, answers(range(1), b"4"))
+    store.flush()
+    row = conversation(opened(tmp_path).find(prompt, SAMPLING, 0) or {}, "s")
+    assert (row["messages"], row["tools"]) == ([*messages, {"role": "assistant", "content": "4"}], tools)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from services.reward.pairs import messages_of
+from services.wire.messages import Message
+
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file, each with its place for messages; raises ValueError for a line that is no object."""
@@ -22,6 +25,17 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: expected an object")
             yield where, row
+
+
+def asked_of(row: dict[str, Any], where: str) -> list[Message]:
+    """Return the messages that a row's answer replies to; ValueError naming the row and the key that is wrong."""
+    messages = row.get("messages")
+    if "prompt" not in row and not isinstance(row.get("completion"), str) and isinstance(messages, list):
+        row = {"messages": messages[:-1]}
+    try:
+        return messages_of(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def answer_of(row: dict[str, Any], where: str) -> str:

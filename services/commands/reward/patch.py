@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from services.commands.answers.rows import answer_of, json_rows
+from services.commands.answers.rows import answer_of, asked_of, json_rows
 from services.commands.reward.train import reward_job, run_folder
 from services.recipes.recipe import Recipe, RecipeError
 from services.reward.hacks import DETECTORS, Incident, Judged, find_hacks
 from services.reward.model import read_card
-from services.reward.pairs import messages_of, read_pairs, split_pairs
+from services.reward.pairs import read_pairs, split_pairs
 from services.reward.rounds import LEDGER, patch
 
 
@@ -23,10 +23,7 @@ def read_samples(path: Path) -> list[Judged]:
     """
     samples = []
     for where, row in json_rows(path):
-        try:
-            messages = messages_of(row if "prompt" in row else {"messages": list(row.get("messages", ()))[:-1]})
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+        messages = asked_of(row, where)
         score, domain, verdict = row.get("reward"), row.get("domain"), row.get("verdict")
         if isinstance(score, bool) or not isinstance(score, int | float) or not isinstance(domain, str):
             raise ValueError(f"{where}: needs `reward` and `domain`, as `fusion reward score --to` writes them")
@@ -56,8 +53,13 @@ def patch_run(
     job = replace(job, start=model, config=config)
     if (trained := read_card(model).domains) != job.config.domains:
         raise RecipeError(f"reward.domains: the model of run {start} has {', '.join(trained)} with other prompts")
+    if unknown := sorted(set(detectors) - set(DETECTORS)):
+        raise RecipeError(f"--detector: {unknown[0]!r} is none of {', '.join(DETECTORS)}")
     try:
         train, held_out = split_pairs(read_pairs(config.data, config.domains), config.held_out_share)
+    except ValueError as error:
+        raise RecipeError(f"reward.{error}") from error
+    try:
         found = find_hacks(read_samples(samples), detectors or tuple(DETECTORS), usual_words=usual_words)
     except ValueError as error:
         raise RecipeError(str(error)) from error

@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 from fusion_core.arrays import Int32
 from services.base.atomic import whole_file
 from services.base.errors import InvalidArgumentError
-from services.commands.answers.rows import answer_of, json_rows
+from services.commands.answers.rows import answer_of, asked_of, json_rows
 from services.reward.client import Scored, ScoreStream
 from services.reward.model import RewardModel
-from services.reward.pairs import messages_of
 
 Score: TypeAlias = Callable[[Sequence[Scored], Sequence[str]], Awaitable[list[float]]]
 """A function from answers, and the places of their rows for messages, to their scores."""
@@ -105,12 +104,7 @@ class ScoreAnswers:
         return here
 
     def _asked(self, row: dict[str, Any], where: str) -> Scored:
-        answer = answer_of(row, where)
-        prompt = row if "prompt" in row else {"messages": row["messages"][:-1]}
-        try:
-            messages = messages_of(prompt)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+        answer, messages = answer_of(row, where), asked_of(row, where)
         domain = row.get("domain", self.domain)
         if not isinstance(domain, str):
             raise ValueError(f"{where}: domain: neither the row nor --domain names one")

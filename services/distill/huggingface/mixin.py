@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fusion_core.losses import FusionLoss, SparseRows, fused_losses
 from services.distill.huggingface.example import IGNORED_LABEL
-from services.models.weights import last_hidden_states
+from services.models.weights import check_head, last_hidden_states
 
 
 class FusedLossMixin:
@@ -33,6 +33,7 @@ class FusedLossMixin:
     fusion_loss: FusionLoss = "cross_entropy"
     fusion_temperature: float = 1.0
     fusion_beta: float = 0.5
+    _head_is_checked: bool = False
 
     def compute_loss(
         self,
@@ -45,10 +46,16 @@ class FusedLossMixin:
 
         `num_items_in_batch` is the number of learned tokens of all batches whose gradients are summed.
 
-        Raises ValueError where several processes train.
+        Raises ValueError where several processes train, or for a model that does more to its logits than the lm_head.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise ValueError("FusedLossMixin: takes one process; `fusion distill` trains with several")
+        if not self._head_is_checked:
+            try:
+                check_head(model)
+            except ValueError as error:
+                raise ValueError(f"FusedLossMixin: {error}") from error
+            self._head_is_checked = True
         input_ids_BL, labels_BL = inputs["input_ids"], inputs["labels"]
         learned_BL = labels_BL[:, 1:] != IGNORED_LABEL
         tokens_N = labels_BL[:, 1:][learned_BL]

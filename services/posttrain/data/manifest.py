@@ -135,8 +135,13 @@ def _candidates(config: AnswersConfig, judge: Judge) -> tuple[list[Candidate], d
             raise SettingError("answers.files", f"{where}: no answer")
         if (config.sources is not None and source not in config.sources) or (specs and key not in specs):
             continue
-        if config.judge == "logprob" and not (row.get("num_tokens") and isinstance(row.get("logprob"), float)):
-            raise SettingError("answers.files", f"{where}: judge logprob needs `logprob` and `num_tokens`")
+        if not isinstance(row.get("answer", 0), int):
+            raise SettingError("answers.files", f"{where}: answer: expected the number of the answer")
+        scored = isinstance(row.get("num_tokens"), int) and isinstance(row.get("logprob"), int | float)
+        if config.judge == "logprob" and not (scored and row["num_tokens"] > 0):
+            raise SettingError("answers.files", f"{where}: judge logprob needs `logprob` and `num_tokens`, two numbers")
+        if row.get("finish_reason") == "length":  # cut off: as a row it would end where the answer does not
+            continue
         prompts[key] = prompt
         rows.append((key, row, answer))
     if config.judge == "logprob":

@@ -85,6 +85,8 @@ def split_answer(setting: str, where: str, row: dict[str, Any]) -> tuple[Prompt,
         return prompt, _text(setting, where, "completion", answer)
     given = row.get("prompt")
     if isinstance(given, list):
+        if not given:
+            raise SettingError(setting, f"{where}: prompt: holds no message")
         return _messages(setting, where, given), _text(setting, where, "completion", answer)
     if not isinstance(given, str):
         raise SettingError(setting, f"{where}: needs `prompt` (a string or messages) or `messages`")
@@ -140,4 +142,8 @@ def _text(setting: str, where: str, key: str, value: Any) -> str | None:
         value = value[0].get("content")
     if value is not None and not isinstance(value, str):
         raise SettingError(setting, f"{where}: {key}: expected a string")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise SettingError(setting, f"{where}: {key}: holds half of a surrogate pair, which is no text") from error
     return value

@@ -64,6 +64,7 @@ def make_trainer(job: StageJob) -> Any:
     """Return TRL's trainer, whose rewards are the verifiers' scores."""
     import torch
     from datasets import Dataset
+    from transformers import GenerationConfig
 
     trl: Any = load_trl()
     stage = job.stage
@@ -95,7 +96,8 @@ def make_trainer(job: StageJob) -> Any:
         return [verdict.score for verdict in judge.verdicts([prompts[number] for number in row], answers)]
 
     model = start_model(job)
-    model.generation_config.eos_token_id = tokens.stop_ids
+    # Of the policy itself: the folder's own settings would fill all that TRL does not set.
+    model.generation_config = GenerationConfig(eos_token_id=tokens.stop_ids)  # type: ignore[no-untyped-call]
     return VerifiedTrainer(
         model=model,
         reward_funcs=verified,

@@ -12,13 +12,14 @@ from typing import Any
 from services.base.atomic import whole_folder, write_whole
 from services.base.errors import SettingError
 from services.distill.target.config import LoraConfig
-from services.jobs.step_log import StepLog
+from services.jobs.step_log import StepLog, read_rows
 from services.jobs.storage import MANIFEST, newest_complete
 from services.models.pretrained import load_causal_lm
 from services.models.weights import quiet, save_model
 from services.posttrain.job import StageJob
 
 logger = logging.getLogger(__name__)
+_STOPPED = "stopped.json"
 
 
 def require_extra() -> None:
@@ -55,7 +56,7 @@ def arguments(job: StageJob, kind: Any, **own: Any) -> Any:
         *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "save_steps"),
         *("save_total_limit", "bf16", "gradient_checkpointing"),
     )
-    return kind(
+    made = kind(
         output_dir=str(job.files.checkpoints),
         **{name: getattr(stage, name) for name in names},
         **own,
@@ -66,6 +67,8 @@ def arguments(job: StageJob, kind: Any, **own: Any) -> Any:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    made._n_gpu = min(made.n_gpu, 1)  # else one process would spread its batch over all GPUs, and multiply it
+    return made
 
 
 def start_model(job: StageJob) -> Any:
@@ -109,6 +112,12 @@ def run_to_end(job: StageJob, trainer: Any, *, stop_rules: Any = None) -> None:
     newest = newest_complete(job.files.checkpoints)
     after_step = newest.step if newest is not None else 0
     first = bool(trainer.is_world_process_zero())
+    if first:
+        (job.folder / _STOPPED).unlink(missing_ok=True)  # of an attempt whose model was not saved
+    if stop_rules is not None and after_step:
+        for row in read_rows(job.files.metrics):
+            if row["step"] <= after_step:
+                stop_rules.after_step(row)
     callback = _callback(job, after_step=after_step, first=first, stop_rules=stop_rules)
     trainer.remove_callback(PrinterCallback)  # it prints every step's metrics as a dictionary
     trainer.add_callback(callback)
@@ -148,7 +157,7 @@ def _callback(job: StageJob, *, after_step: int, first: bool, stop_rules: Any) -
             if stop_rules is not None and (reason := stop_rules.after_step(numbers)) is not None:
                 control.should_training_stop = True
                 if first:
-                    write_whole(job.folder / "stopped.json", json.dumps({"step": state.global_step, "reason": reason}))
+                    write_whole(job.folder / _STOPPED, json.dumps({"step": state.global_step, "reason": reason}))
                     logger.warning("%s: ends after step %d: %s", job.name, state.global_step, reason)
             if self._log is None or self._events is None:
                 return

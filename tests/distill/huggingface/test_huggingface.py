@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Trainer, TrainingArguments
 
 from services.distill.data.batch import collate, pack
 from services.distill.huggingface import FusedCollator, FusedDataset, FusedLossMixin, example_of
@@ -131,3 +131,13 @@ def test_what_cannot_be_honoured_is_said(tmp_path: Path) -> None:
         next(iter(DataLoader(dataset, batch_size=None, num_workers=1)))
     with pytest.raises(ValueError, match=r"topk_ids: .*remove_unused_columns=False"):
         FusedCollator()([{"input_ids": [1], "labels": [1]}])
+
+
+def test_a_model_that_caps_its_logits_is_refused(tmp_path: Path) -> None:
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    trainer = FusedTrainer(model=Gemma2ForCausalLM(config), args=arguments(tmp_path))
+    with pytest.raises(ValueError, match=r"FusedLossMixin: .*final_logit_softcapping"):
+        trainer.compute_loss(trainer.model, {})

@@ -93,6 +93,13 @@ def test_a_rule_that_does_not_fit_is_refused(rule: dict[str, Any], message: str,
     assert message in str(refused.value)
 
 
+def test_a_control_that_would_skip_a_domain_is_refused(fusion: PlainFusion) -> None:
+    recipe = json.loads(fusion.recipe.model_dump_json(by_alias=True))
+    recipe["distill"]["sources"] = ["source-0"]
+    with pytest.raises(ValueError, match=r"distill\.sources: fusion\.sources_by\.code names none of them"):
+        Recipe.model_validate(recipe)
+
+
 def test_without_a_field_for_domains_it_is_refused(fusion: PlainFusion) -> None:
     recipe = json.loads(fusion.recipe.model_dump_json(by_alias=True))
     recipe["corpus"]["domain_field"] = None

@@ -93,3 +93,13 @@ def test_held_out_prompts_are_found_by_runs_of_words() -> None:
     assert not held_out.found_in("What is 13 + 4?")
     assert not held_out.found_in("Write a short poem about the sea in which nothing rhymes")
     assert not held_out.found_in("")
+
+
+def test_a_text_that_comes_again_with_a_poorer_score_keeps_its_best() -> None:
+    again = [
+        Candidate("p", "s", number, text, score, None)
+        for number, (text, score) in enumerate([("A", 1.0), ("B", 0.9), ("A", 0.5)])
+    ]
+    assert [answer.text for answer in best_of(again, least_score=0.0)] == ["A"]
+    [pair] = preference_pairs(again, "within_source", least_gap=0.0, most_gap=None, per_prompt=1)
+    assert (pair.chosen.text, pair.chosen.score, pair.rejected.text) == ("A", 1.0, "B")
