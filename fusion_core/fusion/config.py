@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fusion_core.alignment.byte.projection import ByteConfig
 from fusion_core.alignment.method import AlignmentConfig
@@ -55,6 +55,14 @@ class FusionConfig(BaseModel):
                 f"`{DEFAULT_DOMAIN}`"
             )
         return tuple(name for name in names if chosen == "all" or name in chosen)
+
+    @field_validator("sources_by", mode="before")
+    @classmethod
+    def _names_are_lists(cls, value: Any) -> Any:
+        for domain, names in value.items() if isinstance(value, dict) else ():
+            if isinstance(names, str) and names != "all":
+                raise ValueError(f"{domain}: expected a list of names, or all, got {names!r}")
+        return value
 
     @model_validator(mode="after")
     def _each_domain_has_sources(self) -> Self:

@@ -59,6 +59,7 @@ def test_a_judge_reads_here_and_wrong_options_are_named(file: str, tmp_path: Pat
     assert all(line in done.output for line in TEXT.splitlines())
     for options, message in (
         (["--question", "", *judge], "--question: must not be empty"),
+        (["--question", "a", *judge, "--address", "localhost:1"], "--judge: reads the text in this process"),
         (["--question", "a", *judge, "--hops", "3,x"], "--hops.1: "),
         (["--question", "a", *judge, "--budget-bytes", "0"], "--budget-bytes: "),
         (["--question", "a", "--judge", str(tmp_path)], "--judge: model folder"),

@@ -64,6 +64,8 @@ class Lookup:
             raise ValueError(f"{self.file}: not UTF-8 at byte {error.start}") from error
         if not text or not self.question:
             raise ValueError(f"{self.file}: is empty" if not text else "--question: must not be empty")
+        if self.judge is not None and (self.address or self.application) is not None:
+            raise ValueError("--judge: reads the text in this process; give it, or --address and --application")
         found = self._here(text) if self.judge is not None else asyncio.run(self._served(text, recipe))
         return [
             Found(text[b.start_byte : b.end_byte].decode(), b.start_byte, b.end_byte, b.score, b.hop) for b in found

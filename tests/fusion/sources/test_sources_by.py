@@ -80,6 +80,7 @@ def test_a_stream_of_one_source_leaves_out_what_that_one_does_not_score(fusion: 
             "domain ''; there are code, news, and no `default`: document mixed",
         ),
         ({"code": "all", "default": ["other"]}, "fusion.sources_by.default: no source is called other; there are sou"),
+        ({"code": "source-0"}, "code: expected a list of names, or all, got 'source-0'"),
         ({"code": [], "default": "all"}, "sources_by.code: name at least one source, or all"),
         ({"code": ["source-0", "source-0"]}, "sources_by.code: names a source twice"),
     ],
