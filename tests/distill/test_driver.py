@@ -135,6 +135,7 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     assert kept == ["step-00000009", "step-00000010"]
 
 
+@pytest.mark.drill
 @pytest.mark.usefixtures("_ray")
 def test_checkpoints_at_a_url_that_only_fsspec_knows(tmp_path, target):
     fsspec.register_implementation("shelf", ShelfFileSystem, clobber=True)

@@ -59,7 +59,7 @@ class Guarded:
             except psutil.Error:
                 continue
             if re.match(r"ray::(ServeReplica|ProxyActor)", title):
-                found[process.pid] = title.split()[0]
+                found[process.pid] = title.split()[0].partition(".")[0]  # behind it, the method that is running
         return found
 
     def resident_bytes(self) -> dict[str, int]:

@@ -15,7 +15,7 @@ from services.wire.passage import Passage
 from tests.fakes.live import Live
 from tests.fakes.tiny_model import sentences
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(900)]
 
 NUM_WINDOWS = 24
 

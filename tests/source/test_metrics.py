@@ -39,6 +39,17 @@ def scraped(live: Live) -> dict[str, dict[str, float]]:
     return found
 
 
+def exported(found: dict[str, dict[str, float]]) -> bool:
+    """Whether all is there: others have called the source before, and a scrape need not be of one moment."""
+    names = {"tokens_scored_total", "wire_bytes_total", "engine_seconds_total", "queue_seconds_total"}
+    return (
+        found.keys() >= names | {"tokens_in_flight", "canary_ok", "texts_scored_total"}
+        and "INVALID_ARGUMENT" in found.get("errors_total", {})
+        and found["texts_scored_total"][""] >= 4  # the canary's three and this one
+        and found["tokens_in_flight"][""] == 0
+    )
+
+
 def test_a_source_reports_what_it_did(live: Live) -> None:
     with open_channel(live.deployment.grpc_address) as channel:
         stub = source_pb2_grpc.SourceServiceStub(channel)
@@ -46,11 +57,7 @@ def test_a_source_reports_what_it_did(live: Live) -> None:
         with pytest.raises(grpc.RpcError):
             stub.Score(source_pb2.ScoreRequest(texts=[]), metadata=call_metadata("smollm2"), timeout=300)
     deadline = time.monotonic() + 60
-    # Others have called the source before, and the metrics of one scrape need not be of one moment.
-    while (
-        "INVALID_ARGUMENT" not in (found := scraped(live)).get("errors_total", {})
-        or found["texts_scored_total"][""] < 4  # the canary's three and this one
-    ):
+    while not exported(found := scraped(live)):
         assert time.monotonic() < deadline, found
         time.sleep(0.5)  # Ray exports every few seconds
     assert found["tokens_scored_total"][""] >= response.blocks[0].num_tokens

@@ -53,6 +53,7 @@ class SandboxProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=(*pass_fds, filter_read, info_write),
                 cwd="/",
+                process_group=0,  # see `kill`
                 **streams,
             )
         except BaseException:
@@ -75,12 +76,14 @@ class SandboxProcess:
     def kill(self) -> None:
         """Kill it, from any thread. The first process in the sandbox goes, and the kernel ends the others with it.
 
-        Bubblewrap then sees the end of its child and ends as well; killed itself it would leave a zombie behind.
+        Bubblewrap then sees the end of its child and ends as well; killed itself it would leave a zombie behind. Until
+        it has said which process that is, the child waits for it, in its group: killed alone, it would leave a child
+        that waits for good and holds the pipes.
         """
         if self._process.poll() is None:
             child = self._child()
             if child is None:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 os.kill(child, signal.SIGKILL)
 
@@ -93,7 +96,7 @@ class SandboxProcess:
             try:
                 self._process.wait(_LAST_SECONDS)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
 
     def close(self) -> str:

@@ -145,7 +145,9 @@ def test_what_is_not_allowed_fails_in_the_program(sandbox: Sandbox, attempt: str
     assert is_right(sandbox, answer, "assert f() == 'refused'")
 
 
-def test_a_cancelled_program_ends_at_once(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("turn", range(12))
+def test_a_cancelled_program_ends_at_once(sandbox: Sandbox, turn: int) -> None:
+    """It is cancelled when its first process can be seen, now earlier, now later in bubblewrap's start."""
     before = set(psutil.Process().children())
     run = sandbox.start(SPEC, "while True:\n    pass")
     with ThreadPoolExecutor(1) as threads:
