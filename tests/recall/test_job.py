@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -82,18 +81,6 @@ def test_another_run_under_the_same_name_is_refused(trained: JudgeJob) -> None:
         run(JudgeJob("judge", trained.run_folder, other))
 
 
-@pytest.mark.drill
-def test_ray_train_runs_the_same_worker(config: JudgeTrainingConfig, tmp_path: Path) -> None:
-    on_ray = config.model_copy(update={"steps": 1, "num_workers": 1, "device": "cpu"})
-    job = JudgeJob("judge", tmp_path, on_ray)
-    try:
-        assert run(job)
-    finally:
-        ray.shutdown()
-    assert json.loads((job.files.checkpoints / "step-00000001" / "checkpoint.json").read_text())["step"] == 1
-    assert (job.files.model / "config.json").is_file()
-
-
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
@@ -116,7 +103,6 @@ def test_files_that_cannot_be_used_are_named(
 def test_a_worker_of_ray_train_comes_to_the_same_weights(
     trained: JudgeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
 
     from services.deploy.local_ray import enable_ray_authentication
 

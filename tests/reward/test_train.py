@@ -136,16 +136,3 @@ def test_the_interval_is_wilson_s() -> None:
     # Values of statsmodels' proportion_confint(method="wilson").
     assert Share(8, 10).interval == pytest.approx((0.490162, 0.943318), abs=1e-5)
     assert Share(0, 20).interval == pytest.approx((0.0, 0.161125), abs=1e-5)
-
-
-@pytest.mark.drill
-def test_a_worker_of_ray_train_does_the_same(trained: RewardJob, tmp_path: Path) -> None:
-    import ray
-
-    try:
-        job = planted_job(tmp_path, num_workers=1)
-        assert run(job)
-        weights, wanted = (load_file(one.files.model / "model.safetensors") for one in (job, trained))
-        assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
-    finally:
-        ray.shutdown()
