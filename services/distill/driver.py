@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +24,7 @@ from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
 from services.distill.plan import RunPlan, claim_run, make_plan
 from services.fusion.client import FusionClient
+from services.jobs.cluster import connect, skip_preemption_watcher
 from services.jobs.lease import held_leases
 from services.jobs.storage import STORAGE_KEY, StoredCheckpoint, check_writable, mend_snapshot
 
@@ -76,18 +76,11 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
 
 def _join_cluster(config: DistillConfig) -> bool:
     """Connect to Ray and check that the run fits; return whether workers get GPUs."""
-    import ray
-
-    if not ray.is_initialized():
-        # Ray Train's helpers look for a cluster themselves, and would take the newest one on a machine with several.
-        address = {key: os.environ[key] for key in ("RAY_ADDRESS",) if key in os.environ}
-        ray.init(log_to_driver=True, logging_level=logging.WARNING, runtime_env={"env_vars": address})
-    cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cluster = connect()
     use_gpu = _use_gpu(config.device, cluster)
     placeable = _check_resources(_per_worker(config, use_gpu=use_gpu), config.worker_range[0], cluster)
-    if placeable and len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
-        # With a single node there is nothing to preempt: skip Ray's watcher and its warning.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if placeable:
+        skip_preemption_watcher()
     return use_gpu
 
 

@@ -8,11 +8,8 @@ import os
 from services.base.errors import UnavailableError
 
 
-def join_cluster(section: str, *, device: str, cpus_per_worker: float) -> bool:
-    """Connect to Ray, or start one here; return whether workers get GPUs.
-
-    Raises UnavailableError naming the recipe's `section` when no worker fits, ValueError for a device that is missing.
-    """
+def connect() -> dict[str, float]:
+    """Connect to Ray, or start one here; return the cluster's resources."""
     import ray
 
     if not ray.is_initialized():
@@ -25,13 +22,28 @@ def join_cluster(section: str, *, device: str, cpus_per_worker: float) -> bool:
             runtime_env={"env_vars": address},
         )
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return there
+
+
+def skip_preemption_watcher() -> None:
+    """Do without Ray Train's watcher, and its warning, where a single node leaves nothing to preempt."""
+    import ray
+
+    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def join_cluster(section: str, *, device: str, cpus_per_worker: float) -> bool:
+    """Connect to Ray, or start one here; return whether workers get GPUs.
+
+    Raises UnavailableError naming the recipe's `section` when no worker fits, ValueError for a device that is missing.
+    """
+    there = connect()
     if there.get("CPU", 0) < cpus_per_worker:
         raise UnavailableError(
             f"{section}: a worker needs {cpus_per_worker:g} CPU, the Ray cluster has {there.get('CPU', 0):g}"
         )
-    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
-        # With a single node there is nothing to preempt: skip Ray's watcher and its warning.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    skip_preemption_watcher()
     has_gpu = there.get("GPU", 0) >= 1
     if device == "cuda" and not has_gpu:
         raise ValueError(f"{section}.device: cuda is asked for, but the Ray cluster has no GPU; allowed: auto, cpu")

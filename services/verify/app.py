@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray import serve
 from ray.serve import Application
 
+from services.rpc.serving.application import application_of
 from services.verify.config import VerifyConfig
 from services.verify.servicer import VerifierServicer
 
@@ -15,16 +15,4 @@ SERVICER = "fusion.v1.verify_pb2_grpc.add_VerifierServiceServicer_to_server"
 
 def build(args: dict[str, Any]) -> Application:
     """Return the application for the `args` of a Serve config; raises ValidationError naming the key that is wrong."""
-    config = VerifyConfig.model_validate(args)
-    deployment = serve.deployment(
-        name="verify",
-        num_replicas=config.num_replicas,
-        max_ongoing_requests=config.max_ongoing_requests,
-        max_queued_requests=config.max_queued_requests,
-        ray_actor_options={"num_cpus": config.num_cpus},
-        health_check_period_s=2,  # Serve replaces a replica after three failures in a row
-        health_check_timeout_s=15,
-        graceful_shutdown_timeout_s=20,
-    )(VerifierServicer)
-    application: Application = deployment.bind(config)
-    return application
+    return application_of("verify", VerifierServicer, VerifyConfig.model_validate(args))

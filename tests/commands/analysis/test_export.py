@@ -29,7 +29,8 @@ class FusedTrainer(FusedLossMixin, Trainer):
 def test_a_split_becomes_a_data_set_that_a_trainer_learns_from(
     models: dict[str, Path], addresses: dict[str, str], tmp_path: Path
 ) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     recipe, folder = write_recipe(tmp_path, models, addresses), tmp_path / "exported"
     done = run(recipe, str(folder), "--split", "held_out")
     assert done.exit_code == 0, done.output
@@ -67,7 +68,8 @@ def test_a_split_becomes_a_data_set_that_a_trainer_learns_from(
 def test_distillkit_s_rows_predict_the_next_position_and_count_where_it_has_a_label(
     models: dict[str, Path], addresses: dict[str, str], tmp_path: Path
 ) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     recipe, plain, kit = write_recipe(tmp_path, models, addresses), tmp_path / "plain", tmp_path / "kit"
     as_distillkit = ("--format", "distillkit", "--length", "300")
     # The first one asks the sources, and the store rounds what they say.
