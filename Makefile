@@ -13,7 +13,7 @@ STUBS := build/stubs/.ready
 # `make lock UPGRADE=` keeps the pins that are there, and adds what is missing.
 UPGRADE := --upgrade
 COMPILE := $(BIN)/uv pip compile --quiet $(UPGRADE) --no-header --no-annotate --python-version 3.11 \
-  pyproject.toml --extra dev --extra curate --extra posttrain --extra recall
+  pyproject.toml --extra dev --extra curate --extra posttrain --extra recall --extra lm-eval --extra tracking
 # PyPI's builds of these break `import transformers` beside the CPU build of torch, and text models run without them.
 NOT_NEEDED := torchvision torchaudio torchcodec
 COMPILE_CPU := $(COMPILE) $(NOT_NEEDED:%=--no-emit-package %) requirements/cpu.in --extra cpu -o requirements/cpu.txt
