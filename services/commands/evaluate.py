@@ -16,6 +16,7 @@ from services.base.version import git_revision
 from services.commands.prepare import corpus_and_target
 from services.corpus.ledger import Corpus, Window
 from services.evaluation.controls import training_of
+from services.evaluation.experts import describe_experts
 from services.evaluation.harness import evaluate_tasks
 from services.evaluation.intervals import compare
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
@@ -125,7 +126,9 @@ def evaluate(
         for name, (folder, _) in models.items():
             print_line(f"{name}: tasks in {tasks}")
             results[name] = evaluate_tasks(folder, tasks, device=recipe.distill.device)
-    return write_evaluation(recipe, corpus, split, windows, scores, tasks=results, keep=not folders)
+    return write_evaluation(
+        recipe, corpus, split, windows, scores, sources=list(source_models), tasks=results, keep=not folders
+    )
 
 
 def write_evaluation(
@@ -135,10 +138,11 @@ def write_evaluation(
     windows: Sequence[Window],
     scores: Mapping[str, Scores],
     *,
+    sources: Sequence[str] = (),
     tasks: Mapping[str, Any] | None = None,
     keep: bool = True,
 ) -> dict[str, Any]:
-    """Compare the models on the windows of a split that they were scored on.
+    """Compare the models on the windows of a split that they were scored on; `sources` are the names of sources.
 
     With `keep`, the comparison is written to evaluation.json in the run folder, for the report.
     """
@@ -152,6 +156,7 @@ def write_evaluation(
             name: training.to_json() for name in scores if (training := training_of(recipe.run_folder / name))
         },
         "domains": compare(scores, documents, domains),
+        "experts": describe_experts(scores, documents, domains, sources=sources),
         "tasks": tasks or {},
     }
     if keep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from services.jobs.run_folder import RunFolder
 
 CLM_ONLY, FUSED = "clm_only", "fused"
 """Names of the quickstart's runs; they also tell the kind of a run without a record."""
+_EXPERTS = "experts "
+"""Start of the name of a mixture of experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class Training:
         if self.kind == "single":
             taught_by = f"{self.sources[0]} alone"
         return f"{taught_by}; {self.shape}" if self.shape else taught_by
+
+    @property
+    def dense_shape(self) -> str:
+        """The shape without its experts."""
+        return "; ".join(part for part in self.shape.split("; ") if not part.startswith(_EXPERTS))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,7 +64,7 @@ def _shape(moe: Mapping[str, Any] | None, stages: Sequence[Mapping[str, Any]] | 
     """Return the name of a mixture of experts and a curriculum, as `run.json` records them."""
     parts = []
     if moe:
-        parts.append(f"experts {moe['init']} {moe['shards']}-{moe['shared']}-{moe['copies']}")
+        parts.append(f"{_EXPERTS}{moe['init']} {moe['shards']}-{moe['shared']}-{moe['copies']}")
     if stages:
         parts.append(f"stages {', '.join(stage['name'] for stage in stages)}")
     return "; ".join(parts)
@@ -67,13 +74,15 @@ def comparisons(trainings: Mapping[str, Training]) -> list[tuple[str, str]]:
     """Return pairs of a model and the control that it is compared with.
 
     A model trained on sources is compared with CLM only, one trained on several also with each source alone: with those
-    of its own shape, because experts or a curriculum make a difference of their own.
+    of its own shape, because experts or a curriculum make a difference of their own. A mixture of experts is compared
+    with the dense target that is trained as it is.
     """
     pairs = []
     for name, training in trainings.items():
         for control, its in trainings.items():
             if training.shape != its.shape:
-                continue
-            if (training.kind != "clm" and its.kind == "clm") or (training.kind == "fused" and its.kind == "single"):
+                if its == replace(training, shape=training.dense_shape):
+                    pairs.append((name, control))
+            elif (training.kind != "clm" and its.kind == "clm") or (training.kind == "fused" and its.kind == "single"):
                 pairs.append((name, control))
     return pairs

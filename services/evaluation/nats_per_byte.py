@@ -3,7 +3,8 @@
 Every window is read behind the model's own BOS and its context, where it has one; all its bytes are predicted, and none
 of the context's.
 
-Shape legend: W windows, B windows of a batch, L positions, V vocabulary, T tokens of a window.
+Shape legend: W windows, B windows of a batch, L positions, V vocabulary, T tokens of a window; for a mixture of experts
+H layers with experts, E experts of a layer, K of them for a token.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from fusion_core.arrays import Bool, Float64, Int32, Int64
+from fusion_core.moe.routing import RouterRecorder
 from fusion_core.vocabulary import Encoding, Vocabulary
 from services.models.chat_tokenizer import open_chat
 from services.models.pretrained import load_causal_lm
@@ -41,6 +43,9 @@ class Scores:
         hits_W: per window bool, whether the model's likeliest next token is the real one.
         lossless_W: bool, False where the tokenizer does not spell the text byte for byte (unknown characters,
             normalisation): the model then scored another text, and its nats are no bound for this one.
+        experts_WHE: int32, the tokens of the window that were sent to each expert; None for a model without experts,
+            and for one whose routers are not known (see `RouterRecorder`).
+        layers: numbers of the layers with experts.
     """
 
     nats_W: Float64
@@ -49,6 +54,8 @@ class Scores:
     token_starts_W: tuple[Int32, ...]
     hits_W: tuple[Bool, ...]
     lossless_W: Bool
+    experts_WHE: Int32 | None = None
+    layers: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -101,11 +108,16 @@ def nats_per_byte(
     try:
         model = _load(folder, dtype).to(where).eval()
         _check_lengths(model, prompts)
+        recorder = RouterRecorder(model)
+        experts_WHE = np.zeros((len(prompts), len(recorder.layers), recorder.num_experts), dtype=np.int32)
         done = 0
         for batch in _batches(prompts, int(model.get_output_embeddings().weight.shape[0])):
-            scored = _score(model, [prompts[i] for i in batch], first, vocabulary.size, where)
+            of_batch = [prompts[i] for i in batch]
+            with recorder.recording() as outputs:
+                scored = _score(model, of_batch, first, vocabulary.size, where)
             for index, (nats, hits_T) in zip(batch, scored, strict=True):
                 nats_W[index], hits_W[index] = nats, hits_T
+            experts_WHE[batch] = _expert_counts([indices for _, indices in outputs], of_batch, recorder.num_experts)
             done += len(batch)
             progress(done)
     finally:
@@ -117,6 +129,8 @@ def nats_per_byte(
         token_starts_W=tuple(_starts(prompt.encoding) for prompt in prompts),
         hits_W=tuple(hits_W),
         lossless_W=np.array([bool(prompt.encoding.lossless_T.all()) for prompt in prompts], dtype=np.bool_),
+        experts_WHE=experts_WHE if recorder.layers else None,
+        layers=tuple(recorder.layers),
     )
 
 
@@ -179,6 +193,19 @@ def _score(
             hits_T = (logits_TV.argmax(dim=-1) == tokens_T).cpu().numpy()
             scores.append((float(nats_T.sum(dtype=torch.float64)), hits_T))
     return scores
+
+
+def _expert_counts(indices: Sequence[torch.Tensor], prompts: Sequence[Prompt], num_experts: int) -> Int32:
+    """Return the tokens of each window that each expert of each layer got, [B, H, E]; contexts and padding do not
+    count. `indices` has the K experts of all B x L positions, for each layer."""
+    counts_BHE = np.zeros((len(prompts), len(indices), num_experts), dtype=np.int32)
+    for layer, indices_NK in enumerate(indices):
+        indices_BLK = indices_NK.view(len(prompts), -1, indices_NK.shape[-1]).cpu().numpy()
+        for row, prompt in enumerate(prompts):
+            start = prompt.context_ids.size
+            chosen_TK = indices_BLK[row, start : start + prompt.encoding.num_tokens]
+            counts_BHE[row, layer] = np.bincount(chosen_TK.ravel(), minlength=num_experts)
+    return counts_BHE
 
 
 def _logits(model: Any, inputs_BL: torch.Tensor, num_last: int) -> torch.Tensor:

@@ -154,7 +154,7 @@ def test_fused_targets_are_held_against_every_control(run_folder):
     ]  # fmt: skip
 
 
-def test_controls_are_runs_of_the_same_shape(tmp_path):
+def test_controls_are_runs_of_the_same_shape_and_the_dense_run_of_a_mixture(tmp_path):
     def run(name, lambda_, **settings):
         settings = {"distill.sources": [], "distill.lambda": lambda_, "distill.lambda_end": None} | settings
         (tmp_path / name).mkdir()
@@ -167,12 +167,15 @@ def test_controls_are_runs_of_the_same_shape(tmp_path):
         "dense": run("dense", 0.5),
         "dense_clm": run("dense_clm", 1),
         "experts": run("experts", 0.5, **moe),
+        "experts_staged": run("experts_staged", 0.5, **moe, **stages),
         "staged": run("staged", 0.5, **stages),
         "staged_clm": run("staged_clm", 1, **stages),
     }
     assert str(trainings["experts"]) == "fused: all; experts split 8-2-4"
     assert str(trainings["staged_clm"]) == "CLM only; stages short, long"
-    assert comparisons(trainings) == [("dense", "dense_clm"), ("staged", "staged_clm")]
+    assert comparisons(trainings) == [
+        ("dense", "dense_clm"), ("experts", "dense"), ("experts_staged", "staged"), ("staged", "staged_clm"),
+    ]  # fmt: skip
     assert Training.from_json(json.loads(json.dumps(trainings["experts"].to_json()))) == trainings["experts"]
 
 

@@ -120,6 +120,20 @@ def draw_experts(routing: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
+def draw_specialisation(
+    layers: Sequence[int], kinds: Sequence[str], load: Sequence[Sequence[Sequence[float]]], path: Path
+) -> Path:
+    """Draw the load of every expert by kind of text, a group of rows for each layer; 1 is an even share."""
+    rows = [row for of_layer in load for row in of_layer]
+    with _axes(path, size=(7.0, 1.5 + 0.25 * len(rows))) as axes:
+        axes.grid(visible=False)
+        image = axes.imshow(rows, aspect="auto", cmap="viridis", vmin=0.0)
+        axes.set_yticks(range(len(rows)), [f"{_plain(kind)}, layer {layer}" for layer in layers for kind in kinds])
+        axes.set_xlabel("expert")
+        axes.figure.colorbar(image, label="load, 1 when even")
+    return path
+
+
 def _lines(
     lines: Mapping[str, Sequence[tuple[float, float]]],
     x_label: str,

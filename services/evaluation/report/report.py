@@ -15,7 +15,7 @@ from typing import Any
 
 from services.evaluation.controls import Training, comparisons, training_of
 from services.evaluation.intervals import ALL, MIN_DOCUMENTS
-from services.evaluation.report.experts import expert_sections
+from services.evaluation.report.experts import expert_sections, specialisation_sections
 from services.evaluation.report.html_page import write_page
 from services.evaluation.report.opening import opening, paired_verdicts, with_interval
 from services.evaluation.report.pictures import (
@@ -58,6 +58,7 @@ def write_report(run_folder: Path) -> Path:
         _stages(totals),
         _sources(totals),
         *expert_sections(runs, run_folder),
+        *specialisation_sections(evaluation, run_folder),
         _shown([path for path in pictures if path.name != DOMAINS]),
         _provenance(summary),
     ]
