@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import peft
@@ -15,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.base.errors import FailedPreconditionError
 from services.distill.config import DistillConfig
+from services.distill.job import DistillJob
 from services.distill.plan import claim_run, make_plan
 from services.distill.target.config import TargetConfig
 from services.distill.target.moe import upcycle
@@ -73,13 +77,29 @@ def test_it_starts_as_the_dense_target_and_ends_in_a_folder_of_its_own(tmp_path,
         assert not torch.equal(weight, started[name]), name
 
 
+def killed_at_the_second_checkpoint(job: DistillJob, target_folder: Path) -> None:
+    """A run that is killed when step 6 has been taken, written to the logs, and not yet kept."""
+    keep_first = keeping(job)
+
+    def keep(metrics: dict, folder: Path, step: int) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        keep_first(metrics, folder, step)
+
+    fusion = FakeFusion(target_folder, corpus(18))
+    DistillWorker(job, make_plan(job, fusion), fusion, World(), keep_checkpoint=keep).run()
+
+
 @pytest.mark.parametrize("init", ["residual", "split"])
-def test_a_resumed_run_is_bit_equal(tmp_path, target, undisturbed, init):
+def test_a_killed_run_goes_on_bit_equal(tmp_path, target, undisturbed, init):
     job = job_in(tmp_path, target, moe=MOE if init == "residual" else SPLIT)
-    fusion = FakeFusion(target, corpus(18), break_after=15)
-    with pytest.raises(FailedPreconditionError, match="the stream broke"):
-        train(job, fusion)
-    train(job, fusion)
+    attempt = get_context("fork").Process(target=killed_at_the_second_checkpoint, args=(job, target))
+    attempt.start()
+    attempt.join(120)
+    assert attempt.exitcode == -signal.SIGKILL and len(columns(job)) == 6
+    newest = newest_complete(job.checkpoints)
+    assert newest is not None and newest.name == "step-3"
+    train(job, FakeFusion(target, corpus(18)))
     assert columns(job) == columns(undisturbed[init])
     expected = weights(undisturbed[init].files.model)
     for name, weight in weights(job.files.model).items():

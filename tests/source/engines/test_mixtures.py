@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 
 from services.base.errors import SettingError
+from services.distill.target.config import TargetConfig
+from services.distill.target.prepare import prepare_target
 from services.source.config import SourceConfig
 from services.source.engines.load import load_engine
 from services.source.engines.mixtures import check_mixture
 from tests.bench.moe.sources import both_engines
 from tests.fakes.files.tiny_mixtures import LATENT, MIXTURES, REFUSED, write_mixture
+from tests.fakes.fusion_stream import FakeFusion, corpus
+from tests.fakes.training import job_in, train
 
 
 def source(folder: Path, kind: str, **settings: Any) -> SourceConfig:
@@ -80,3 +84,18 @@ def test_what_is_refused_still_scores_otherwise(tmp_path: Path, family: str) -> 
     """Where this fails, the installed vLLM honours the setting: take the family out of `mixtures.py`."""
     folder = write_mixture(tmp_path / "tiny", family, **REFUSED[family])
     assert not both_engines(folder, latent=family not in LATENT).apart < 1e-2
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("init", ["residual", "split"])
+def test_vllm_serves_the_folder_that_training_wrote(tmp_path: Path, init: str) -> None:
+    shape = {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "intermediate_size": 192, "max_positions": 256}
+    config = TargetConfig.model_validate({"config": shape, "tokenizer": {"train": {"vocabulary_size": 300}}})
+    target = prepare_target(config, [text.decode() for text in corpus(50)], tmp_path / "target", seed=1)
+    moe = {"shards": 6, "shared": 2, "copies": 2, "init": init, "router_std": 0.5}
+    job = job_in(tmp_path / "run", target, moe=moe, learning_rate=1e-2)
+    train(job, FakeFusion(target, corpus(18)))
+    found = both_engines(job.files.model)
+    assert found.apart < 1e-4
+    assert found.company.largest_nats < 1e-4
