@@ -48,12 +48,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of the experiment; every so many train windows are used; epochs of the dense start, and of each run behind
-    it."""
+    """Sizes of the experiment; epochs of the dense start, and of each run behind it."""
 
     name: str
     bytes_per_domain: int
-    every: int
     hidden_size: int
     num_layers: int
     intermediate_size: int
@@ -63,8 +61,8 @@ class Size:
     num_seeds: int
 
 
-FULL = Size("moe", 52_000, 2, 192, 4, 512, 2048, start_epochs=3, epochs=3, num_seeds=3)
-QUICK = Size("moe-quick", 12_000, 1, 64, 2, 128, 512, start_epochs=1, epochs=1, num_seeds=1)
+FULL = Size("moe", 66_000, 192, 4, 512, 2048, start_epochs=6, epochs=4, num_seeds=3)
+QUICK = Size("moe-quick", 12_000, 64, 2, 128, 512, start_epochs=1, epochs=1, num_seeds=1)
 _ROOT = Path("runs/bench")
 
 
@@ -104,7 +102,6 @@ class Experiment:
         self.train, self.held_out = (
             [corpus.window(split, index) for index in range(corpus.num_windows(split))] for split in (TRAIN, HELD_OUT)
         )
-        self.train = self.train[:: size.every]  # both domains, in the order of the file
         self.vocabulary = Vocabulary.from_pretrained(self.recipe.target_folder)
         self._runs = Runs(self.recipe.run_folder / "runs", self.vocabulary, self.held_out[:1], self.held_out)
 
