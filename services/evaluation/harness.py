@@ -6,32 +6,110 @@ The harness is the extra `lm-eval`; task files are its own YAML, whose `dataset_
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from fusion_core.arrays import Float64
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDocuments:
+    """The number of a task's documents, and the hash of its settings and documents."""
+
+    number: int
+    identity: str
+
 
 def evaluate_tasks(
-    folder: Path, tasks: Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", batch_size: int = 8
+    folder: Path, tasks: Path, *, device: Device = "auto", batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
     """Run every task of the folder `tasks` on the model in `folder`; return the numbers of each, by the harness' names.
 
     Raises ValueError when the harness is not installed, or naming the folder that has no tasks, or the task that fails.
     """
-    if not list(tasks.glob("**/*.yaml")):
-        raise ValueError(f"--tasks: no *.yaml in {tasks}")
-    # The harness reads these when it is imported: data that a task names must lie here, nothing is fetched.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
-        import lm_eval
+        manager = _open(tasks)
+        found = _evaluate(folder, manager, sorted(manager.all_tasks), device, batch_size)
+    except ValueError as error:
+        raise ValueError(f"--tasks: {error}") from error
+    return {
+        task: {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+        for task, scores in found["results"].items()
+    }
+
+
+def read_tasks(tasks: Path) -> dict[str, TaskDocuments]:
+    """Return what is in every task of a folder, by name; ValueError as `evaluate_tasks`, without its option's name."""
+    manager = _open(tasks)
+    try:
+        loaded = manager.load(sorted(manager.all_subtasks))["tasks"]
+        return {name: _documents(task) for name, task in sorted(loaded.items())}
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{', '.join(manager.all_subtasks)} in {tasks}: {error}") from error
+
+
+def score_tasks(folder: Path, tasks: Path, *, device: Device = "auto", batch_size: int = 8) -> dict[str, Float64]:
+    """Return the score of every document of every task, for the model in `folder`.
+
+    The score is the task's first metric that gives each document a number and is better when it is higher, after the
+    first of its filters. Raises ValueError naming the task that has none.
+    """
+    manager = _open(tasks)
+    found = _evaluate(folder, manager, sorted(manager.all_subtasks), device, batch_size)
+    return {
+        name: _first_scores(name, samples, found["higher_is_better"].get(name, {}))
+        for name, samples in found["samples"].items()
+    }
+
+
+def _first_scores(task: str, samples: list[dict[str, Any]], higher_is_better: dict[str, Any]) -> Float64:
+    chosen = sorted(
+        (sample for sample in samples if sample["filter"] == samples[0]["filter"]), key=lambda sample: sample["doc_id"]
+    )
+    for metric in samples[0]["metrics"]:
+        values = [sample.get(metric) for sample in chosen]
+        if higher_is_better.get(metric) and all(isinstance(value, int | float | np.number) for value in values):
+            return np.array(values, dtype=np.float64)
+    raise ValueError(f"{task}: none of {', '.join(samples[0]['metrics'])} gives each document a number to be raised")
+
+
+def _documents(task: Any) -> TaskDocuments:
+    digest = hashlib.sha256(json.dumps(task.dump_config(), sort_keys=True, default=str).encode())
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return TaskDocuments(len(task.eval_docs), digest.hexdigest()[:32])
+
+
+def _open(tasks: Path) -> Any:
+    """Return the harness' index of the tasks in a folder."""
+    if not list(tasks.glob("**/*.yaml")):
+        raise ValueError(f"no *.yaml in {tasks}")
+    # Data that a task names must lie here: the packages read these when they are imported, and keep them.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_DATASETS_OFFLINE")):
+        if module in sys.modules:
+            setattr(sys.modules[module], name, True)
+    try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ValueError(f"--tasks: needs the extra lm-eval (pip install 'llm-fusion[lm-eval]'): {error}") from error
+        raise ValueError(f"needs the extra lm-eval (pip install 'llm-fusion[lm-eval]'): {error}") from error
+    return TaskManager(include_path=str(tasks), include_defaults=False)
+
+
+def _evaluate(folder: Path, manager: Any, names: list[str], device: Device, batch_size: int) -> dict[str, Any]:
+    import lm_eval
     import torch
 
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    names = sorted(manager.all_tasks)
     try:
         found: Any = lm_eval.simple_evaluate(
             model="hf",
@@ -42,8 +120,5 @@ def evaluate_tasks(
             batch_size=batch_size,
         )
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"--tasks: {', '.join(names)} on {folder}: {error}") from error
-    return {
-        task: {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
-        for task, scores in found["results"].items()
-    }
+        raise ValueError(f"{', '.join(names)} on {folder}: {error}") from error
+    return dict(found)

@@ -22,16 +22,8 @@ from services.posttrain.data.judge import Judge
 from services.posttrain.data.manifest import StageData, stage_data
 from services.posttrain.data.tokens import PromptTokens
 from services.posttrain.driver import run_apart, run_stage
-from services.posttrain.gate import (
-    Decision,
-    HeldOut,
-    Measured,
-    check_skill,
-    decide,
-    gate_identity,
-    measure,
-    read_held_out,
-)
+from services.posttrain.gate import Decision, Measured, decide, measure
+from services.posttrain.held_out import HeldOut, check_aim, gate_identity, read_held_out
 from services.posttrain.identity import claim_stage, identity_of, stage_settings
 from services.posttrain.job import StageJob
 from services.posttrain.pilot import mixed_share
@@ -129,7 +121,7 @@ class Chain:
 
     def _decide(self, job: StageJob, held_out: HeldOut) -> Decision:
         """Return the decision on a trained stage: the one that is there, where the gate's settings are the same."""
-        identity = f"{job.identity} {gate_identity(self.config.gate, held_out, job.stage.skill)}"
+        identity = f"{job.identity} {gate_identity(self.config.gate, held_out, job.stage)}"
         try:
             found: dict[str, Any] = json.loads((job.folder / GATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -138,7 +130,7 @@ class Chain:
             decision = Decision.from_json(found["decision"])
         else:
             before, after = (self._measure(folder, held_out) for folder in (job.start, job.files.model))
-            decision = decide(before, after, held_out, self.config.gate, job.stage.skill)
+            decision = decide(before, after, held_out, self.config.gate, job.stage)
         decision = replace(decision, forced=self.force and not decision.promoted)
         content = {"identity": identity, "decision": decision.to_json()}
         write_whole(job.folder / GATE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -169,7 +161,7 @@ def read_data(config: PosttrainConfig) -> tuple[HeldOut, list[StageData]]:
 def _stage_data(number: int, config: PosttrainConfig, held_out: HeldOut) -> StageData:
     stage = config.stages[number]
     try:
-        check_skill(stage.skill, held_out)
+        check_aim(stage, held_out)
         share, judge = config.gate.overlap_share, Judge(config.verifier)
         data = stage_data(stage, held_out.prompts, overlap_share=share, judge=judge)
         if isinstance(stage, GrpoStage):

@@ -6,7 +6,7 @@ Settings of training have the names and the meaning that they have in TRL.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,6 +51,7 @@ class TrainingSettings(Settings):
     skill: str | None = Field(
         None, description="Judge the stage by held-out prompts of this `skill`; the others are guards. All by default."
     )
+    task: Text | None = Field(None, description="Judge the stage by this task of `gate.tasks`; all else are guards.")
     learning_rate: float = Field(1e-5, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = Field(-1, ge=-1, description="Steps in all; -1 for whole epochs.")
@@ -66,6 +67,12 @@ class TrainingSettings(Settings):
     save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     save_total_limit: int = Field(2, ge=2, description="Checkpoints that are kept.")
     lora: LoraConfig | None = Field(None, description="Train adapters only; the model has them merged in the end.")
+
+    @model_validator(mode="after")
+    def _one_aim(self) -> Self:
+        if self.skill is not None and self.task is not None:
+            raise ValueError("task: give either skill or task; a stage is judged by one figure")
+        return self
 
 
 class RowsSettings(TrainingSettings):
@@ -176,7 +183,7 @@ class GuardConfig(Settings):
     """How far a guard may get worse; it fails where it is worse than that, and the 95 % interval excludes no change."""
 
     nats_per_byte: float = Field(0.02, ge=0, description="Rise on the held-out texts.")
-    score: float = Field(0.02, ge=0, description="Fall of the mean score of another skill.")
+    score: float = Field(0.02, ge=0, description="Fall of the mean score of another skill or task.")
     ended: float = Field(0.05, ge=0, description="Fall of the share of answers that end by themselves.")
     length_ratio: float = Field(2.0, gt=1, description="Mean length of answers as a multiple of the length before.")
 
@@ -186,14 +193,27 @@ class GateConfig(Settings):
 
     prompts: Files = Field(min_length=1, description="Globs of JSON lines: held-out prompts with `verify`, `skill`.")
     texts: Files = Field((), description="Globs of .txt and .jsonl files (`text`): held-out texts for nats per byte.")
+    tasks: Text | None = Field(None, description="Folder of lm-evaluation-harness tasks on local files.")
     max_new_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest tokens.")
+    samples: int = Field(1, ge=1, description="Answers to a prompt, whose score is their mean; needs a temperature.")
+    pass_at: int | None = Field(
+        None, ge=1, description="k: a prompt's score is pass@k instead, estimated without bias from its answers."
+    )
     batch_size: int = Field(32, ge=1, description="Prompts that are answered at once.")
     seed: int = Field(0, ge=0, lt=2**32)
     guards: GuardConfig = GuardConfig()
     overlap_share: float = Field(
         0.8, gt=0, le=1, description="A row that covers so much of a held-out prompt by 8-grams is left out."
     )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> GateConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples: several answers to a prompt need a temperature above 0; at 0 all are the same")
+        if self.pass_at is not None and self.pass_at > self.samples:
+            raise ValueError(f"pass_at: pass@{self.pass_at} needs as many answers to a prompt; samples: {self.samples}")
+        return self
 
 
 class VerifierAddress(Settings):

@@ -1,11 +1,10 @@
 """The gate behind a stage: its model is let through when it is better than the start, and nothing that is guarded fell.
 
-Shape legend: P held-out prompts.
+Shape legend: P held-out prompts, N answers to each, D documents of a task.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,38 +13,38 @@ from typing import Any
 import numpy as np
 
 from fusion_core.arrays import Float64
-from services.base.errors import SettingError
-from services.corpus.readers import local_files
-from services.evaluation.intervals import ALL, MIN_DOCUMENTS, Interval, compare, mean_difference
+from fusion_core.verify.pass_at import pass_at_k
+from services.evaluation.harness import score_tasks
+from services.evaluation.intervals import ALL, Interval, compare, mean_difference
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
-from services.posttrain.config import GateConfig, PosttrainConfig
+from services.posttrain.config import GateConfig, PosttrainConfig, TrainingSettings
 from services.posttrain.data.judge import Judge
-from services.posttrain.data.rows import VerifiedPrompt, prompt_text, read_rows, verified_prompts
+from services.posttrain.data.rows import VerifiedPrompt, prompt_text
 from services.posttrain.data.tokens import PromptTokens
 from services.posttrain.generate import load_for_answers, sample_answers
+from services.posttrain.held_out import HeldOut
 
-_WINDOW_BYTES = 1024
 _SHOWN_ANSWERS = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """The prompts and texts that no stage learns from; `documents` names the document of each text."""
-
-    prompts: list[VerifiedPrompt]
-    texts: list[str]
-    documents: list[str]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """The answers of one model to the held-out prompts, and its scores on the texts (None without texts)."""
+    """The figures of one model.
+
+    Attributes:
+        answers: the first answer to each held-out prompt.
+        scores_P: score of each prompt: the mean of its answers' scores, or pass@k.
+        ended_P, lengths_P: share of a prompt's answers that ended by themselves; mean length in tokens.
+        texts: scores of the texts, None without texts.
+        tasks: scores of each task's documents, by the name of the task.
+    """
 
     answers: list[str]
     scores_P: Float64
     ended_P: Float64
     lengths_P: Float64
     texts: Scores | None
+    tasks: dict[str, Float64] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,94 +83,63 @@ class Decision:
         return cls(values["promoted"], lines, values["examples"], values["forced"])
 
 
-def read_held_out(gate: GateConfig) -> HeldOut:
-    """Return the gate's prompts and texts; SettingError naming file and line, or when the prompts are too few."""
-    prompts = verified_prompts("gate.prompts", gate.prompts)
-    if len(prompts) < MIN_DOCUMENTS:
-        raise SettingError("gate.prompts", f"{len(prompts)} prompts give no interval; at least {MIN_DOCUMENTS}")
-    texts, documents = [], []
-    for name, text in _documents(gate.texts):
-        for start in range(0, len(text), _WINDOW_BYTES):
-            if window := text[start : start + _WINDOW_BYTES].strip():
-                texts.append(window)
-                documents.append(name)
-    return HeldOut(prompts, texts, documents)
-
-
-def _documents(patterns: Sequence[str]) -> Iterator[tuple[str, str]]:
-    if not patterns:
-        return
-    try:
-        files = local_files(patterns)
-    except SettingError as error:
-        raise SettingError("gate.texts", error.problem) from error
-    for path in files:
-        if path.suffix == ".jsonl":
-            for where, row in read_rows("gate.texts", [str(path)]):
-                if not isinstance(row.get("text"), str):
-                    raise SettingError("gate.texts", f"{where}: needs `text`, a string")
-                yield where, row["text"]
-        else:
-            yield str(path), path.read_text(encoding="utf-8", errors="replace")
-
-
-def check_skill(skill: str | None, held_out: HeldOut) -> None:
-    """Raise SettingError unless there are enough held-out prompts of a stage's skill."""
-    there = sum(prompt.skill == skill for prompt in held_out.prompts)
-    if skill is not None and there < MIN_DOCUMENTS:
-        known = ", ".join(sorted({prompt.skill for prompt in held_out.prompts if prompt.skill})) or "none"
-        raise SettingError(
-            "skill",
-            f"gate.prompts has {there} prompts of {skill!r}, at least {MIN_DOCUMENTS} are needed; known: {known}",
-        )
-
-
 def measure(folder: Path, config: PosttrainConfig, held_out: HeldOut) -> Measured:
-    """Have a model answer the held-out prompts and score the texts."""
+    """Have a model answer the held-out prompts, and score the texts and the tasks."""
     gate = config.gate
     tokens = PromptTokens(folder, config.chat_template)
-    model = load_for_answers(folder, config.device)
+    asked = [prompt for prompt in held_out.prompts for _ in range(gate.samples)]
     sampled = sample_answers(
-        model,
+        load_for_answers(folder, config.device),
         tokens,
-        [tokens.prompt_ids(prompt.prompt) for prompt in held_out.prompts],
+        [tokens.prompt_ids(prompt.prompt) for prompt in asked],
         max_new_tokens=gate.max_new_tokens,
         temperature=gate.temperature,
         batch_size=gate.batch_size,
         seed=gate.seed,
     )
-    del model
-    texts = [tokens.text_of(ids) for ids in sampled]
-    verdicts = Judge(config.verifier).verdicts(held_out.prompts, [text for text, _ in texts])
-    scored = None
+    answers = [tokens.text_of(ids) for ids in sampled]
+    verdicts = Judge(config.verifier).verdicts(asked, [text for text, _ in answers])
+    right_PN, scores_PN, ended_PN, lengths_PN = (
+        np.array(list(values), dtype=np.float64).reshape(-1, gate.samples)
+        for values in (
+            (verdict.right for verdict in verdicts),
+            (verdict.score for verdict in verdicts),
+            (ended for _, ended in answers),
+            map(len, sampled),
+        )
+    )
+    scored, tasks = None, {}
     if held_out.texts:
         scored = nats_per_byte(folder, held_out.texts, device=config.device, torch_threads=config.threads)
+    if gate.tasks is not None:
+        tasks = score_tasks(folder, Path(gate.tasks), device=config.device, batch_size=gate.batch_size)
+    if gate.pass_at is None:
+        scores_P = scores_PN.mean(axis=1)
+    else:
+        scores_P = pass_at_k(right_PN.sum(axis=1), gate.samples, gate.pass_at)
     return Measured(
-        answers=[text for text, _ in texts],
-        scores_P=np.array([verdict.score for verdict in verdicts], dtype=np.float64),
-        ended_P=np.array([ended for _, ended in texts], dtype=np.float64),
-        lengths_P=np.array([len(ids) for ids in sampled], dtype=np.float64),
+        answers=[text for text, _ in answers[:: gate.samples]],
+        scores_P=scores_P,
+        ended_P=ended_PN.mean(axis=1),
+        lengths_P=lengths_PN.mean(axis=1),
         texts=scored,
+        tasks=tasks,
     )
 
 
-def decide(before: Measured, after: Measured, held_out: HeldOut, gate: GateConfig, skill: str | None) -> Decision:
+def decide(before: Measured, after: Measured, held_out: HeldOut, gate: GateConfig, stage: TrainingSettings) -> Decision:
     """Return whether a stage is let through.
 
-    The metric is the mean score on the prompts of the stage's skill, and must rise beyond its 95 % interval. Guards
-    are the scores of other skills, nats per byte, the share of ended answers, and the answers' length.
+    The metric, the score of the stage's task, or of the prompts of its skill, or of all prompts, must rise beyond its
+    95 % interval. Guards are the scores of other skills and tasks, nats per byte, the share of ended answers, and the
+    answers' length.
     """
-    skills = np.array([prompt.skill for prompt in held_out.prompts])
-    chosen_P = np.ones(len(skills), dtype=bool) if skill is None else skills == skill
-    lines = [_metric(before.scores_P[chosen_P], after.scores_P[chosen_P], skill, gate.seed)]
-    for other in sorted(set(skills[~chosen_P].tolist())):
-        of_skill_P = skills == other
-        pair = before.scores_P[of_skill_P], after.scores_P[of_skill_P]
-        lines.append(_guard(f"score of {other or 'other prompts'}", *pair, fall=gate.guards.score, seed=gate.seed))
-    lines.append(
-        _guard("share of ended answers", before.ended_P, after.ended_P, fall=gate.guards.ended, seed=gate.seed)
-    )
-    allowed = (gate.guards.length_ratio - 1) * float(before.lengths_P.mean())
+    guards = gate.guards
+    metric, *others = _scores(before, after, held_out, gate, stage)
+    lines = [_metric(*metric, gate.seed)]
+    lines += [_guard(*other, fall=guards.score, seed=gate.seed) for other in others]
+    lines.append(_guard("share of ended answers", before.ended_P, after.ended_P, fall=guards.ended, seed=gate.seed))
+    allowed = (guards.length_ratio - 1) * float(before.lengths_P.mean())
     lines.append(
         _guard("tokens per answer", -before.lengths_P, -after.lengths_P, fall=allowed, seed=gate.seed, sign=-1)
     )
@@ -180,9 +148,27 @@ def decide(before: Measured, after: Measured, held_out: HeldOut, gate: GateConfi
     return Decision(all(line.ok for line in lines), lines, _examples(before, after, held_out.prompts))
 
 
-def _metric(before_P: Float64, after_P: Float64, skill: str | None, seed: int) -> Line:
+def _scores(
+    before: Measured, after: Measured, held_out: HeldOut, gate: GateConfig, stage: TrainingSettings
+) -> Iterator[tuple[str, Float64, Float64]]:
+    """Yield the name of every score with its values before and after; the first one is the stage's metric."""
+    tasks = sorted(before.tasks, key=lambda name: (name != stage.task, name))
+    of_tasks = [(f"score of task {name}", before.tasks[name], after.tasks[name]) for name in tasks]
+    if stage.task is not None:
+        yield of_tasks.pop(0)
+    word = "mean score" if gate.pass_at is None else f"pass@{gate.pass_at}"
+    skills = np.array([prompt.skill for prompt in held_out.prompts])
+    if stage.task is None and stage.skill is None:
+        yield word, before.scores_P, after.scores_P
+    else:
+        for skill in sorted(set(skills.tolist()), key=lambda name: (name != stage.skill, name)):
+            of_skill_P = skills == skill
+            yield f"{word} of {skill or 'other prompts'}", before.scores_P[of_skill_P], after.scores_P[of_skill_P]
+    yield from of_tasks
+
+
+def _metric(name: str, before_P: Float64, after_P: Float64, seed: int) -> Line:
     difference = mean_difference(before_P, after_P, seed=seed)
-    name = "mean score" if skill is None else f"mean score of {skill}"
     ok = difference.low is not None and difference.low > 0
     return Line(name, True, float(before_P.mean()), float(after_P.mean()), difference, ok)
 
@@ -221,10 +207,3 @@ def _examples(before: Measured, after: Measured, prompts: Sequence[VerifiedPromp
         }
         for p in sorted(order[:_SHOWN_ANSWERS])
     ]
-
-
-def gate_identity(gate: GateConfig, held_out: HeldOut, skill: str | None) -> str:
-    """Return what decides a gate's decision on a given stage, as text."""
-    settings = gate.model_dump(mode="json", exclude={"prompts", "texts", "batch_size", "overlap_share"})
-    prompts = [[prompt.prompt, prompt.verify, prompt.skill] for prompt in held_out.prompts]
-    return json.dumps([settings, skill, prompts, held_out.texts], sort_keys=True)

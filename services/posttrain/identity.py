@@ -15,7 +15,7 @@ from services.posttrain.data.manifest import StageData
 from services.posttrain.data.tokens import PromptTokens
 from services.posttrain.job import StageJob
 
-_NO_RESULT = {"name", "skill", "save_steps", "save_total_limit", "data", "answers", "prompts"}
+_NO_RESULT = {"name", "skill", "task", "save_steps", "save_total_limit", "data", "answers", "prompts"}
 """Settings of a stage that decide nothing of its weights; its rows stand for their files."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from fusion_core.vocabulary import Vocabulary
 from services.evaluation import nats_per_byte as evaluate
-from services.evaluation.harness import evaluate_tasks
 from services.evaluation.intervals import compare, domain_of
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
 from tests.fakes.fusion_stream import corpus
@@ -116,24 +113,6 @@ def test_few_documents_give_values_without_intervals(num_documents, has_interval
     for score in (scores["nats_per_byte"], scores["accuracy"], scores["difference_from"]["b"]):
         assert score["value"] is not None
         assert [score["low"] is not None, score["high"] is not None] == [has_interval] * 2
-
-
-def test_tasks_of_the_harness_are_local_files(tmp_path, target, monkeypatch):
-    with pytest.raises(ValueError, match=r"--tasks: no \*.yaml in"):
-        evaluate_tasks(target, tmp_path)
-    data = tmp_path / "data.jsonl"
-    data.write_text('{"question": "a b", "choices": [" c", " d e"], "answer": 0}\n' * 3)
-    (tmp_path / "toy.yaml").write_text(
-        f"task: toy\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        "output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
-        "doc_to_target: '{{answer}}'\nmetric_list: [{metric: acc}]\n"
-    )
-    if importlib.util.find_spec("lm_eval") is None:
-        with pytest.raises(ValueError, match="--tasks: needs the extra lm-eval"):
-            evaluate_tasks(target, tmp_path)
-        return
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert evaluate_tasks(target, tmp_path, device="cpu")["toy"]["acc,none"] in {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
