@@ -27,7 +27,7 @@ from tests.bench.parts.report import Report, arguments
 from tests.bench.reward.planted import MARK, PARTNERS, answer, conflicting_pairs, prompt, reward_job, vain_pairs
 
 _ROUNDS, _STEPS, _SAMPLES = 3, 3, 8
-_START_WORDS, _MOST_WORDS = 8.0, 120
+START_WORDS, _MOST_WORDS = 8.0, 120
 _LOSSES: dict[str, dict[str, float]] = {"focal, barrier": {}, "plain ranking": {"gamma": 0.0, "barrier": 0.0}}
 
 
@@ -95,7 +95,7 @@ def _hack(report: Report, folder: Path, seeds: range, size: float) -> None:
         judge = reward_job(folder, f"vain-{seed}", lambda s=seed: vain_pairs(round(1500 * size), s), seed, **replay)
         _trained(judge)
         for arm, policies in last.items():
-            policy, model = _Policy(0.3, _START_WORDS), judge.files.model
+            policy, model = _Policy(0.3, START_WORDS), judge.files.model
             ledger = folder / f"{seed}-{arm}" / LEDGER
             for number in range(1, _ROUNDS + 1):
                 rng = random.Random(f"{seed} {number}")
@@ -116,7 +116,7 @@ def _hack(report: Report, folder: Path, seeds: range, size: float) -> None:
             policies.append(policy)
             if arm == "patched":
                 assert len(read_ledger(ledger)) == _ROUNDS
-    growth = {arm: [policy.words / _START_WORDS for policy in policies] for arm, policies in last.items()}
+    growth = {arm: [policy.words / START_WORDS for policy in policies] for arm, policies in last.items()}
     report.check(
         "length without patches next to the start, least seed", min(growth["without patches"]), "times", at_least=3
     )
@@ -162,7 +162,7 @@ def _tuned(policy: _Policy, model: RewardModel, rng: random.Random, num_prompts:
 
 
 def _patched(job: RewardJob, samples: list[Judged], seed: int, ledger: Path) -> dict[str, Any]:
-    found = find_hacks(samples, ["length", "repetition", "refusal", "verifier"], usual_words=_START_WORDS)
+    found = find_hacks(samples, ["length", "repetition", "refusal", "verifier"], usual_words=START_WORDS)
     with contextlib.redirect_stdout(None):
         return patch(job, found, vain_pairs(200, seed), _equal_length_pairs(200), ledger)
 
