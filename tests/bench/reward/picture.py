@@ -1,6 +1,6 @@
 """Picture of the planted hack: the length of answers after each round, with patches and without.
 
-    python -m tests.bench.reward.picture tests/bench/results/reward.json docs/reward_hack.svg
+python -m tests.bench.reward.picture tests/bench/results/reward.json docs/reward_hack.svg
 """
 
 from __future__ import annotations
