@@ -8,17 +8,21 @@ is written the same every day.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
 from services.base.home import expand_user
-from services.wire.messages import Message
+from services.wire.messages import TOOL_ROLES, Message
 
 MODEL, PLAIN = "model", "plain"
+BUILT_IN = {PLAIN: "plain.jinja", "internlm2": "internlm2/tools.jinja"}
+"""The templates of this package and their files; `internlm2` has InternLM2's plug-ins and interpreter."""
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """The date that templates show: the one that Llama's use when no date is given."""
 
@@ -53,6 +57,7 @@ class ChatTemplate:
         texts = text if text_with_tools is None else f"{text}\0{text_with_tools}"
         self.hash = hashlib.sha256(texts.encode()).hexdigest()[:16]
         self._knows_calls = "tool_calls" in self._text_with_tools
+        self._knows_tool_role = re.search(r"""['"]tool['"]""", self._text_with_tools) is not None
         self._slot = str(secrets.randbits(128))
 
     @classmethod
@@ -61,14 +66,14 @@ class ChatTemplate:
 
         Args:
             tokenizer: names the special tokens, and has the model's own template.
-            chosen: `model` for the model's own, `plain` for the one of this package, or the text of a template.
+            chosen: `model` for the model's own, a name of `BUILT_IN`, or the text of a template.
 
         Raises ValueError when the model has no template of its own.
         """
         names: dict[str, Any] = dict(tokenizer.special_tokens_map)
         own: Any = tokenizer.chat_template
-        if chosen == PLAIN:
-            return cls(cls.plain_text(), names)
+        if chosen in BUILT_IN:
+            return cls(cls.built_in(chosen), names)
         if chosen != MODEL:
             return cls(chosen, names)
         by_name: dict[str, str] = own if isinstance(own, dict) else {"default": own}
@@ -82,25 +87,83 @@ class ChatTemplate:
     @staticmethod
     def plain_text() -> str:
         """Return the text of the plain template."""
-        return (resources.files("services.models") / "plain.jinja").read_text(encoding="utf-8")
+        return ChatTemplate.built_in(PLAIN)
+
+    @staticmethod
+    def built_in(name: str) -> str:
+        """Return the text of one of the templates in `BUILT_IN`."""
+        return (resources.files("services.models") / BUILT_IN[name]).read_text(encoding="utf-8")
+
+    @property
+    def text(self) -> str:
+        """The template that writes conversations with tools, in Jinja."""
+        return self._text_with_tools
 
     def render(
         self, messages: Sequence[Message], tools: list[Any] | None = None, *, add_generation_prompt: bool = False
     ) -> str:
         """Return the conversation as text, special tokens by their names; raises TurnRefusedError with the reason.
 
-        For templates that cannot write null, a content of null is written as an empty one.
+        For templates that cannot write null, a content of null is written as an empty one; for those that put the
+        arguments of a call into the text as they are, arguments that are an object are written as JSON.
         """
-        given = list(messages)
+        refused: TurnRefusedError | None = None
+        for form in self._forms(messages):
+            try:
+                return self._render(form, tools, add_generation_prompt)
+            except TurnRefusedError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def find_unwritten(self, messages: Sequence[Message], tools: list[Any] | None) -> str | None:
+        """Return the first tool, call or result of a tool that the template leaves out, as `tools[0]`; None for none.
+
+        Names and results are replaced by random numbers, which have to be in the text.
+        """
+        slots: dict[str, str] = {}
+
+        def slot(field: str) -> str:
+            name = f"s{self._slot}n{len(slots)}e"
+            slots[name] = field
+            return name
+
+        def renamed(value: dict[str, Any], field: str) -> dict[str, Any]:
+            return {**value, "function": {**value["function"], "name": slot(field)}}
+
+        marked_tools = [renamed(tool, f"tools[{n}]") for n, tool in enumerate(tools or ())]
+        marked = []
+        for index, message in enumerate(messages):
+            changed: Message = {}
+            if calls := message.get("tool_calls"):
+                field = f"messages[{index}].tool_calls"
+                changed["tool_calls"] = [renamed(call, f"{field}[{number}]") for number, call in enumerate(calls)]
+            if message["role"] in TOOL_ROLES:
+                changed["content"] = slot(f"messages[{index}].content")
+            marked.append(message | changed)
+        try:
+            text = self.render(marked, marked_tools or None, add_generation_prompt=True)
+        except TurnRefusedError:
+            return None  # so does the conversation itself, which gives the reason
+        return next((field for name, field in slots.items() if name not in text), None)
+
+    def _forms(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
+        """Yield the messages in the forms to be tried, the given one first."""
+        given = [self._with_known_role(message) for message in messages]
         filled = [{**message, "content": message.get("content") or ""} for message in given]
         if not self._knows_calls:
-            return self._render(filled, tools, add_generation_prompt)
-        try:
-            return self._render(given, tools, add_generation_prompt)
-        except TurnRefusedError:
-            if all(message.get("content") is not None for message in given):
-                raise
-        return self._render(filled, tools, add_generation_prompt)
+            yield filled
+            return
+        for form in (given, filled) if any(message.get("content") is None for message in given) else (given,):
+            yield form
+            if any(map(_has_object_arguments, form)):
+                yield list(map(_with_written_arguments, form))
+
+    def _with_known_role(self, message: Message) -> Message:
+        """Return the message with role `tool` for `environment` where the template asks for `tool`."""
+        if message["role"] == "environment" and self._knows_tool_role:
+            return {**message, "role": "tool"}
+        return message
 
     def write_turn(self, messages: Sequence[Message], content: str, tools: list[Any] | None = None) -> WrittenTurn:
         """Return the turn that says `content` behind `messages`.
@@ -150,15 +213,34 @@ def read_chosen(value: str | None) -> str | None:
 
     Raises ValueError for a file that cannot be read or holds no template.
     """
-    if value is None or value in {MODEL, PLAIN} or "{" in value:
+    if value is None or value in {MODEL, *BUILT_IN} or "{" in value:
         return value
     try:
         text = expand_user(value, "chat_template").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"allowed are {MODEL}, {PLAIN}, a file or the text of a template; {error}") from error
+        names = ", ".join((MODEL, *BUILT_IN))
+        raise ValueError(f"allowed are {names}, a file or the text of a template; {error}") from error
     if "{" not in text:
         raise ValueError(f"{value} holds no Jinja template")
     return text
+
+
+def _has_object_arguments(message: Message) -> bool:
+    calls = message.get("tool_calls") or ()
+    return any(isinstance((call.get("function") or {}).get("arguments"), dict) for call in calls)
+
+
+def _with_written_arguments(message: Message) -> Message:
+    if not _has_object_arguments(message):
+        return message
+    return {**message, "tool_calls": list(map(_with_written, message["tool_calls"]))}
+
+
+def _with_written(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {}
+    if not isinstance(function.get("arguments"), dict):
+        return call
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 def _indent(text: str) -> int:

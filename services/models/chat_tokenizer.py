@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from services.wire.messages import Messages
 
 _CONTROL_FORM = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's names have full-width bars
 """Pattern of the names of control tokens, also of unmarked ones: DeepSeek's <｜User｜> is not marked as special."""
+_TOOL_FORM = re.compile(r"</?tool\w*>|\[/?\w*TOOL\w*\]")
+"""Pattern of the tokens around calls and results of tools, which some tokenizers hold for words: Qwen's <tool_call>."""
 _FIRST_MARK = 0xF0000
 """First code point of a plane for private use, in which no text is expected."""
 
@@ -52,6 +56,7 @@ class ChatTokenizer:
         template: writes the conversations.
         vocabulary: its EOS is the token that ends a turn.
         ends_at_once: whether the template writes that token directly behind the words.
+        added_tokens: ids by name of the tokens that are read before all merges, control tokens among them.
     """
 
     def __init__(self, tokenizer: Any, template: ChatTemplate, *, eos_token: str | None = None) -> None:
@@ -62,13 +67,16 @@ class ChatTokenizer:
         self.template = template
         self._backend = tokenizer.backend_tokenizer
         added = json.loads(self._backend.to_str())["added_tokens"]
+        self.added_tokens: dict[str, int] = {a["content"]: int(a["id"]) for a in added}
         control = {a["content"]: int(a["id"]) for a in added if a["special"] or _CONTROL_FORM.fullmatch(a["content"])}
         end, self.ends_at_once = self._end_of_turn({number: name for name, number in control.items()})
         self.vocabulary = Vocabulary.from_tokenizer(tokenizer, eos_token=eos_token or end, control_ids=control.values())
         self._lengths_V = np.diff(self.vocabulary.byte_table.offsets_V1)
         self._control_ids = np.array(sorted(self.vocabulary.special_ids), dtype=np.int32)
-        names = sorted((re.escape(name) for name in self.vocabulary.special_tokens if len(name) > 1), key=len)
-        self._names = re.compile(f"(?s)(?=(?:{'|'.join(reversed(names))}))(.)") if names else re.compile("(?!)")
+        self._names = _first_characters(name for name in self.vocabulary.special_tokens if len(name) > 1)
+        tool_tokens = {n: i for n, i in self.added_tokens.items() if n not in control and _TOOL_FORM.fullmatch(n)}
+        self._tool_names = _first_characters(tool_tokens)
+        self._written_ids = np.array(sorted({*self._control_ids.tolist(), *tool_tokens.values()}), dtype=np.int32)
         self._prefixed_runs = self._puts_prefix_in_runs()
 
     @classmethod
@@ -85,9 +93,10 @@ class ChatTokenizer:
     def encode_messages(self, messages: Messages, *, add_generation_prompt: bool = True) -> Int32:
         """Return the ids of a whole conversation, by default with the template's beginning of an answer behind it.
 
-        Words that look like control tokens stay words. Raises TurnRefusedError.
+        Words that look like control tokens stay words; with tools, so do those that look like the tokens around calls
+        and results. Raises TurnRefusedError.
         """
-        shielded, mark = self._shielded([messages.messages, messages.tools])
+        shielded, mark = self._shielded([messages.messages, messages.tools], has_tools=bool(messages.tools))
         text = self.template.render(*shielded, add_generation_prompt=add_generation_prompt)
         return self._ids(text, mark)
 
@@ -140,31 +149,43 @@ class ChatTokenizer:
         ids = self._backend.encode(f"{name}word", add_special_tokens=False).ids[1:]
         return bool(ids == self.vocabulary.encode(b"word").token_ids_T.tolist())
 
-    def _shielded(self, values: list[Any]) -> tuple[list[Any], str]:
+    def _shielded(self, values: list[Any], *, has_tools: bool = False) -> tuple[list[Any], str]:
         """Return the values with a mark inside every word that looks like a control token, and the mark.
 
-        Such a word is then no longer a control token's name; those of the template are. No text has the mark.
+        Such a word is then no longer a control token's name; those of the template are. No text has the mark. With
+        tools a second mark is inside the words that look like tokens around calls and results.
         """
-        mark = _FIRST_MARK
         text = json.dumps(values, ensure_ascii=False)
-        if self._names.search(text) is None:
+        is_needed = self._names.search(text) is not None
+        if has_tools and self._tool_names.search(text) is not None:
+            first, second = _unused(text, 2)
+
+            def shield(string: str) -> str:
+                return self._tool_names.sub(rf"\1{second}", self._names.sub(rf"\1{first}", string))
+
+            return _map_strings(values, shield), first + second
+        if not is_needed:
             return values, ""
-        while chr(mark) in text:
-            mark += 1
-        return _map_strings(values, lambda string: self._names.sub(rf"\1{chr(mark)}", string)), chr(mark)
+        [mark] = _unused(text, 1)
+        return _map_strings(values, lambda string: self._names.sub(rf"\1{mark}", string)), mark
 
     def _ids(self, text: str, mark: str) -> Int32:
-        """Return the ids of a written conversation; a run of text with a mark is split as text without it."""
+        """Return the ids of a written conversation; a run of text with a mark is split as text without it.
+
+        Of two marks the second stands in words that the tokenizer would read as one token; they are split there.
+        """
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
-        if not mark or mark not in text:
+        if not any(character in text for character in mark):
             return ids
+        written = self._written_ids if len(mark) > 1 else self._control_ids
         offsets = encoding.offsets
         pieces, start, first = [], 0, 0
-        for place in [*np.flatnonzero(np.isin(ids, self._control_ids)).tolist(), len(ids)]:
+        for place in [*np.flatnonzero(np.isin(ids, written)).tolist(), len(ids)]:
             stop = offsets[place][0] if place < len(ids) else len(text)
             run = text[start:stop]
-            pieces.append(self._words(run.replace(mark, ""), first) if mark in run else ids[first:place])
+            has_mark = any(character in run for character in mark)
+            pieces.append(self._words(run, mark, first) if has_mark else ids[first:place])
             pieces.append(ids[place : place + 1])
             start, first = (offsets[place][1], place + 1) if place < len(ids) else (stop, place)
         return np.concatenate(pieces)
@@ -190,9 +211,12 @@ class ChatTokenizer:
             return joint[: run + ends.index(num_bytes - 1)], False
         return ids, True
 
-    def _words(self, run: str, first: int) -> Int32:
+    def _words(self, run: str, mark: str, first: int) -> Int32:
+        begins, *others = run.replace(mark[0], "").split(mark[1]) if len(mark) > 1 else [run.replace(mark, "")]
         continues = first > 0 and not self._prefixed_runs
-        return self.vocabulary.encode_batch([run.encode()], continues=continues)[0].token_ids_T
+        encodings = self.vocabulary.encode_batch([begins.encode()], continues=continues)
+        encodings += self.vocabulary.encode_batch([piece.encode() for piece in others], continues=True)
+        return np.concatenate([encoding.token_ids_T for encoding in encodings])
 
 
 def open_chat(folder: str | Path, chosen: str | None, eos_token: str | None = None) -> ChatTokenizer | None:
@@ -206,6 +230,19 @@ def open_chat(folder: str | Path, chosen: str | None, eos_token: str | None = No
         return ChatTokenizer.from_pretrained(folder, chosen, eos_token=eos_token)
     except ValueError as error:
         raise ValueError(f"chat_template: {error}") from error
+
+
+def _first_characters(names: Iterable[str]) -> re.Pattern[str]:
+    """Return the pattern of the first character of every name."""
+    longest_first = sorted(map(re.escape, names), key=len, reverse=True)
+    return re.compile(f"(?s)(?=(?:{'|'.join(longest_first)}))(.)") if longest_first else re.compile("(?!)")
+
+
+def _unused(text: str, count: int) -> list[str]:
+    """Return characters for private use that a text does not have."""
+    return list(
+        islice((chr(number) for number in range(_FIRST_MARK, sys.maxunicode) if chr(number) not in text), count)
+    )
 
 
 def _widened(words: Encoding, skipped: int, left: int) -> Encoding:

@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails
 
 from services.base.settings import MEMORY_PATTERN, Settings
 from services.models.chat_template import read_chosen
+from services.models.tool_calls import ToolFormat
 from services.rpc.client_limits import PerClient
 from services.rpc.tls import ADDRESS_PATTERN
 from services.source.engines.config import EngineConfig, ModelConfig, VllmConfig, lift_flat_keys
@@ -39,6 +40,9 @@ class GenerationConfig(Settings):
 
     max_new_tokens: int = Field(1024, ge=1, description="Most new tokens of an answer; no more than max_tokens anyway.")
     max_answers: int = Field(16, ge=1, le=1024, description="Most answers to one prompt.")
+    tool_format: ToolFormat | None = Field(
+        None, description="How the model writes calls of tools, where its chat template does not say so."
+    )
 
 
 class AutoscalingConfig(Settings):
@@ -69,8 +73,8 @@ class _Source(Settings):
     chat_template: str | None = Field(
         None,
         min_length=1,
-        description="How the model writes conversations: `model` for its own template, `plain`, a file with a Jinja "
-        "template, or its text. Default `model` where the corpus holds conversations, else the source takes none.",
+        description="How the model writes conversations: `model` (its own template), `plain`, `internlm2`, a file with "
+        "a Jinja template, or its text. Default `model` where the corpus holds conversations, else none is taken.",
     )
     max_tokens: int = Field(
         2047,

@@ -93,6 +93,7 @@ class SourceServicer(AnswersServicer):
             answer_template=self._generator.chat.template_hash,
             max_new_tokens=self._generator.max_new_tokens,
             max_answers=config.generation.max_answers,
+            tool_format=self._generator.chat.tool_format or "",
         )
 
     @unary

@@ -16,6 +16,8 @@ from services.rpc.channel import open_aio_channel
 from services.rpc.deadline import timeout_metadata
 from services.rpc.ordered_stream import OrderedStream, StreamKind
 from services.rpc.status import error_of_call
+from services.verify.messages import decode_output
+from services.verify.sandbox.output_run import ProgramOutput
 
 Submission: TypeAlias = tuple[str, bytes]
 """An answer, and its spec as JSON."""
@@ -47,6 +49,13 @@ class VerifierClient:
                 f"verifier {self.application} sent {len(response.verdicts)} verdicts on {len(submissions)} answers"
             )
         return [_decoded(message) for message in response.verdicts]
+
+    async def run(self, program: str, max_output_bytes: int) -> ProgramOutput:
+        """Return the output of a program; raises ServiceError."""
+        request = verify_pb2.RunProgramRequest(
+            program=program.encode(errors="replace"), max_output_bytes=max_output_bytes
+        )
+        return decode_output(await self._call(self._stub.RunProgram, request, self._timeout_seconds))
 
     async def _call(self, method: Any, request: Any, timeout_seconds: float) -> Any:
         try:

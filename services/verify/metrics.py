@@ -17,7 +17,7 @@ class VerifyMetrics:
         )
         self.seconds = meter.counter(
             "seconds_total",
-            "Time that verdicts took by kind, that in the queue for programs included.",
+            "Time that verdicts took by kind, and programs run for their output (run), the queue included.",
             labels=("kind",),
         )
         self.errors = meter.counter("errors_total", "Calls that failed, by status code.", labels=("code",))

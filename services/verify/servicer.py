@@ -22,6 +22,7 @@ from services.rpc.health import health_response
 from services.rpc.methods import bidirectional, public_unary, unary
 from services.rpc.pipeline import RequestPipeline, opening_of
 from services.verify.config import VerifyConfig
+from services.verify.messages import encode_output
 from services.verify.metrics import VerifyMetrics
 from services.verify.verifier import Verifier
 from services.wire.protocol import PROTOCOL_VERSION
@@ -31,6 +32,8 @@ logger = logging.getLogger("ray.serve")
 Task: TypeAlias = tuple[Spec, str]
 """A spec, and the answer that is held against it."""
 _MOST_REASON_CHARACTERS = 500
+MAX_OUTPUT_BYTES = 2**16
+"""Most bytes of a program's output."""
 MAX_WAITING = 256
 """Answers that a stream may have waiting for credits."""
 
@@ -62,6 +65,7 @@ class VerifierServicer:
             program_memory_bytes=config.program_memory_bytes,
             programs_at_once=config.programs_at_once,
             protocol_version=PROTOCOL_VERSION,
+            max_output_bytes=0 if self._verifier.sandbox.problem else MAX_OUTPUT_BYTES,
         )
 
     @unary
@@ -90,6 +94,22 @@ class VerifierServicer:
             yield verify_pb2.StreamVerdictsResponse(replica=self._replica)
             async for frame in frames:
                 yield verify_pb2.StreamVerdictsResponse(verdicts=frame)
+
+    @unary
+    async def RunProgram(self, request: verify_pb2.RunProgramRequest) -> verify_pb2.RunProgramResponse:
+        most = self._config.max_text_bytes
+        if len(request.program) > most:
+            raise InvalidArgumentError(f"program: {len(request.program)} bytes, at most {most} are allowed")
+        max_output_bytes = request.max_output_bytes if request.HasField("max_output_bytes") else MAX_OUTPUT_BYTES
+        if not 1 <= max_output_bytes <= MAX_OUTPUT_BYTES:
+            raise InvalidArgumentError(
+                f"max_output_bytes: 1 to {MAX_OUTPUT_BYTES} are allowed, got {request.max_output_bytes}"
+            )
+        start = time.monotonic()
+        found = await self._verifier.run(request.program.decode(errors="replace"), max_output_bytes)
+        self._metrics.seconds.inc(time.monotonic() - start, {"kind": "run"})
+        self._metrics.programs_running.set(self._verifier.programs_running)
+        return encode_output(found)
 
     @public_unary
     async def Check(self, request: Any) -> Any:

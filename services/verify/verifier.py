@@ -1,14 +1,20 @@
-"""Judge answers: programs in the sandbox, some at once, everything else in a thread."""
+"""Judge answers, and run programs for their output: in the sandbox, some at once; everything else in a thread."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from fusion_core.verify.specs import KINDS, ProgramSpec, Spec
 from fusion_core.verify.verdict import Verdict
 from services.verify.config import VerifyConfig
-from services.verify.sandbox.sandbox import ProgramLimits, ProgramRun, Sandbox
+from services.verify.sandbox.output_run import ProgramOutput
+from services.verify.sandbox.run import ProgramLimits, SandboxRun
+from services.verify.sandbox.sandbox import Sandbox
+
+T = TypeVar("T")
 
 
 class Verifier:
@@ -21,7 +27,7 @@ class Verifier:
     def __init__(self, config: VerifyConfig) -> None:
         limits = ProgramLimits(seconds=config.program_seconds, memory_bytes=config.program_memory_bytes)
         self.sandbox = Sandbox(config.bwrap, limits)
-        self._running: set[ProgramRun] = set()
+        self._running: set[SandboxRun] = set()
         self._threads = ThreadPoolExecutor(config.programs_at_once, thread_name_prefix="programs")
 
     @property
@@ -42,11 +48,21 @@ class Verifier:
         if not isinstance(spec, ProgramSpec):
             return await asyncio.to_thread(spec.judge, text)  # linear in the text, so no thread is kept for long
         run = self.sandbox.start(spec, text)
+        return await self._in_thread(run, run.verdict)
 
-        def counted() -> Verdict:
+    async def run(self, program: str, max_output_bytes: int) -> ProgramOutput:
+        """Return the output of a program; when the caller is cancelled, the program is killed.
+
+        Raises FailedPreconditionError where there is no sandbox, UnavailableError when the sandbox fails.
+        """
+        run = self.sandbox.run(program, max_output_bytes)
+        return await self._in_thread(run, run.output)
+
+    async def _in_thread(self, run: SandboxRun, wait: Callable[[], T]) -> T:
+        def counted() -> T:
             self._running.add(run)
             try:
-                return run.verdict()
+                return wait()
             finally:
                 self._running.discard(run)
 

@@ -6,6 +6,7 @@ Shape legend: T sampled tokens of one answer.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ from fusion_core.arrays import Float32, Int32
 from services.base.errors import InvalidArgumentError
 from services.base.settings import Settings, explain
 from services.wire.messages import Message, Messages
+from services.wire.tool_calls import ToolCall
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
 """Bounds of a temperature that is not 0: vLLM's, which the other engines share."""
@@ -122,6 +124,8 @@ class Answer:
         finish_reason: why it ended.
         seed: the seed that it was sampled with.
         num_prompt_tokens: tokens of the prompt, BOS and what the chat template adds included.
+        tool_calls, content, tool_problem: where the prompt names tools, the calls, the words beside them, UTF-8, and
+            why something that begins like a call was left among the words.
     """
 
     prompt: int
@@ -132,6 +136,9 @@ class Answer:
     finish_reason: FinishReason
     seed: int
     num_prompt_tokens: int
+    tool_calls: tuple[ToolCall, ...] = ()
+    content: bytes = b""
+    tool_problem: str = ""
 
 
 def encode_prompt(prompt: AnswerPrompt) -> answer_pb2.AnswerPrompt:
@@ -194,6 +201,12 @@ def encode_answer(answer: Answer) -> answer_pb2.Answer:
         finish_reason=_FINISH[answer.finish_reason],
         seed=answer.seed,
         num_prompt_tokens=answer.num_prompt_tokens,
+        tool_calls=[
+            answer_pb2.ToolCall(id=call.id, name=call.name, arguments=_written(call.arguments))
+            for call in answer.tool_calls
+        ],
+        content=answer.content,
+        tool_problem=answer.tool_problem,
     )
 
 
@@ -222,4 +235,21 @@ def decode_answer(message: answer_pb2.Answer) -> Answer:
         finish_reason=_REASONS[message.finish_reason],
         seed=message.seed,
         num_prompt_tokens=message.num_prompt_tokens,
+        tool_calls=tuple(map(_decode_call, message.tool_calls)),
+        content=message.content,
+        tool_problem=message.tool_problem,
     )
+
+
+def _written(arguments: dict[str, Any]) -> bytes:
+    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _decode_call(message: answer_pb2.ToolCall) -> ToolCall:
+    try:
+        arguments = json.loads(message.arguments)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"tool_calls: arguments are not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise InvalidArgumentError("tool_calls: arguments are no object")
+    return ToolCall(message.name, arguments, message.id)

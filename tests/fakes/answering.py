@@ -19,12 +19,19 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|bos|>assistant\n{% endif %}"
 )
 """Turns between control tokens that tiny models have."""
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|bos|>tools\n{{ tools | tojson }}<|eos|>\n{% endif %}"
+    "{% for message in messages %}<|bos|>{{ message['role'] }}\n{{ message['content'] or '' }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|eos|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|bos|>assistant\n{% endif %}"
+)
+"""The same with tools and calls, in the manner of Hermes."""
 
 
-def make_chat_model(folder: Path, *, vocabulary_size: int = 400, seed: int = 2) -> Path:
-    """Make a tiny model with `TEMPLATE`; return its folder."""
+def make_chat_model(folder: Path, *, vocabulary_size: int = 400, seed: int = 2, template: str = TEMPLATE) -> Path:
+    """Make a tiny model with a template; return its folder."""
     made = make_tiny_model(folder, vocabulary_size=vocabulary_size, seed=seed)
-    (made / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    (made / "chat_template.jinja").write_text(template, encoding="utf-8")
     return made
 
 

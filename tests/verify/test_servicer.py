@@ -117,16 +117,35 @@ def test_a_wrong_field_is_named(address: str, submissions: list[tuple[str, bytes
         asked(address, lambda client: client.verify(submissions))
 
 
-def test_a_caller_that_waits_no_longer_ends_its_program(with_sandbox: str) -> None:
-    def running() -> list[Any]:
-        return [process for process in psutil.Process().children(recursive=True) if "bwrap" in process.name()]
+def running_programs() -> list[Any]:
+    return [process for process in psutil.Process().children(recursive=True) if "bwrap" in process.name()]
 
+
+def test_a_caller_that_waits_no_longer_ends_its_program(with_sandbox: str) -> None:
     start = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         asked(with_sandbox, lambda client: client.verify([("while True:\n    pass", ADD)] * 2), timeout_seconds=3)
     assert asked(with_sandbox, lambda client: client.verify([(HONEST, ADD)]))[0].right  # the places are free again
     assert time.monotonic() - start < 50  # a program may take 60 s
-    assert running() == []
+    assert running_programs() == []
+
+
+def test_a_program_is_run_for_its_output(with_sandbox: str, address: str) -> None:
+    found = asked(with_sandbox, lambda client: client.run("print('é')\n6 * 7", 100))
+    assert (found.end, found.output.decode()) == ("finished", "é\n42\n")
+    assert asked(with_sandbox, lambda client: client.run("print('x' * 99)", 5)).output == b"xxxxx"
+    assert asked(with_sandbox, lambda client: client.info()).max_output_bytes == 65536
+    for bound in (0, 65537):
+        with pytest.raises(InvalidArgumentError, match=f"max_output_bytes: 1 to 65536 are allowed, got {bound}"):
+            asked(with_sandbox, lambda client, most=bound: client.run("1", most))
+    assert asked(address, lambda client: client.info()).max_output_bytes == 0
+    with pytest.raises(FailedPreconditionError, match="program: programs need bubblewrap"):
+        asked(address, lambda client: client.run("1", 5))
+    with pytest.raises(InvalidArgumentError, match="program: 1001 bytes, at most 1000 are allowed"):
+        asked(address, lambda client: client.run("1" * 1001, 5))
+    with pytest.raises(DeadlineExceededError):
+        asked(with_sandbox, lambda client: client.run("while True:\n    pass", 5), timeout_seconds=2)
+    assert psutil.wait_procs(running_programs(), timeout=30)[1] == []  # a program may take 60 s
 
 
 async def _frames(address: str, *messages: dict[str, Any]) -> AsyncIterator[verify_pb2.StreamVerdictsResponse]:

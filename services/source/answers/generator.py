@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from services.base.concurrency import gather_or_cancel
 from services.base.errors import InvalidArgumentError, UnavailableError
-from services.source.answers.chat_prompt import ChatPrompts
+from services.source.answers.chat_prompt import ChatPrompt, ChatPrompts
 from services.source.engines.base import TokenSampling
 from services.source.scorer import Scorer
 from services.wire.answer import Answer, AnswerPrompt, FinishReason, Sampling, answer_seed
@@ -22,16 +23,19 @@ from services.wire.protocol import MAX_BLOCK_BYTES
 _TOKEN_COLUMNS_BYTES = 8
 _ANSWER_BYTES = 64
 """Bytes of an answer's message beside its text and columns, at most."""
+_TOOL_COPIES = 3
+"""Times that the text of an answer to a prompt with tools is sent, at most: as text, words and calls."""
 _LEAST_LOGPROB = -1e4
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt, its number among those that were asked, and its ids, special tokens included."""
+    """A prompt, its number among those that were asked, its ids (special tokens included), and if it names tools."""
 
     number: int
     prompt: AnswerPrompt
     token_ids: tuple[int, ...]
+    has_tools: bool = False
 
 
 class Generator:
@@ -52,7 +56,13 @@ class Generator:
     @classmethod
     async def load(cls, scorer: Scorer, folder: Path) -> Generator:
         """Read the chat template of the scorer's model."""
-        return cls(scorer, await asyncio.to_thread(ChatPrompts, folder, scorer.vocabulary, scorer.chat))
+        config = scorer.config
+
+        def read() -> ChatPrompts:
+            given = config.generation.tool_format
+            return ChatPrompts(folder, scorer.vocabulary, scorer.chat, source=config.name, tool_format=given)
+
+        return cls(scorer, await asyncio.to_thread(read))
 
     def check(self, sampling: Sampling) -> None:
         """Raise InvalidArgumentError naming the field of the settings that this source does not allow."""
@@ -66,9 +76,9 @@ class Generator:
                 f"sampling.max_new_tokens: must be 1 to {self.max_new_tokens}, got {sampling.max_new_tokens}"
             )
 
-    def check_size(self, num_prompts: int, sampling: Sampling) -> None:
+    def check_size(self, num_prompts: int, sampling: Sampling, *, has_tools: bool = False) -> None:
         """Raise InvalidArgumentError when the answers might not fit a message, before any work."""
-        per_token = self._longest_token_bytes + _TOKEN_COLUMNS_BYTES
+        per_token = self._longest_token_bytes * (_TOOL_COPIES if has_tools else 1) + _TOKEN_COLUMNS_BYTES
         per_answer = sampling.max_new_tokens * per_token + _ANSWER_BYTES
         if (num_bytes := num_prompts * sampling.num_answers * per_answer) > MAX_BLOCK_BYTES:
             raise InvalidArgumentError(
@@ -84,19 +94,23 @@ class Generator:
         most = self._scorer.config.max_tokens + 1  # BOS or whatever the template begins with included
         encoded = []
         for number, prompt in enumerate(prompts, first):
-            ids = self._ids(prompt, f"prompts[{number}]")
+            written = self._written(prompt, f"prompts[{number}]")
+            ids = written.token_ids
             if len(ids) + sampling.max_new_tokens > most:
                 raise InvalidArgumentError(
                     f"prompts[{number}]: {len(ids)} tokens and max_new_tokens = {sampling.max_new_tokens} are more "
                     f"than the {most} that source {self._scorer.config.name} holds"
                 )
-            encoded.append(EncodedPrompt(number, prompt, tuple(ids)))
+            encoded.append(EncodedPrompt(number, prompt, tuple(ids), written.has_tools))
+        if any(prompt.has_tools for prompt in encoded):
+            self.check_size(len(encoded), sampling, has_tools=True)
         return encoded
 
-    def _ids(self, prompt: AnswerPrompt, field: str) -> list[int]:
+    def _written(self, prompt: AnswerPrompt, field: str) -> ChatPrompt:
         if prompt.is_messages:
-            return self.chat.token_ids(prompt.content, f"{field}.messages")
-        return [self._scorer.bos_id, *self._scorer.vocabulary.encode(prompt.content).token_ids_T.tolist()]
+            return self.chat.encode(prompt.content, f"{field}.messages")
+        ids = self._scorer.vocabulary.encode(prompt.content).token_ids_T.tolist()
+        return ChatPrompt([self._scorer.bos_id, *ids], has_tools=False)
 
     async def answers(self, prompt: EncodedPrompt, sampling: Sampling) -> list[Answer]:
         """Return all answers to a prompt, sampled side by side as far as the engine has room.
@@ -129,7 +143,7 @@ class Generator:
             finish = "stop_string"
         elif ids[-1] in self.chat.stop_ids:
             finish = "stop_token"
-        return Answer(
+        answer = Answer(
             prompt=prompt.number,
             number=number,
             text=bytes(text.text),
@@ -139,6 +153,14 @@ class Generator:
             seed=seed,
             num_prompt_tokens=len(prompt.token_ids),
         )
+        return self._with_calls(answer) if prompt.has_tools else answer
+
+    def _with_calls(self, answer: Answer) -> Answer:
+        """Return the answer with the calls of tools that are in it; their ids are hashes of the answer's seed."""
+        num_bytes = len(answer.text) if answer.finish_reason == "stop_string" else None
+        read = self.chat.read_calls(answer.token_ids_T.tolist(), num_bytes)
+        calls = tuple(replace(call, id=_call_id(answer.seed, number)) for number, call in enumerate(read.calls))
+        return replace(answer, tool_calls=calls, content=read.words.encode(), tool_problem=read.problem)
 
     async def _ask_engine(
         self, prompt: EncodedPrompt, how: TokenSampling, text: _AnswerText
@@ -168,6 +190,10 @@ class Generator:
         metrics.tokens_generated.inc(len(ids))
         scorer.report_state()
         return ids, logprobs
+
+
+def _call_id(seed: int, number: int) -> str:
+    return hashlib.sha256(f"{seed}:{number}".encode()).hexdigest()[:9]
 
 
 class _AnswerText:

@@ -73,6 +73,11 @@ class SandboxProcess:
         assert self._process.stdout is not None
         return self._process.stdout
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of the program in the sandbox, 128 and the signal's number for one that was killed."""
+        return self._process.returncode
+
     def kill(self) -> None:
         """Kill it, from any thread. The first process in the sandbox goes, and the kernel ends the others with it.
 

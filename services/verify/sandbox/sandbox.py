@@ -7,40 +7,19 @@ import os
 import platform
 import secrets
 import subprocess
-import threading
-from dataclasses import dataclass
-from functools import cache
-from math import ceil
-from pathlib import Path
-from typing import Any
 
 from fusion_core.verify.programs import program_of
 from fusion_core.verify.specs import ProgramSpec
 from fusion_core.verify.verdict import Verdict, failed, passed
 from services.base.errors import FailedPreconditionError, UnavailableError
-from services.verify.sandbox.bubblewrap import HOW_TO_INSTALL, find_bubblewrap, interpreter
+from services.verify.sandbox.bubblewrap import HOW_TO_INSTALL, find_bubblewrap
+from services.verify.sandbox.output_run import OutputRun
 from services.verify.sandbox.process import SandboxProcess
+from services.verify.sandbox.run import ProgramLimits, SandboxRun
 from services.verify.sandbox.seccomp import call_filter
 
 _MOST_VERDICT_BYTES = 64 * 1024
-_PATIENCE_SECONDS = 0.5
-"""Time in which a side ends by itself once the verdict is there; then it is killed."""
 _TRIAL = ProgramSpec(("same",), "assert same(1) == 1")
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramLimits:
-    """The most that a program may use; its tests, in a process of their own, may use as much again.
-
-    Attributes:
-        seconds: wall time of answer and tests together, and CPU time of each.
-        memory_bytes: address space.
-        scratch_bytes: files below /tmp.
-    """
-
-    seconds: float = 10.0
-    memory_bytes: int = 512 * 2**20
-    scratch_bytes: int = 16 * 2**20
 
 
 class Sandbox:
@@ -74,59 +53,40 @@ class Sandbox:
             raise FailedPreconditionError(f"kind program: {self.problem}")
         return self._start(spec, answer)
 
+    def run(self, program: str, max_output_bytes: int) -> OutputRun:
+        """Return a run for the output of a program that has not begun; raises as `start`."""
+        if self.problem:
+            raise FailedPreconditionError(f"program: {self.problem}")
+        assert self._bubblewrap is not None
+        return OutputRun(self._bubblewrap, self.limits, program, max_output_bytes)
+
     def _start(self, spec: ProgramSpec, answer: str) -> ProgramRun:
         assert self._bubblewrap is not None
         return ProgramRun(self._bubblewrap, self.limits, spec, answer)
 
 
-class ProgramRun:
+class ProgramRun(SandboxRun):
     """One answer's program and its tests."""
 
     def __init__(self, bubblewrap: str, limits: ProgramLimits, spec: ProgramSpec, answer: str) -> None:
-        self._bubblewrap, self._limits, self._spec, self._answer = bubblewrap, limits, spec, answer
-        self._processes: list[SandboxProcess] = []
-        self._lock = threading.Lock()
-        self._ended = self._late = False
+        super().__init__(bubblewrap, limits)
+        self._spec, self._answer = spec, answer
 
     def verdict(self) -> Verdict:
         """Run both sides and return the verdict; afterwards no process of theirs is left.
 
         Raises UnavailableError when the sandbox itself does not work: that says nothing about the answer.
         """
-        timer = threading.Timer(self._limits.seconds, self._time_out)
-        timer.daemon = True
         nonce = secrets.token_hex(16)
         try:
             tests, pipes = self._open()
-            timer.start()
+            self._timer.start()
             said = self._ask(tests, nonce, pipes)
         except OSError as error:
             raise UnavailableError(f"the sandbox cannot be started: {error}") from error
         finally:
-            timer.cancel()
             problem = self._end()
         return self._judged(said, nonce, problem)
-
-    def cancel(self) -> None:
-        """Kill both sides, from any thread; nothing is started any more, and `verdict` returns soon."""
-        with self._lock:
-            self._ended = True
-            for process in self._processes:
-                process.kill()
-
-    def _time_out(self) -> None:
-        self._late = True
-        self.cancel()
-
-    def _end(self) -> str:
-        """Wait for both sides, of which the answer's may have to be killed; return what bubblewrap said of errors."""
-        for process in reversed(self._processes):  # without the tests' side the answer's has nothing to wait for
-            process.wait(_PATIENCE_SECONDS)
-        with self._lock:
-            self._ended = True
-            said = [process.close() for process in self._processes]
-            self._processes.clear()
-        return "; ".join(filter(None, said))
 
     def _open(self) -> tuple[SandboxProcess, tuple[int, int]]:
         """Start both sides; return the tests', and the tests' ends of the pipes."""
@@ -140,19 +100,6 @@ class ProgramRun:
             for descriptor in (calls_read, calls_write, replies_read, replies_write):
                 os.close(descriptor)
         return tests, pipes
-
-    def _spawn(self, side: str, *, pass_fds: tuple[int, ...] = (), **streams: Any) -> SandboxProcess:
-        limits = self._limits
-        numbers = json.dumps([limits.memory_bytes, limits.scratch_bytes, ceil(limits.seconds)])
-        words = [*interpreter(), "-c", _source(side), numbers]
-        with self._lock:
-            if self._ended:
-                raise UnavailableError("the run was ended before it began")
-            process = SandboxProcess(
-                self._bubblewrap, words, scratch_bytes=limits.scratch_bytes, pass_fds=pass_fds, **streams
-            )
-            self._processes.append(process)
-        return process
 
     def _ask(self, tests: SandboxProcess, nonce: str, pipes: tuple[int, int]) -> bytes:
         """Send the task to the tests' side, and return all that it says until it ends or is killed."""
@@ -184,14 +131,3 @@ class ProgramRun:
         if problem or found:
             raise UnavailableError(f"the sandbox does not work: {problem or 'a process did not start'}")
         return failed("the tests ended without a verdict")
-
-
-@cache
-def _source(side: str) -> str:
-    """Return the program of one side: the shared part and its own in one text."""
-    parts = []
-    for name in ("plain_data", side):
-        text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if not line.startswith(("from services.", "from __future__"))]
-        parts.append("\n".join(lines))
-    return "from __future__ import annotations\n" + "\n".join(parts) + "\nmain()\n"

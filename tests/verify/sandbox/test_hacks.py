@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from fusion_core.verify.specs import ProgramSpec
-from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
+from services.verify.sandbox.run import ProgramLimits
+from services.verify.sandbox.sandbox import Sandbox
 from tests.fakes.packages.bubblewrap import bubblewrap_program
 from tests.verify.sandbox.hacks import ENDLESS, FOOLS_PLAIN_PYTHON, OTHERS, TESTS
 

@@ -13,7 +13,8 @@ import pytest
 
 from fusion_core.verify.specs import ProgramSpec
 from services.base.errors import FailedPreconditionError, UnavailableError
-from services.verify.sandbox.sandbox import ProgramLimits, Sandbox
+from services.verify.sandbox.run import ProgramLimits
+from services.verify.sandbox.sandbox import Sandbox
 from tests.fakes.packages.bubblewrap import bubblewrap_program
 from tests.verify.sandbox.test_hacks import HONEST, SPEC, sandbox_of
 
