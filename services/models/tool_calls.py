@@ -207,7 +207,7 @@ def _call(value: Any, keys: Sequence[str]) -> ToolCall:
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         raise ValueError("expected an object with a name")
-    arguments = next((value[key] for key in keys if key in value), {})
+    arguments: Any = next((value[key] for key in keys if key in value), {})
     return ToolCall(_whole(value["name"]), _object(arguments) if isinstance(arguments, str) else _checked(arguments))
 
 

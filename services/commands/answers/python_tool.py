@@ -14,7 +14,7 @@ from services.verify.sandbox.output_run import ProgramOutput
 from services.verify.verifier import Verifier
 from services.wire.tool_calls import PYTHON, ToolCall
 
-MOST_OUTPUT_BYTES = 4096
+MOST_OUTPUT_BYTES = 2048
 """Bytes of a program's output that the model gets."""
 SCHEMA: dict[str, Any] = {
     "type": "function",

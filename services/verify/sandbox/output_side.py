@@ -26,7 +26,7 @@ def main() -> None:
     os.dup2(1, 2)
     os.write(1, task["mark"].encode())
     sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(number, "w"), encoding="utf-8", errors="replace", write_through=True)  # type: ignore[arg-type]
+        io.TextIOWrapper(io.FileIO(number, "w"), encoding="utf-8", errors="replace", write_through=True)
         for number in (1, 2)
     )
     os._exit(0 if _run(task["program"]) else 1)  # whatever exit handlers the program has left

@@ -119,7 +119,7 @@ def test_programs_do_no_harm(chat: Callable[..., Any], with_tools: Path) -> None
         result = chat(script, *PYTHON, "--max-tool-turns", "9")
     assert (result.exit_code, result.stdout) == (0, "Done.\n"), result.output
     last = script.asked(6)
-    for found in ("PermissionError", "FileNotFoundError", marks, "first 4096 bytes", "there is no tool 'shell'"):
+    for found in ("PermissionError", "FileNotFoundError", marks, "first 2048 bytes", "there is no tool 'shell'"):
         assert found in last
     eos = script.tokenizer.token_to_id("<|eos|>")
     # The tools, the question, six answers, seven results: no word has become a control token.

@@ -41,7 +41,7 @@ class Script:
 @contextmanager
 def scripted_source(model: Path, *lines: str, **settings: Any) -> Iterator[Script]:
     """Serves as long as the block takes."""
-    values = {"name": "tiny", "model": str(model), "engine": "synthetic", "top_k": 16, "max_tokens": 4000}
+    values = {"name": "tiny", "model": str(model), "engine": "synthetic", "top_k": 16, "max_tokens": 6000}
     script = Script("", Tokenizer.from_file(str(model / "tokenizer.json")), list(lines))
 
     def follow(servicer: Any) -> None:
