@@ -19,11 +19,12 @@ class Position:
 
     Attributes:
         step: steps taken.
-        windows: windows consumed by all workers since the start.
+        windows: windows of the stream consumed by all workers since the start.
         tokens: tokens of these windows.
         cursor: position in the stream, the same for every rank and for any number of ranks: windows are counted as
             dealt, none as received since. None before the first step.
         identity: hash of the settings of the run that the position belongs to, see `RunPlan`.
+        round: name of the round whose answers the last steps took, see `services.distill.on_policy`.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Position:
     tokens: int
     cursor: Cursor | None
     identity: str
+    round: str | None = None
 
 
 class Accounts:
@@ -64,6 +66,8 @@ class Accounts:
         """
         tokens = self.position.tokens + row["tokens"]
         windows = self.position.windows + row["windows"] + row["skipped"]
+        if (answers := row.get("on_policy")) is not None:
+            windows -= answers["windows"] + answers["skipped"]
         expected = self._ends[row["epoch"]]
         if end_of_epoch and windows != expected:
             raise FailedPreconditionError(
@@ -79,6 +83,10 @@ class Accounts:
         cursor = cursor or self.position.cursor
         self.position = replace(self.position, step=row["step"], windows=windows, tokens=tokens, cursor=cursor)
         return {**row, "total_tokens": tokens, "total_windows": windows}
+
+    def begin_round(self, name: str) -> None:
+        """Note the round whose answers the next steps take."""
+        self.position = replace(self.position, round=name)
 
     def _begin(self, epoch: int) -> int:
         """Return the number of the run's windows before an epoch."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fusion_core.losses import FusionLoss, LambdaSchedule, lambda_at
 from services.base.settings import MEMORY_PATTERN, Settings
 from services.distill.curriculum import Stage, check_stages
+from services.distill.on_policy.config import OnPolicyConfig
 from services.distill.target.config import LoraConfig, MoeConfig, Text
 
 
@@ -42,6 +43,9 @@ class DistillConfig(Settings):
     )
     num_windows: int | None = Field(
         None, ge=1, description="windows of all stages together; as many as the train split has when not set"
+    )
+    on_policy: OnPolicyConfig | None = Field(
+        None, description="learn from the target's own answers too, in rounds instead of epochs"
     )
     batch_windows: int = Field(128, ge=1, description="windows per step, over all workers")
     micro_batch_windows: int | None = Field(
@@ -133,6 +137,36 @@ class DistillConfig(Settings):
         if self.lora is not None and any(stage.rope_theta is not None for stage in self.stages):
             raise ValueError("stages.rope_theta: adapters leave the target as it is; leave it out, or lora")
         return self
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> DistillConfig:
+        if self.on_policy is None:
+            return self
+        if self.stages is not None or self.epochs != 1:
+            raise ValueError("on_policy: a run has rounds, epochs or stages; leave out epochs and stages")
+        if self.loss not in {"reverse_kl", "jsd"}:
+            raise ValueError(f"loss: reverse_kl or jsd with on_policy, got {self.loss}")
+        if self.tokens_only:
+            raise ValueError("lambda: below 1 with on_policy: own answers are learned from by the sources' rows alone")
+        if self.reward_weighting:
+            raise ValueError("reward_weighting: not with on_policy, where an answer is no text to be learned by heart")
+        if self.parallel == "fsdp":
+            raise ValueError("parallel: ddp with on_policy: every worker answers prompts with the whole target")
+        if self.own_windows < 1:
+            raise ValueError(
+                f"on_policy.share: {self.on_policy.share:g} of batch_windows = {self.batch_windows} is no whole window"
+            )
+        return self
+
+    @property
+    def own_windows(self) -> int:
+        """The number of a step's windows that are answers of the target, as long as none is left out."""
+        return round(self.on_policy.share * self.batch_windows) if self.on_policy else 0
+
+    @property
+    def stream_windows(self) -> int:
+        """The number of a step's windows that come from the fused stream."""
+        return self.batch_windows - self.own_windows
 
     def rope_theta_at(self, part: int) -> float | None:
         """Return the RoPE base that the target has in a stage; None for the target's own."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,15 +41,19 @@ class FusionObjective:
         self.routing: dict[str, Any] | None = None
         self._routing = TargetRouting(module.model, None if config.moe is None else config.moe.balance, world)
 
-    def backward(self, blocks: Sequence[Block], step: int, totals: StepTotals) -> StepLosses:
+    def backward(
+        self, windows: Sequence[Block], step: int, totals: StepTotals, answers: Sequence[Block] = ()
+    ) -> StepLosses:
         """Add the gradient of the global batch to the weights'; all workers take the same number of passes.
 
         Args:
-            blocks: this worker's share of the step.
+            windows: this worker's share of the step's windows of the stream.
             step: counted from 0.
             totals: size of the global batch, at least one token.
+            answers: its share of the target's own answers, for which lambda is 0: they are no text to be imitated.
         """
         config, device = self._config, self._world.device
+        blocks, own = [*windows, *answers], {id(block) for block in answers}
         lambda_ = config.lambda_at(step, self._steps)
         losses = StepLosses(coefficients={"lambda": lambda_})
         # Gradients are averaged over the workers. The short batch at the end of an epoch counts by its windows.
@@ -66,7 +71,10 @@ class FusionObjective:
             )
         for start in starts:
             rows, batch = self._batch(blocks[start : start + size])
-            lambda_N = _lambdas(blocks_of(rows), lambda_, reward_weighting=config.reward_weighting).to(device)
+            in_order = blocks_of(rows)
+            own_N = _repeated([id(block) in own for block in in_order], in_order)
+            lambda_N = _lambdas(in_order, lambda_, reward_weighting=config.reward_weighting)
+            lambda_N = lambda_N.masked_fill(own_N, 0.0).to(device)
             clm_N = lambda_N * (scale / totals.tokens)
             fusion_N = None if config.tokens_only else (1 - lambda_N) * (scale / max(1.0, totals.fused))
             with gradients_kept_back(self._parallel, enabled=start != starts[-1]):
@@ -78,9 +86,11 @@ class FusionObjective:
                 total.backward()  # type: ignore[no-untyped-call]
             losses.input_tokens += sum(reading.num_inputs for row in rows for reading in row)
             losses.loss += float(total.detach()) / scale
-            losses.clm += float(passed.clm_N.sum(dtype=torch.float64))
+            losses.clm += float(passed.clm_N[~own_N.to(device)].sum(dtype=torch.float64))
             if passed.fusion_N is not None:
                 losses.fusion += float(passed.fusion_N.sum(dtype=torch.float64))
+            if own:
+                _add_reverse_kl(losses, passed.clm_N.cpu(), [b for b in in_order if id(b) in own], own_N)
         self.routing = routing.figures()
         if self.routing is not None:
             self._routing.move_biases(self.routing["load"])
@@ -94,6 +104,21 @@ class FusionObjective:
         vocabulary_size, tokens_only = self._module.vocabulary_size, self._config.tokens_only
         batch = collate(rows, self._bos, vocabulary_size=vocabulary_size, tokens_only=tokens_only)
         return rows, batch.to(self._world.device)
+
+
+def _add_reverse_kl(losses: StepLosses, clm_N: Tensor, answers: Sequence[Block], own_N: Tensor) -> None:
+    """Add the answers of a pass to `losses`; `clm_N` is minus the target's log-probability of every token."""
+    if not answers:
+        return
+    fused_N = torch.from_numpy(np.concatenate([block.gold_T for block in answers]))
+    counted_N = torch.from_numpy(np.concatenate([block.mask_T for block in answers])) & fused_N.isfinite()
+    losses.reverse_kl += float((-clm_N[own_N] - fused_N)[counted_N].sum(dtype=torch.float64))
+    losses.answer_rows += int(counted_N.sum())
+
+
+def _repeated(values: Sequence[bool], blocks: Sequence[Block]) -> Tensor:
+    """Return a block's value for every token of it, bool [N]."""
+    return torch.from_numpy(np.repeat(np.array(values, dtype=np.bool_), [block.num_tokens for block in blocks]))
 
 
 def _lambdas(blocks: Sequence[Block], lambda_: float, *, reward_weighting: bool) -> Tensor:

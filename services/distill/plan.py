@@ -20,6 +20,7 @@ from services.distill.config import DistillConfig
 from services.distill.curriculum import stage_windows
 from services.distill.data.feed import FusionStream
 from services.distill.job import DistillJob
+from services.distill.on_policy.prompts import PromptFiles
 from services.distill.target.moe import check_moe
 from services.fusion.client import StreamPart
 from services.jobs.run_record import RunRecord, claim_run_folder
@@ -32,6 +33,10 @@ _MAY_CHANGE = {
 """Settings that may differ when a run is resumed; all others decide the result."""
 
 
+_MAY_CHANGE_ON_POLICY = {"answers_at_once", "in_flight"}
+"""As `_MAY_CHANGE`, of section `on_policy`."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """The fixed quantities of a run.
@@ -40,9 +45,10 @@ class RunPlan:
         vocabulary: fingerprint of the target's tokenizer; every block must carry it.
         vocabulary_size: number of ids.
         bos: the token in front of every window: BOS, or EOS where a tokenizer has none (GPT-2, Qwen).
-        part_windows: windows of every part of the stream: of every epoch, or every stage of the curriculum.
+        part_windows: windows of every part of the stream: of every epoch, every stage of the curriculum, or every round
+            of on-policy distillation, whose answers are no part of the stream.
         block_windows: windows that the stream keeps together, and deals to the workers together.
-        stream_parts: the stages of the curriculum, as the stream is asked for them; none for epochs.
+        stream_parts: the stages of the curriculum, or the rounds, as the stream is asked for them; none for epochs.
         settings: everything that decides the result, by dotted key: target, corpus, training, and the service's models
             and settings of fusion. A checkpoint made under others is not resumed.
     """
@@ -62,7 +68,7 @@ class RunPlan:
 
     def steps_until(self, epoch: int, config: DistillConfig) -> int:
         """Return the number of optimiser steps before an epoch or stage, the short last one of each included."""
-        return sum(math.ceil(windows / config.batch_windows) for windows in self.part_windows[:epoch])
+        return sum(self._steps(config)[:epoch])
 
     def total_steps(self, config: DistillConfig) -> int:
         """Return the number of optimiser steps in all epochs or stages."""
@@ -70,9 +76,15 @@ class RunPlan:
 
     def epoch_of(self, step: int, config: DistillConfig) -> tuple[int, bool]:
         """Return the epoch or stage of a step, counted from 0, and whether the step is its last one."""
-        ends = list(accumulate(math.ceil(windows / config.batch_windows) for windows in self.part_windows))
+        ends = list(accumulate(self._steps(config)))
         epoch = bisect_right(ends, step)
         return epoch, step + 1 == ends[epoch]
+
+    def _steps(self, config: DistillConfig) -> list[int]:
+        """Return the number of optimiser steps of each epoch, stage or round."""
+        if config.on_policy is not None:
+            return [config.on_policy.round_steps] * config.on_policy.rounds
+        return [math.ceil(windows / config.batch_windows) for windows in self.part_windows]
 
 
 def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float = 60.0) -> RunPlan:
@@ -113,15 +125,23 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
     corpus: dict[str, Any] = {"corpus.pools": pools} if parts else {}
     if not parts:  # earlier runs did not record these
         del decisive["stages"], decisive["num_windows"]
+    rounds = _rounds(job, info)
+    if job.config.on_policy is None:  # nor this
+        del decisive["on_policy"]
+    else:
+        decisive["on_policy"] = {
+            **{key: value for key, value in decisive["on_policy"].items() if key not in _MAY_CHANGE_ON_POLICY},
+            "prompts": PromptFiles.read(job.config.on_policy.prompts).fingerprint,
+        }
     if split.block_windows > 1:
         corpus["corpus.block_windows"] = split.block_windows
     return RunPlan(
         vocabulary=vocabulary.fingerprint,
         vocabulary_size=vocabulary.size,
         bos=bos,
-        part_windows=tuple(part.num_windows for part in parts) or (split.num_windows,) * job.config.epochs,
+        part_windows=rounds or tuple(part.num_windows for part in parts) or (split.num_windows,) * job.config.epochs,
         block_windows=split.block_windows or 1,
-        stream_parts=parts,
+        stream_parts=parts or tuple(StreamPart(windows, ((job.split, 1),)) for windows in rounds if windows),
         settings={
             "target": _target_identity(job),
             "vocabulary": vocabulary.fingerprint,
@@ -224,6 +244,19 @@ def _stages(
     sizes = stage_windows(stages, job.config.num_windows or split.num_windows)
     parts = tuple(StreamPart(size, stage.weights) for size, stage in zip(sizes, stages, strict=True))
     return parts, {name: known[name].fingerprint for part in parts for name, _ in part.weights}
+
+
+def _rounds(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[int, ...]:
+    """Return the windows of the stream in every round of on-policy distillation; none for a run without rounds."""
+    on_policy = job.config.on_policy
+    if on_policy is None:
+        return ()
+    if json.loads(info.settings.get("corpus.target_context", "true")) is False:
+        raise FailedPreconditionError(
+            "corpus.target_context: false lets the target read no prompt, and distill.on_policy is about answers to "
+            "prompts; start the service with target_context: true"
+        )
+    return (job.config.stream_windows * on_policy.round_steps,) * on_policy.rounds
 
 
 def _find_sources(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[str, ...]:

@@ -22,12 +22,14 @@ class StepTotals:
         fused: rows among them that carry a fused distribution.
         windows: windows, those that came without distributions left out.
         most_windows: windows of the worker that holds most of them, the same number on all workers.
+        answer_tokens: tokens among all that belong to the target's own answers.
     """
 
     tokens: float
     fused: float
     windows: float
     most_windows: int
+    answer_tokens: float = 0.0
 
 
 @dataclass(slots=True)
@@ -36,7 +38,10 @@ class StepLosses:
 
     Attributes:
         loss: the worker's part of the loss whose gradient is taken.
-        clm, fusion: sums over its tokens, in nats.
+        clm, fusion: sums over its tokens, in nats; clm without those of the target's own answers.
+        reverse_kl: sum over the tokens of the answers, the masked ones apart, of the target's log-probability minus the
+            fused one: by what was sampled, an estimate of the reverse KL divergence.
+        answer_rows: number of these tokens.
         input_tokens: tokens that the worker's passes read, contexts included and padding not.
         routing: figures of the target's experts over all workers (`StepRouting.figures`); None for a dense target.
         coefficients: values of the objective in this step that are the same on all workers, such as lambda.
@@ -45,6 +50,8 @@ class StepLosses:
     loss: float = 0.0
     clm: float = 0.0
     fusion: float = 0.0
+    reverse_kl: float = 0.0
+    answer_rows: int = 0
     input_tokens: int = 0
     coefficients: dict[str, float] = field(default_factory=dict)
     routing: dict[str, Any] | None = None
@@ -62,11 +69,14 @@ class StepMeter:
         self._weights: dict[str, float] = {}
         self._skipped = 0
 
-    def take(self, blocks: Sequence[Block], *, skipped: int, most_windows: int) -> StepTotals:
+    def take(
+        self, windows: Sequence[Block], answers: Sequence[Block] = (), *, skipped: int, most_windows: int
+    ) -> StepTotals:
         """Add the step's blocks on this worker, and the number of windows without one; return the global sums.
 
         `most_windows`: the largest share of a worker, windows without a block included.
         """
+        blocks = [*windows, *answers]
         self._skipped = skipped
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._covered = sum(mass * tokens for mass, tokens in covered), sum(tokens for _, tokens in covered)
@@ -77,8 +87,10 @@ class StepMeter:
         self._weights = dict(weights)
         tokens = sum(block.num_tokens for block in blocks)
         fused = 0 if self._tokens_only else sum(int(block.mask_T.sum()) for block in blocks)
-        num_tokens, num_fused, num_windows = self._world.sum([tokens, fused, len(blocks)])
-        return StepTotals(num_tokens, num_fused, num_windows, most_windows)
+        answer_tokens = sum(block.num_tokens for block in answers)
+        sums = self._world.sum([tokens, fused, len(blocks), answer_tokens])
+        num_tokens, num_fused, num_windows, num_answer_tokens = sums
+        return StepTotals(num_tokens, num_fused, num_windows, most_windows, num_answer_tokens)
 
     def skipped_anywhere(self) -> bool:
         """Return whether a window of the step was left out; asked by all workers together."""
@@ -100,7 +112,7 @@ class StepMeter:
             "windows": int(totals.windows),
             "skipped": int(skipped),
             "loss": loss,
-            "clm": clm / tokens,
+            "clm": clm / (tokens - totals.answer_tokens) if tokens > totals.answer_tokens else None,
             "fusion": None if self._tokens_only else fusion / max(1.0, fused),
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,

@@ -17,6 +17,7 @@ from services.distill.config import DistillConfig
 from services.distill.curriculum import WHOLE_TRAIN
 from services.distill.data.feed import StepWindows, WindowFeed
 from services.distill.learning_rate import learning_rate
+from services.distill.on_policy.rounds import OwnShare, Rounds
 from services.distill.optimizer import TargetOptimizer
 from services.distill.plan import RunPlan
 from services.distill.step_meter import StepLosses, StepMeter, StepTotals
@@ -24,8 +25,9 @@ from services.distill.workers.world import World
 from services.fusion.client import FusedWindow, SkippedWindow
 from services.jobs.step_log import LedgerPlaces, RunLogs
 
-Backward = Callable[[Sequence[Block], int, StepTotals], StepLosses]
-"""A function that adds a step's gradient, from this worker's blocks, the step counted from 0, and its size."""
+Backward = Callable[[Sequence[Block], int, StepTotals, Sequence[Block]], StepLosses]
+"""A function that adds a step's gradient, from this worker's blocks of the stream, the step counted from 0, its size,
+and this worker's blocks of the target's own answers."""
 
 StepObserver = Callable[[dict[str, Any]], None]
 """A function of the metrics of every step."""
@@ -53,11 +55,15 @@ class Trainer:
         evaluate: Evaluate,
         save_checkpoint: StepObserver,
         observers: Sequence[StepObserver] = (),
+        rounds: Rounds | None = None,
     ) -> None:
-        """Take the parts of a run; training begins at the position of `accounts`, and all workers save checkpoints."""
+        """Take the parts of a run; training begins at the position of `accounts`, and all workers save checkpoints.
+
+        `rounds` hold the target's own answers; `begin_stage` begins them.
+        """
         self._config, self._world, self._accounts, self._optimizer = config, world, accounts, optimizer
         self._backward, self._begin_stage, self._evaluate = backward, begin_stage, evaluate
-        self._save_checkpoint = save_checkpoint
+        self._save_checkpoint, self._rounds = save_checkpoint, rounds
         self._observers = observers
         self._total_steps, self._plan = plan.total_steps(config), plan
 
@@ -72,9 +78,10 @@ class Trainer:
             if epoch != current:
                 self._begin_stage(epoch)
                 current = epoch
-            row, taken = self._step(step, epoch, feed)
+            row, taken, own = self._step(step, epoch, feed)
             row = self._accounts.advance(row, feed.cursor, end_of_epoch=is_last)
-            logs.step(row, self._places(taken.windows), self._places(taken.skipped))
+            answers = {} if self._rounds is None else self._rounds.place(own)
+            logs.step(row, self._places(taken.windows), self._places(taken.skipped), answers)
             if config.eval_every_steps and (step + 1) % config.eval_every_steps == 0:
                 logs.evaluation(step + 1, epoch, self._evaluate())
             for observe in self._observers:
@@ -83,15 +90,19 @@ class Trainer:
                 logs.sync()
                 self._save_checkpoint(row)
 
-    def _step(self, step: int, epoch: int, feed: WindowFeed) -> tuple[dict[str, Any], StepWindows]:
+    def _step(self, step: int, epoch: int, feed: WindowFeed) -> tuple[dict[str, Any], StepWindows, OwnShare]:
         """Take one optimiser step; return the metrics of the global batch and this worker's share of it."""
         meter = StepMeter(self._world, tokens_only=self._config.tokens_only)
-        waited_before = feed.wait_seconds
+        waited_before, rounds = self._waited(feed), self._rounds
         shares = self._accounts.shares(epoch)
         taken = feed.take(epoch, shares[self._world.rank])
-        waited = feed.wait_seconds - waited_before
+        own = OwnShare() if rounds is None else rounds.take(step)
+        waited = self._waited(feed) - waited_before
+        if rounds is not None:
+            shares = [sum(both) for both in zip(shares, rounds.shares(step), strict=True)]
         blocks = [window.block for window in taken.windows]
-        totals = meter.take(blocks, skipped=len(taken.skipped), most_windows=max(shares))
+        skipped = len(taken.skipped) + len(own.left_out)
+        totals = meter.take(blocks, own.blocks, skipped=skipped, most_windows=max(shares))
         if totals.tokens == 0:
             where = f"epoch {epoch}, before step {step + 1}"
             if meter.skipped_anywhere():
@@ -99,7 +110,7 @@ class Trainer:
             raise FailedPreconditionError(f"split: the stream ended in {where}")
         # Dropout of a step is the same whether the run was resumed or not.
         torch.manual_seed(_step_seed(self._config.seed, step, self._world.rank))
-        losses = self._backward(blocks, step, totals)
+        losses = self._backward(blocks, step, totals, own.blocks)
         rate = learning_rate(self._config, step, self._total_steps, stage=epoch)
         norm = self._optimizer.step(rate)
         row = {
@@ -110,13 +121,17 @@ class Trainer:
             "learning_rate": rate,
             "gradient_norm": norm,
             **meter.row(losses, totals, waited_seconds=waited),
+            **({} if rounds is None else {"on_policy": rounds.figures(step, own, losses, totals)}),
         }
         if not math.isfinite(row["loss"]) or not math.isfinite(norm):
             raise ArithmeticError(
                 f"step {step + 1}: loss {row['loss']}, gradient norm {norm}: training has diverged; the last "
                 "checkpoint is unharmed (look at distill.learning_rate, and for a source that answers nonsense)"
             )
-        return row, taken
+        return row, taken, own
+
+    def _waited(self, feed: WindowFeed) -> float:
+        return feed.wait_seconds + (0.0 if self._rounds is None else self._rounds.wait_seconds)
 
     def _places(self, windows: Sequence[FusedWindow | SkippedWindow]) -> LedgerPlaces:
         """Return the indices of this step's windows, of all workers together: in the split, or by split with stages."""

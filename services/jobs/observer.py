@@ -31,6 +31,14 @@ _ROUTING = {
     "router_entropy": ("router_entropy_nats", "Mean entropy of a layer's router, last step."),
     "balance": ("expert_balance", "Expert-level balance loss of a layer, 1 when even, last step."),
 }
+_ON_POLICY = {
+    "round": ("on_policy_round", "Round of the target's own answers, counted from 0."),
+    "staleness": ("on_policy_staleness_steps", "Steps since the target wrote the last step's answers."),
+    "share": ("on_policy_share", "Share of the last step's tokens that belong to the target's own answers."),
+    "mean_length": ("on_policy_mean_length", "Tokens of an answer in the last step."),
+    "ended_share": ("on_policy_ended_share", "Share of the last step's answers that the target ended itself."),
+    "reverse_kl": ("on_policy_reverse_kl_nats", "Reverse KL to the fused rows on the last step's answers, per token."),
+}
 
 
 def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], None]:
@@ -46,6 +54,7 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
     counters = {key: meter.counter(name, text) for key, (name, text) in _COUNTERS.items()}
     wait_share = meter.gauge("data_wait_share", "Share of the last step that was spent waiting for the stream.")
     routing = {key: meter.gauge(name, text, labels=("layer",)) for key, (name, text) in _ROUTING.items()}
+    own = {key: meter.gauge(name, text) for key, (name, text) in _ON_POLICY.items()}
     weight = meter.gauge("source_weight", "Mean share of a source in the last step's mixtures.", labels=("source",))
     events: Any = None
 
@@ -73,6 +82,10 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
                 value = row["routing"][key][number]
                 gauge.set(value, {"layer": str(layer)})
                 scalars[f"{key}/layer_{layer}"] = value
+        for key, gauge in own.items():
+            if (value := row.get("on_policy", {}).get(key)) is not None:
+                gauge.set(value)
+                scalars[f"on_policy/{key}"] = value
         for key, value in scalars.items():
             events.add_scalar(key, value, row["step"])
         events.flush()

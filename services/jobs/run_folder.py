@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "recipe.yaml"
 
     @property
+    def rounds(self) -> Path:
+        """The target's own answers, of on-policy distillation: a folder for every round."""
+        return self.path / "rounds"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints, unless `distill.storage` names another place."""
         return self.path / "checkpoints"
@@ -67,6 +72,6 @@ class RunFolder:
         """Delete the files of a run. Other files in the folder stay."""
         for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe, self.routing):
             file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.model, self.adapter, self.events):
+        for folder in (self.checkpoints, self.model, self.adapter, self.events, self.rounds):
             if folder.exists():
                 shutil.rmtree(folder)

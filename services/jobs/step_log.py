@@ -17,8 +17,14 @@
     routing                        of a target with experts only; lists with a value for each of its `layers`:
                                    load_cv (standard deviation of the experts' loads over their mean), dead_experts
                                    (without a token), router_entropy (nats), balance (DeepSeekMoE's loss, 1 when even)
+    on_policy                      of a run that learns from the target's own answers; clm leaves their tokens out:
+                                   round, staleness (steps since the answers were written), windows (answers of this
+                                   step), skipped (those that could not be fused), share (of this step's tokens),
+                                   mean_length (tokens of an answer), ended_share (of the answers), reverse_kl (nats per
+                                   token: mean over the answers' tokens of the target's log-probability minus the fused)
 `ledger.jsonl`, a line per step: epoch, step, and the place in the split's ledger of every consumed window and of every
-skipped one: a list of numbers, and with a curriculum a list for every split.
+skipped one: a list of numbers, and with a curriculum a list for every split. With own answers also `round`, the folder
+of their ledger below `rounds/`, and the places in it of the `answers` of the step and of `answers_skipped`.
 `evaluations.jsonl`, a line per evaluation: step, epoch, nats_per_byte of the held-out split.
 """
 
@@ -26,7 +32,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,12 +54,14 @@ class RunLogs:
             paths = {"metrics": files.metrics, "ledger": files.ledger, "evaluations": files.evaluations}
             self._logs = {name: StepLog(path, after_step=after_step) for name, path in paths.items()}
 
-    def step(self, metrics: dict[str, Any], windows: LedgerPlaces, skipped: LedgerPlaces) -> None:
-        """Write a step's metrics, the windows that it consumed, and those that the stream left out."""
+    def step(
+        self, metrics: dict[str, Any], windows: LedgerPlaces, skipped: LedgerPlaces, answers: Mapping[str, Any]
+    ) -> None:
+        """Write a step's metrics, the windows that it consumed, those that the stream left out, and own answers."""
         if self._logs:
             where = {"epoch": metrics["epoch"], "step": metrics["step"]}
             self._logs["metrics"].write(metrics)
-            self._logs["ledger"].write({**where, "windows": windows, "skipped": skipped})
+            self._logs["ledger"].write({**where, "windows": windows, "skipped": skipped, **answers})
 
     def evaluation(self, step: int, epoch: int, nats_per_byte: float) -> None:
         """Write a score on the held-out split."""

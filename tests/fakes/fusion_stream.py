@@ -6,7 +6,7 @@ The windows come in the order of the real service; the fused rows are made up fr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from services.distill.target.prepare import prepare_target
 from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.fusion.order import StreamPlan
 from services.fusion.parts import Part, Pool
+from services.wire.passage import Passage
 
 WORDS = [
     "the",
@@ -106,6 +107,7 @@ class FakeFusion:
         self.ends = ends
         self.skipped = skipped
         self.requests: list[StreamRequest] = []
+        self.fused: list[Passage] = []
         self.settings: dict[str, object] = {
             "fusion.alignment.method": "byte", "fusion.strategy": "fixed", "fusion.k_out": 8, "fusion.tau": 0.05,
             "fusion.weights.left": 0.25, "fusion.weights.right": 0.75, "service.below_quorum": "skip",
@@ -153,6 +155,20 @@ class FakeFusion:
             place = f"document {step.index}", 0, step.index, step.cursor
             yield FusedWindow(block, *place, pool=step.pool, pass_number=step.pass_number)
 
+    def fuse(
+        self, texts: Sequence[bytes | Passage], *, k: int | None = None, sources: Sequence[str] = ()
+    ) -> list[Block]:
+        """The blocks of passages that continue a text; each is kept in `fused`."""
+        blocks = []
+        for passage in texts:
+            assert isinstance(passage, Passage) and not passage.messages
+            self.fused.append(passage)
+            block = self.block(passage.text, tokens_only=False, k=k or 8, ends=passage.ends_document)
+            context_ids_C = self.vocabulary.encode(passage.context).token_ids_T
+            shares = tuple(share for share in SHARES if not sources or share.name in sources)
+            blocks.append(replace(block, context_ids_C=context_ids_C, shares=shares))
+        return blocks
+
     def plan(self, request: StreamRequest) -> StreamPlan:
         """The plan that the real service makes of a request."""
         names = {split: "" if split == request.split else split for split in self.splits}
@@ -171,9 +187,9 @@ class FakeFusion:
             {split: Pool(split, len(texts)) for split, texts in self.splits.items() if split != request.split},
         )
 
-    def block(self, text: bytes, *, tokens_only: bool, k: int) -> Block:
-        encoding = self.vocabulary.encode(text)
-        if self.ends:
+    def block(self, text: bytes, *, tokens_only: bool, k: int, ends: bool | None = None) -> Block:
+        encoding, ends = self.vocabulary.encode(text), self.ends if ends is None else ends
+        if ends:
             assert self.vocabulary.eos_id is not None
             encoding = encoding.with_end(self.vocabulary.eos_id)
         num_tokens, k = encoding.num_tokens, 0 if tokens_only else k
@@ -195,5 +211,5 @@ class FakeFusion:
             mask_T=mask,
             shares=() if tokens_only else SHARES,
             covered_mass=float("nan") if tokens_only else 0.97,
-            ends_document=self.ends,
+            ends_document=ends,
         )

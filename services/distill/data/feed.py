@@ -28,6 +28,16 @@ class FusionStream(Protocol):
     ) -> Iterator[FusedWindow | SkippedWindow]: ...
 
 
+class EmptyStream:
+    """A stream without windows, for a run that learns from the target's own answers alone."""
+
+    def info(self) -> fusion_pb2.GetFusionInfoResponse:
+        return fusion_pb2.GetFusionInfoResponse()
+
+    def stream(self, request: StreamRequest, *, prefetch_windows: int = 32) -> Iterator[FusedWindow | SkippedWindow]:
+        return iter(())
+
+
 @dataclass(slots=True)
 class StepWindows:
     """A worker's share of a step: windows to train on, and those that the service left out for want of sources."""

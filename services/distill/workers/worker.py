@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from services.base.atomic import write_whole
 from services.base.errors import FailedPreconditionError
 from services.distill.accounting import Accounts, Position
 from services.distill.checkpoint import Checkpoints, KeepCheckpoint, load_position, restore_optimizer
-from services.distill.data.feed import FusionStream, WindowFeed
+from services.distill.data.feed import EmptyStream, FusionStream, WindowFeed
 from services.distill.heldout import heldout_nats_per_byte
 from services.distill.job import DistillJob
 from services.distill.objective import FusionObjective
+from services.distill.on_policy.feed import AnswerFeed, TextFuser
+from services.distill.on_policy.rounds import Rounds
+from services.distill.on_policy.writer import AnswerWriter
 from services.distill.optimizer import TargetOptimizer
 from services.distill.plan import RunPlan
 from services.distill.target.module import DistillModule
@@ -64,7 +67,7 @@ class DistillWorker:
                     f"checkpoint: {restore_from.name} belongs to another target, data set or training settings; "
                     "start over (--start-over) or choose another run name"
                 )
-        self._accounts = Accounts(start, world, plan, batch_windows=job.config.batch_windows)
+        self._accounts = Accounts(start, world, plan, batch_windows=job.config.stream_windows)
         # Sharded weights come from rank 0, and go to their devices one layer after the other.
         sharded = job.config.parallel == "fsdp" and world.size > 1
         empty = sharded and world.rank != 0
@@ -86,23 +89,26 @@ class DistillWorker:
         self._checkpoints = Checkpoints(
             self._target, self._module, parallel, self._optimizer.adamw, world, keep=keep_checkpoint
         )
+        self._rounds = self._make_rounds()
 
     def run(self) -> Position:
         """Train to the end and return the position there; raises what `Trainer.run` raises."""
         config, rank, start = self._config, self._world.rank, self._accounts.position
         feed = WindowFeed(
-            self._client,
+            self._client if config.stream_windows else EmptyStream(),
             self._request(
                 self._job.split, num_epochs=config.epochs, parts=self._plan.stream_parts, cursor=start.cursor
             ),
-            batch_windows=-(-config.batch_windows // self._world.size),
+            batch_windows=max(1, -(-config.stream_windows // self._world.size)),
             prefetch_windows=config.prefetch_windows,
         )
         progress = ProgressPrinter(
             self._job.run_name,
             self._plan.total_steps(config),
-            # The windows of a stage are new ones, as those of a first epoch are.
-            steps_per_epoch=self._plan.total_steps(config) if config.stages else self._plan.steps_until(1, config),
+            # The windows of a stage or round are new ones, as those of a first epoch are.
+            steps_per_epoch=self._plan.total_steps(config)
+            if config.stages or config.on_policy
+            else self._plan.steps_until(1, config),
             done_tokens=start.tokens,
             enabled=rank == 0,
         )
@@ -117,9 +123,10 @@ class DistillWorker:
             evaluate=self._evaluate,
             save_checkpoint=self._save_checkpoint,
             observers=[*self._observers, progress.show],
+            rounds=self._rounds,
         )
         logs = RunLogs(self._job.files, after_step=start.step, enabled=rank == 0)
-        with closing(logs), closing(feed):
+        with closing(logs), closing(feed), closing(self._rounds) if self._rounds else nullcontext():
             trainer.run(feed, logs)
         weights = self._checkpoints.weights()
         if rank == 0:
@@ -145,6 +152,26 @@ class DistillWorker:
     def _begin_stage(self, stage: int) -> None:
         if (theta := self._config.rope_theta_at(stage)) is not None:
             set_rope_theta(self._target.model, theta)
+        if self._rounds is not None:
+            position = self._accounts.position
+            name = self._rounds.begin(
+                stage, position.step, self._module, identity=position.identity, begun=position.round
+            )
+            self._accounts.begin_round(name)
+
+    def _make_rounds(self) -> Rounds | None:
+        """Return the rounds of on-policy distillation; None for a run without."""
+        on_policy = self._config.on_policy
+        if on_policy is None:
+            return None
+        if not isinstance(self._client, TextFuser):
+            raise FailedPreconditionError("distill.on_policy: this stream fuses no texts of its client")
+        template = self._plan.settings.get("target.chat_template")
+        folder, config, bos = self._job.target_folder, self._config, self._plan.bos
+        writer = AnswerWriter(self._target.model, folder, template, config, self._world, bos=bos)
+        sources = self._config.sources or ()
+        feed = AnswerFeed(self._client, k=self._config.k, sources=sources, in_flight=on_policy.in_flight)
+        return Rounds(self._job.files.rounds, on_policy, writer, feed, self._world)
 
     def _evaluate(self) -> float:
         return heldout_nats_per_byte(
