@@ -2,7 +2,8 @@
 
 A row for each expert would fall apart with the first steps, and a token would be sent to some shards of its copy twice
 and to others never. So the rows of a copy are averaged in the forward pass: each gets the same gradient, and AdamW
-keeps equal rows equal. What is saved are ordinary rows, which any engine reads.
+keeps equal rows equal. What is saved are ordinary rows, which any engine reads. The loss of the text has no slope in
+these rows (see `_without_slope`): a balance loss alone moves them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,18 @@ class TiedRouter(nn.Module):
         probabilities_TE = torch.softmax(logits_TE, dtype=torch.float32, dim=-1)
         weights_TK, indices_TK = torch.topk(probabilities_TE, self.top_k, dim=-1)
         if self.norm_topk_prob:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+            weights_TK = _without_slope(weights_TK / weights_TK.sum(dim=-1, keepdim=True))
         return logits_TE, weights_TK.to(logits_TE.dtype), indices_TK
+
+
+def _without_slope(weights_TK: Tensor) -> Tensor:
+    """Return weights whose gradient is exactly zero.
+
+    The experts of a copy have equal probabilities, so that normalised weights are 1 / k whatever the rows are: their
+    gradient is rounding, which AdamW would scale up to steps of full size. It is zero and not absent: DDP waits for
+    the gradient of every weight.
+    """
+    return weights_TK.detach() + 0.0 * weights_TK
 
 
 def tie_routers(model: nn.Module, copies: int) -> None:

@@ -1,8 +1,10 @@
-"""Mixtures of experts that an engine loads without an error and computes otherwise than their authors meant."""
+"""Models, most of them mixtures of experts, that an engine loads without an error and computes otherwise than their
+authors meant."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,12 @@ _FAULTS = (
 )  # fmt: skip
 
 
+_LATENT = {"deepseek_v2", "deepseek_v3"}
+"""Types of models with attention over a latent state."""
+_ORDINARY_ATTENTION = "VLLM_MLA_DISABLE"
+"""Variable with which vLLM computes latent attention by its ordinary kernels."""
+
+
 def check_mixture(config: SourceConfig, folder: Path) -> None:
     """Raise SettingError naming `model` when the source's engine would compute another function than the folder's."""
     path = folder / "config.json"
@@ -62,3 +70,15 @@ def check_mixture(config: SourceConfig, folder: Path) -> None:
             if (fault.default if value is None else bool(value)) == fault.value:
                 shown = json.dumps(fault.value)
                 raise SettingError("model", f"{config.model}: {fault.key}: {shown} in config.json: {fault.reason}")
+    on_cpu = config.engine.kind == "vllm" and config.num_gpus == 0
+    if on_cpu and settings.get("model_type") in _LATENT and not _has_ordinary_attention(config):
+        raise SettingError(
+            "model",
+            f"{config.model}: on a CPU vLLM's kernels for the latent attention of {settings['model_type']} give other "
+            f'numbers than the model; set env: {{{_ORDINARY_ATTENTION}: "1"}} of the source, give it GPUs (num_gpus), '
+            "or use engine transformers",
+        )
+
+
+def _has_ordinary_attention(config: SourceConfig) -> bool:
+    return {**os.environ, **config.env}.get(_ORDINARY_ATTENTION) == "1"

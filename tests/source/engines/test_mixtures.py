@@ -39,6 +39,7 @@ def source(folder: Path, kind: str, **settings: Any) -> SourceConfig:
             "norm_topk_prob: true in config.json: vLLM",
         ),
         ("transformers", {"model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob: true"),
+        ("vllm", {"model_type": "deepseek_v3"}, r"on a CPU .* set env: \{VLLM_MLA_DISABLE: \"1\"\}"),
     ],
 )
 def test_a_folder_that_the_engine_computes_wrongly_is_refused_at_the_start(
@@ -55,8 +56,8 @@ def test_a_folder_that_the_engine_computes_wrongly_is_refused_at_the_start(
     [
         ("vllm", {"model_type": "qwen2_moe"}),
         ("vllm", {"model_type": "olmoe"}),
-        ("vllm", {"model_type": "deepseek_v2", "norm_topk_prob": None}),
-        ("vllm", {"model_type": "deepseek_v3", "norm_topk_prob": True}),
+        ("transformers", {"model_type": "deepseek_v2", "norm_topk_prob": None}),
+        ("transformers", {"model_type": "deepseek_v3", "norm_topk_prob": True}),
         ("vllm", {"model_type": "qwen3_moe", "norm_topk_prob": True}),
         ("transformers", {"model_type": "qwen2_moe", "qkv_bias": False}),
         ("transformers", {"model_type": "olmoe", "norm_topk_prob": True}),
@@ -65,6 +66,12 @@ def test_a_folder_that_the_engine_computes_wrongly_is_refused_at_the_start(
 )
 def test_other_folders_are_accepted(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
     check_mixture(source(tmp_path / "moe", kind, **settings), tmp_path / "moe")
+
+
+@pytest.mark.parametrize("settings", [{"num_gpus": 1}, {"env": {"VLLM_MLA_DISABLE": "1"}}], ids=["gpu", "ordinary"])
+def test_latent_attention_is_accepted_where_other_kernels_compute_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = source(tmp_path / "moe", "vllm", model_type="deepseek_v3")
+    check_mixture(config.model_copy(update=settings), tmp_path / "moe")
 
 
 @pytest.mark.drill
