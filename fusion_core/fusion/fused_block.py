@@ -71,7 +71,7 @@ def fuse(
         TooFewSources: fewer than `min_sources` answered, or with strategy `fixed` none of weight above 0, where one
             that did not answer has such a weight.
         ValueError: a source's rows are not those of `target`, or strategy `fixed` lacks a weight, or has only zeros for
-            the sources that were asked.
+            the sources that were asked; or `weigh` refuses the settings.
     """
     present = {name: rows for name, rows in sources.items() if rows is not None}
     _check_quorum(sources, present, config.min_sources if min_sources is None else min_sources)
@@ -86,13 +86,19 @@ def fuse(
     # A masked row's gold keeps the sum over the window equal to the weighted sources' own loss.
     gold_ST = np.stack([rows.gold_T for rows in present.values()]).astype(np.float64)
     gold_T = _log_mixture(gold_ST, np.where(mask_T, weight_ST, weights.asked_ST))
+    logprobs_TK = _candidate_logprobs(mixture, target.token_ids_T, gold_T)
+    tail_T = _log(mixture.tail_T).astype(np.float32)
+    if config.soften < 1.0:
+        scale_T = _log_of_sum(logprobs_TK, tail_T, config.soften)
+        logprobs_TK, tail_T = config.soften * logprobs_TK - scale_T[:, None], config.soften * tail_T - scale_T
+        gold_T = np.where(mask_T, config.soften * gold_T - scale_T, gold_T)
     return Block(
         text_bytes=text,
         token_ids_T=target.token_ids_T,
         byte_ends_T=target.byte_ends_T,
         topk_ids_TK=mixture.ids_TK,
-        topk_logprobs_TK=_candidate_logprobs(mixture, target.token_ids_T, gold_T),
-        tail_T=_log(mixture.tail_T).astype(np.float32),
+        topk_logprobs_TK=logprobs_TK,
+        tail_T=tail_T,
         gold_T=gold_T,
         vocabulary=vocabulary,
         mask_T=mask_T,
@@ -176,6 +182,12 @@ def _candidate_logprobs(mixture: Mixture, token_ids_T: Int32, gold_T: Float32) -
     realised_TK = mixture.ids_TK == token_ids_T[:, None]
     logprobs_TK: Float32 = np.where(realised_TK, gold_T[:, None], _log(mixture.probs_TK))
     return logprobs_TK
+
+
+def _log_of_sum(logprobs_TK: Float32, tail_T: Float32, power: float) -> Float32:
+    """Return the logarithm of the sum of a row's probabilities and its tail, each raised to a power."""
+    whole_TK = np.concatenate([logprobs_TK, tail_T[:, None]], axis=1).astype(np.float64)
+    return np.logaddexp.reduce(power * whole_TK, axis=1).astype(np.float32)
 
 
 def _shares(

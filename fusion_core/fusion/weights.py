@@ -22,6 +22,7 @@ import numpy as np
 
 from fusion_core.arrays import Bool, Float64, Int64
 from fusion_core.fusion.config import FusionConfig
+from fusion_core.fusion.online import online_weights
 from fusion_core.vocabulary import Encoding
 
 _WITHOUT_COMMON_ROW = 1e-9
@@ -49,6 +50,9 @@ def weigh(
         Weights [S, T] that sum to one over the sources. A source without a row in the span (or window) has weight 0
         there; where none has one, all sources weigh as in the window, or the same. Losses [S] are NaN for a source
         without a row, and where no bytes tell a loss.
+
+    Raises ValueError when strategy `online` has a prior, but not for a source, or `min_weight` is too large for the
+    number of sources.
     """
     num_text = target.num_tokens - target.ends_document
     num_bytes_T = np.diff(target.byte_ends_T, prepend=np.int32(0)).astype(np.float64)
@@ -60,6 +64,10 @@ def weigh(
     if config.strategy == "fixed":
         weight_S1 = _normalised(np.array([[config.weights[name]] for name in names]), window.takes_part_SP)
         return np.repeat(weight_S1, target.num_tokens, axis=1), loss_S
+    if config.strategy == "online":
+        prior_S = _normalised(_prior(config, names)[:, None], window.takes_part_SP)[:, 0]
+        weight_ST = online_weights(prior_S, gold_ST, usable_ST, config.rate)
+        return _with_floor(weight_ST, window.takes_part_SP, config.min_weight), loss_S
     weight_S1 = _by_loss(config, window.loss_SP, window.takes_part_SP)
     if config.scope == "window":
         return np.repeat(weight_S1, target.num_tokens, axis=1), loss_S
@@ -162,6 +170,15 @@ def _level(
     return levels_P
 
 
+def _prior(config: FusionConfig, names: Sequence[str]) -> Float64:
+    if not config.prior:
+        return np.ones(len(names))
+    for name in names:
+        if name not in config.prior:
+            raise ValueError(f"prior: none for source {name!r}, there are {sorted(config.prior)}")
+    return np.array([config.prior[name] for name in names], dtype=np.float64)
+
+
 def _by_loss(config: FusionConfig, loss_SP: Float64, takes_part_SP: Bool) -> Float64:
     """Return weights, [S, P], by `min_ce` or `avg_ce`; equal ones for those that take part where no loss is known."""
     loss_SP = np.where(takes_part_SP, np.where(np.isnan(loss_SP), 0.0, loss_SP), np.inf)
@@ -171,7 +188,7 @@ def _by_loss(config: FusionConfig, loss_SP: Float64, takes_part_SP: Bool) -> Flo
         raw_SP = (np.arange(len(loss_SP))[:, None] == best_P).astype(np.float64)
     else:
         raw_SP = np.exp(-(loss_SP - lowest_P) / config.tau)
-    return _normalised(raw_SP, takes_part_SP)
+    return _with_floor(_normalised(raw_SP, takes_part_SP), takes_part_SP, config.min_weight)
 
 
 def _normalised(raw_SP: Float64, takes_part_SP: Bool) -> Float64:
@@ -181,3 +198,12 @@ def _normalised(raw_SP: Float64, takes_part_SP: Bool) -> Float64:
     kept_SP = np.where(kept_SP.any(axis=0), kept_SP, 1.0)
     weight_SP: Float64 = kept_SP / kept_SP.sum(axis=0)
     return weight_SP
+
+
+def _with_floor(weight_SP: Float64, takes_part_SP: Bool, least: float) -> Float64:
+    """Return weights of at least that much for those that take part, still summing to one."""
+    num_P = takes_part_SP.sum(axis=0)
+    if least * num_P.max(initial=0) > 1.0:
+        raise ValueError(f"min_weight: {least} for each of {num_P.max()} sources is more than 1 for all of them")
+    floored_SP: Float64 = np.where(takes_part_SP, least + (1.0 - least * num_P) * weight_SP, weight_SP)
+    return floored_SP

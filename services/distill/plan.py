@@ -31,6 +31,8 @@ _MAY_CHANGE = {
     "micro_batch_windows", "pack_tokens", "parallel", "storage",
 }  # fmt: skip
 """Settings that may differ when a run is resumed; all others decide the result."""
+_BY_SOURCE = ("fusion.weights.", "fusion.prior.")
+"""Settings with one value per source: those of sources that are not asked decide nothing."""
 
 
 _MAY_CHANGE_ON_POLICY = {"answers_at_once", "in_flight"}
@@ -167,7 +169,7 @@ def settings_of_rows(served: Mapping[str, str], sources: Sequence[str]) -> dict[
             continue
         if section == "sources" and not any(rest.startswith(f"{name}.") for name in sources):
             continue
-        if key.startswith("fusion.weights.") and key.removeprefix("fusion.weights.") not in sources:
+        if any(key.startswith(each) and key.removeprefix(each) not in sources for each in _BY_SOURCE):
             continue
         chosen[key] = json.loads(value)
     return dict(sorted(chosen.items()))

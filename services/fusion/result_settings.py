@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fusion_core.fusion import FusionConfig
 from services.fusion.config import FusionServiceConfig
 from services.store.identity import SourceIdentity
 
@@ -27,13 +28,25 @@ def result_settings(config: FusionServiceConfig, identities: Mapping[str, Source
         sources[endpoint.name] = {"model": endpoint.model, "top_k": endpoint.top_k} | served
     settings: dict[str, Any] = {
         "corpus": {"target_context": config.target_context},
-        "fusion": config.fusion.model_dump(mode="json", exclude=set() if config.fusion.sources_by else {"sources_by"}),
+        "fusion": config.fusion.model_dump(mode="json", exclude=_without_effect(config.fusion)),
         "service": {"below_quorum": config.service.below_quorum},
         "sources": sources,
     }
     if config.target_chat_template is not None:
         settings["target"] = {"chat_template": config.target_chat_template}
     return {key: json.dumps(value, sort_keys=True) for key, value in _leaves(settings, "")}
+
+
+def _without_effect(fusion: FusionConfig) -> set[str]:
+    """Return the keys of later versions that change nothing: runs that began before them go on."""
+    effective = {
+        "sources_by": bool(fusion.sources_by),
+        "rate": fusion.strategy == "online",
+        "prior": fusion.strategy == "online",
+        "min_weight": fusion.min_weight > 0,
+        "soften": fusion.soften < 1,
+    }
+    return {key for key, changes in effective.items() if not changes}
 
 
 def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

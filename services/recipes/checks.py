@@ -41,6 +41,13 @@ def _check_names(recipe: Recipe) -> None:
         raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")
     if recipe.fusion.strategy == "fixed" and (missing := sorted(set(names) - set(recipe.fusion.weights))):
         raise ValueError(f"fusion.weights: no weight for source {missing[0]}")
+    if recipe.fusion.prior and (missing := sorted(set(names) - set(recipe.fusion.prior))):
+        raise ValueError(f"fusion.prior: none for source {missing[0]}")
+    if recipe.fusion.min_weight * len(names) > 1:
+        raise ValueError(
+            f"fusion.min_weight: must be at most 1 / {len(names)} for {len(names)} sources, got "
+            f"{recipe.fusion.min_weight}"
+        )
 
 
 def _check_windows(recipe: Recipe) -> None:
@@ -122,6 +129,7 @@ def _check_named_sources(recipe: Recipe) -> None:
     mixed = {"distill.sources": recipe.distill.sources or ()} | by_domain
     named: dict[str, Iterable[str]] = {
         "fusion.weights": weights,
+        "fusion.prior": recipe.fusion.prior,
         "recall.train.labels.source": () if labels is None else (labels.source,),
         "sample.sources": (recipe.sample.sources if recipe.sample is not None else None) or (),
         "curate.seconds_per_megabyte": recipe.curate.seconds_per_megabyte if recipe.curate is not None else (),

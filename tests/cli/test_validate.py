@@ -36,7 +36,7 @@ def test_shipped_recipes_are_good(name: str) -> None:
 
 BAD_RECIPES = [
     ("colour", "red", "colour: unknown key"),
-    ("fusion.strategy", "best", "fusion.strategy: Input should be 'min_ce', 'avg_ce' or 'fixed'"),
+    ("fusion.strategy", "best", "fusion.strategy: Input should be 'min_ce', 'avg_ce', 'fixed' or 'online'"),
     ("fusion.tau", 0, "fusion.tau: "),
     ("fusion.alignment", "bytes", "fusion.alignment: Input tag 'bytes' found using 'method' does not match"),
     ("fusion.alignment", "transport", "fusion.alignment: transport matches candidates with those of a source"),
@@ -59,6 +59,7 @@ BAD_RECIPES = [
     ("corpus.window_bytes", 8192, "corpus.window_bytes: 8192 is more than service.max_text_bytes = 4096"),
     ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
+    ("fusion", {"strategy": "online", "prior": {"tiny": 1}}, "fusion.prior: none for source smollm2"),
     pytest.param(
         "distill.device",
         "cuda",
@@ -95,6 +96,15 @@ BAD_RECIPES = [
     ("fusion.tau", "inf", "fusion.tau: Input should be a finite number"),
     ("sources.1.per_client.streams", 0, "sources.1.per_client.streams: "),
 ]
+
+
+def test_a_floor_that_does_not_fit_the_number_of_sources_is_named() -> None:
+    values = load_recipe("quickstart").model_dump(by_alias=True)
+    values["fusion"]["min_weight"] = 0.5
+    assert Recipe.model_validate(values).fusion.min_weight == 0.5
+    values["sources"] = [*values["sources"], values["sources"][0] | {"name": "third"}]
+    with pytest.raises(ValueError, match=r"fusion\.min_weight: must be at most 1 / 3 for 3 sources, got 0\.5"):
+        Recipe.model_validate(values)
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD_RECIPES)

@@ -76,7 +76,7 @@ def test_sources_that_are_not_asked_decide_nothing(tmp_path, target):
     job = job_in(tmp_path, target, sources=["right"])
     fusion = FakeFusion(target, corpus(18))
     before = make_plan(job, fusion)
-    for key in ("sources.left.revision", "fusion.weights.left"):
+    for key in ("sources.left.revision", "fusion.weights.left", "fusion.prior.left"):
         fusion.settings[key] = "another"
     assert make_plan(job, fusion).identity == before.identity
     fusion.settings["sources.right.revision"] = "another"

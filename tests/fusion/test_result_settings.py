@@ -63,3 +63,19 @@ def test_a_changed_setting_changes_what_is_named(changes: dict[str, Any], tmp_pa
         values = config.model_dump(mode="json")
         other = type(config).model_validate(values | {"fusion": values["fusion"] | changes})
         assert result_settings(config, {}) != result_settings(other, {})
+
+
+def test_keys_of_later_versions_are_named_only_where_they_change_rows(tmp_path: Path) -> None:
+    with plain_fusion(tmp_path) as fusion:
+        config = fusion.recipe.fusion_service()
+        later = {"sources_by", "rate", "prior", "min_weight", "soften"}
+        assert not later & {key.split(".")[1] for key in result_settings(config, {}) if key.startswith("fusion.")}
+        names = [source.name for source in config.sources]
+        changes = {"strategy": "online", "prior": dict.fromkeys(names, 0.5), "min_weight": 0.1, "soften": 0.8}
+        values = config.model_dump(mode="json")
+        values["fusion"] = {**values["fusion"], "weights": {}, **changes}
+        named = result_settings(type(config).model_validate(values), {})
+        assert {key: json.loads(named[f"fusion.{key}"]) for key in ("rate", "min_weight", "soften")} == {
+            "rate": 0.05, "min_weight": 0.1, "soften": 0.8
+        }  # fmt: skip
+        assert named[f"fusion.prior.{names[0]}"] == "0.5"

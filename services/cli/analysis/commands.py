@@ -47,7 +47,7 @@ def view(
     window: Annotated[int, typer.Option(min=0, help="The window at this place of the split.")] = 0,
     split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
     against: Annotated[
-        Literal["min_ce", "avg_ce", "fixed"] | None,
+        Literal["min_ce", "avg_ce", "fixed", "online"] | None,
         typer.Option(help="Show a second strategy beside the recipe's; fixed weighs all sources alike."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="Candidates shown per row.")] = 5,

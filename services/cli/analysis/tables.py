@@ -25,6 +25,8 @@ def show_headroom(found: dict[str, Any], console: Console) -> None:
         console.print(f"not timed, as they do not answer: {', '.join(untimed)}")
     everything = found["domains"][ALL]
     console.print(f"{everything['bytes']:,} bytes of {found['windows']} windows in {everything['documents']} documents")
+    prior = ", ".join(f"{name}: {weight}" for name, weight in found["prior"].items())
+    console.print(f"for strategy online: fusion: {{strategy: online, prior: {{{prior}}}}}", soft_wrap=True)
     for name, number in found["left_out"].items():
         console.print(f"{name}: does not take {number} windows, or not byte for byte; left out for all")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fusion_core.blocks import Block
 from fusion_core.fusion import FusionConfig, fuse
@@ -59,9 +59,7 @@ def chosen_passage(recipe: Recipe, *, text: bytes | None, split: str, window: in
     return ChosenPassage(found.passage, Place(corpus.fingerprint(split), window), title, found)
 
 
-def write_view(
-    recipe: Recipe, chosen: ChosenPassage, path: Path, *, against: Literal["min_ce", "avg_ce", "fixed"] | None, top: int
-) -> Path:
+def write_view(recipe: Recipe, chosen: ChosenPassage, path: Path, *, against: str | None, top: int) -> Path:
     """Write the page of a passage and return its path.
 
     Args:
@@ -104,12 +102,18 @@ async def _view(recipe: Recipe, chosen: ChosenPassage, against: str | None, top:
 
 
 def _with_strategy(recipe: Recipe, strategy: str) -> FusionConfig:
-    weights = {source.name: 1.0 for source in recipe.sources} if strategy == "fixed" else {}
-    values = recipe.fusion.model_dump() | {"strategy": strategy, "weights": weights}
-    return FusionConfig.model_validate(values)
+    fusion = recipe.fusion
+    if strategy == fusion.strategy != "fixed":
+        return fusion
+    of_others: dict[str, Any] = {"weights": {}, "prior": {}}
+    if strategy == "fixed":
+        of_others |= {"weights": {source.name: 1.0 for source in recipe.sources}, "min_weight": 0.0}
+    if strategy == "online":
+        of_others |= {"scope": "window"}
+    return FusionConfig.model_validate(fusion.model_dump() | {"strategy": strategy} | of_others)
 
 
 def _name(config: FusionConfig) -> str:
     if config.strategy == "fixed":
         return f"fixed {', '.join(f'{name} {weight:g}' for name, weight in config.weights.items())}"
-    return f"{config.strategy} by {config.scope}"
+    return "online" if config.strategy == "online" else f"{config.strategy} by {config.scope}"

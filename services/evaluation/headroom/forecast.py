@@ -19,6 +19,8 @@ from services.evaluation.intervals import MIN_DOCUMENTS, compare_nats, windows_b
 MIXTURE, TARGET = "best mixture", "target"
 NEGLIGIBLE = 0.001
 """Nats per byte that may be lost by leaving sources out."""
+_LEAST = 0.001
+"""Smallest weight in a prior: a source that has none could never gain any."""
 
 
 def forecast(
@@ -38,7 +40,7 @@ def forecast(
         which it loses less than `NEGLIGIBLE`; none in a domain of fewer than `MIN_DOCUMENTS` documents), `weights` of
         the fused rows, `disagree` (share of the rows that all sources have at which their likeliest tokens differ),
         `best_at` (share of these at which each source gives the realised token most) and `masked` (share of the rows).
-        And `verdict`.
+        `prior` are the weights of the best mixture of all windows, for strategy `online`. And `verdict`.
     """
     documents, domains = [window.document for window in windows], [window.domain for window in windows]
     everything = best_mixture(Segments.joined([window.segments for window in windows])).weight_S
@@ -56,7 +58,8 @@ def forecast(
     compared = compare_nats(nats_MW, bytes_W, documents, domains)
     for domain, places in windows_by_domain(documents, domains).items():
         compared[domain] |= _sources_in(names, [windows[place] for place in places], compared[domain]["documents"])
-    return {"domains": compared, "verdict": verdict(names, compared, strategy)}
+    prior = {name: round(max(weight, _LEAST), 3) for name, weight in _by_name(names, everything).items()}
+    return {"domains": compared, "prior": prior, "verdict": verdict(names, compared, strategy)}
 
 
 def source_model(name: str) -> str:

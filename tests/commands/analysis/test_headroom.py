@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from fusion_core.fusion import FusionConfig
 from services.cli.app import app
 from services.commands.evaluate import evaluate
 from services.recipes.load import load_recipe
@@ -46,6 +48,13 @@ def test_headroom_says_what_the_models_lose_and_the_store_says_the_same(
         for ours, its in (("source small",) * 2, ("source large",) * 2, ("target", "untouched target")):
             assert scores[ours] == pytest.approx(expected[its]["nats_per_byte"]["value"], abs=1e-4)
         assert scores["best mixture"] <= min(scores["source small"], scores["source large"]) + 1e-3
+
+    prior = found["prior"]
+    assert prior == pytest.approx(found["domains"]["all"]["mixture"]["weights"], abs=1e-3)
+    pasted = next(line for line in served.output.splitlines() if line.startswith("for strategy online: "))
+    section = yaml.safe_load(pasted.removeprefix("for strategy online: "))["fusion"]
+    assert section == {"strategy": "online", "prior": prior}
+    assert FusionConfig.model_validate(section).prior == prior
 
     write_recipe(tmp_path, models, {})
     stored = run(recipe, "--json", str(json_file))

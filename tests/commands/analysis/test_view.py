@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def test_a_text_of_one_s_own_and_a_window(recipe: str, tmp_path: Path) -> None:
     text = corpus.window("held_out", 3).text.decode()
     assert "".join(read.tokens).replace("⏎\n", "\n").startswith(text)
     assert "fixed small 1, large 1" in page.read_text() and "window 3 of held_out" in read.title
+
+    done = run(recipe, "--html", str(page), "--window", "3", "--against", "online", "--set", "fusion.scope=span")
+    assert done.exit_code == 0, done.output
+    names = [strategy["name"] for strategy in json.loads(Reader(page.read_text()).data)["strategies"]]
+    assert names == ["avg_ce by span", "online"]
 
 
 def test_mistakes_name_the_option(recipe: str, models: dict[str, Path], tmp_path: Path) -> None:

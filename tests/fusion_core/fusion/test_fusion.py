@@ -37,13 +37,23 @@ def entries(rows: ProjectedRows, t: int) -> dict[int, float]:
     return {x: p for x, p in zip(rows.ids_TM[t].tolist(), rows.probs_TM[t].tolist(), strict=True) if x >= 0}
 
 
-configs = st.builds(
-    FusionConfig,
-    strategy=st.sampled_from(["min_ce", "avg_ce"]),
-    tau=st.sampled_from([0.05, 1.0]),
-    scope=st.sampled_from(["window", "span"]),
-    span_tokens=st.integers(1, 7),
-    k_out=st.sampled_from([1, 3, 32]),
+configs = st.one_of(
+    st.builds(
+        FusionConfig,
+        strategy=st.sampled_from(["min_ce", "avg_ce"]),
+        tau=st.sampled_from([0.05, 1.0]),
+        scope=st.sampled_from(["window", "span"]),
+        span_tokens=st.integers(1, 7),
+        k_out=st.sampled_from([1, 3, 32]),
+        min_weight=st.sampled_from([0.0, 0.1]),
+    ),
+    st.builds(
+        FusionConfig,
+        strategy=st.just("online"),
+        rate=st.sampled_from([0.05, 0.5]),
+        k_out=st.sampled_from([3, 32]),
+        min_weight=st.sampled_from([0.0, 0.1]),
+    ),
 )
 
 
@@ -171,7 +181,7 @@ def test_probabilities_too_small_for_float32_keep_their_logarithm() -> None:
 @pytest.mark.parametrize(
     ("settings_", "named"),
     [
-        ({"strategy": "best"}, r"strategy(.|\n)*'min_ce', 'avg_ce' or 'fixed'"),
+        ({"strategy": "best"}, r"strategy(.|\n)*'min_ce', 'avg_ce', 'fixed' or 'online'"),
         ({"tau": 0}, r"tau(.|\n)*greater than 0"),
         ({"tau": float("inf")}, "tau"),
         ({"scope": "document"}, r"scope(.|\n)*'window' or 'span'"),
@@ -183,6 +193,14 @@ def test_probabilities_too_small_for_float32_keep_their_logarithm() -> None:
         ({"weights": {"a": 1.0}}, "weights: only allowed with strategy 'fixed'"),
         ({"strategy": "fixed", "weights": {"a": -1.0}}, "weights.a: must be"),
         ({"strategy": "fixed", "weights": {"a": 0.0}}, "weights: at least one"),
+        ({"strategy": "fixed", "weights": {"a": 1.0}, "min_weight": 0.1}, "min_weight: not with strategy 'fixed'"),
+        ({"prior": {"a": 1.0}}, "prior: only allowed with strategy 'online'"),
+        ({"strategy": "online", "prior": {"a": 0.0}}, "prior.a: must be a number above 0"),
+        ({"strategy": "online", "scope": "span"}, "scope: must be 'window' with strategy 'online'"),
+        ({"strategy": "online", "rate": 1.0}, r"rate(.|\n)*less than 1"),
+        ({"soften": 0.0}, r"soften(.|\n)*greater than 0"),
+        ({"soften": 1.5}, r"soften(.|\n)*less than or equal to 1"),
+        ({"min_weight": -0.1}, "min_weight"),
     ],
 )
 def test_configuration_errors_name_the_setting(settings_: dict[str, object], named: str) -> None:

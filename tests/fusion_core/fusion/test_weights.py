@@ -42,12 +42,22 @@ def weights_of(block: Block) -> dict[str, float]:
     return {share.name: share.weight for share in block.shares}
 
 
-STRATEGIES = st.builds(
-    FusionConfig,
-    strategy=st.sampled_from(["min_ce", "avg_ce"]),
-    tau=st.sampled_from([0.05, 1.0]),
-    scope=st.sampled_from(["window", "span"]),
-    span_tokens=st.integers(1, 5),
+STRATEGIES = st.one_of(
+    st.builds(
+        FusionConfig,
+        strategy=st.sampled_from(["min_ce", "avg_ce"]),
+        tau=st.sampled_from([0.05, 1.0]),
+        scope=st.sampled_from(["window", "span"]),
+        span_tokens=st.integers(1, 5),
+        min_weight=st.sampled_from([0.0, 0.1]),
+    ),
+    st.builds(
+        FusionConfig,
+        strategy=st.just("online"),
+        rate=st.sampled_from([0.05, 0.5]),
+        prior=st.sampled_from([{}, {f"s{i}": 1.0 + i for i in range(6)}]),
+        min_weight=st.sampled_from([0.0, 0.1]),
+    ),
 )
 
 

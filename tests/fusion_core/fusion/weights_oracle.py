@@ -58,6 +58,8 @@ def oracle_weights(
 ) -> list[dict[str, float]]:
     """Per target token the weight of every source before masks."""
     num_tokens = encoding.num_tokens
+    if config.strategy == "online":
+        return oracle_online(sources, num_tokens, config)
     window = oracle_losses(sources, encoding, range(num_tokens))
     step = config.span_tokens if config.scope == "span" else num_tokens
     weights: list[dict[str, float]] = []
@@ -70,7 +72,7 @@ def oracle_weights(
             span_loss, everyone = window, [n for n, rows in sources.items() if rows.mask_T.any()]
         else:
             span_loss, everyone = oracle_losses(sources, encoding, span) or window, active
-        everyone = everyone or list(sources)
+        taking_part, everyone = len(everyone), everyone or list(sources)
         loss = {name: (span_loss or {}).get(name, 0.0) for name in everyone}
         if config.strategy == "fixed":
             raw = {name: config.weights[name] for name in everyone}
@@ -80,5 +82,32 @@ def oracle_weights(
         else:
             raw = {name: math.exp(-(x - min(loss.values())) / config.tau) for name, x in loss.items()}
         total = sum(raw.values())
-        weights += [{name: raw.get(name, 0.0) / total for name in sources}] * len(span)
+        normalised = {name: x / total for name, x in raw.items()}
+        if taking_part and config.strategy != "fixed":
+            normalised = floored(normalised, config.min_weight)
+        weights += [{name: normalised.get(name, 0.0) for name in sources}] * len(span)
+    return weights
+
+
+def floored(weights: dict[str, float], least: float) -> dict[str, float]:
+    return {name: least + (1 - len(weights) * least) * weight for name, weight in weights.items()}
+
+
+def oracle_online(sources: dict[str, ProjectedRows], num_tokens: int, config: FusionConfig) -> list[dict[str, float]]:
+    """Every row's weights from the start: the posterior by Bayes' rule among the sources that have the row."""
+    taking_part = [name for name, rows in sources.items() if rows.mask_T.any()] or list(sources)
+    prior = {name: config.prior.get(name, 1.0) for name in taking_part}
+    now = {name: x / sum(prior.values()) for name, x in prior.items()}
+    any_rows = any(rows.mask_T.any() for rows in sources.values())
+    weights = []
+    for t in range(num_tokens):
+        row = floored(now, config.min_weight) if any_rows else now
+        weights.append({name: row.get(name, 0.0) for name in sources})
+        having = [name for name in taking_part if sources[name].mask_T[t]]
+        likely = {name: now[name] * math.exp(float(sources[name].gold_T[t])) for name in having}
+        if sum(likely.values()) > 0:
+            held = sum(now[name] for name in having)
+            posterior = {name: now[name] for name in taking_part}
+            posterior |= {name: held * x / sum(likely.values()) for name, x in likely.items()}
+            now = {name: (1 - config.rate) * now[name] + config.rate * posterior[name] for name in taking_part}
     return weights
