@@ -187,7 +187,8 @@ def _candidate_logprobs(mixture: Mixture, token_ids_T: Int32, gold_T: Float32) -
 def _log_of_sum(logprobs_TK: Float32, tail_T: Float32, power: float) -> Float32:
     """Return the logarithm of the sum of a row's probabilities and its tail, each raised to a power."""
     whole_TK = np.concatenate([logprobs_TK, tail_T[:, None]], axis=1).astype(np.float64)
-    return np.logaddexp.reduce(power * whole_TK, axis=1).astype(np.float32)
+    sums_T: Float64 = np.logaddexp.reduce(power * whole_TK, axis=1)
+    return sums_T.astype(np.float32)
 
 
 def _shares(

@@ -1,4 +1,5 @@
-"""The page as one HTML file: style, program and figures are inside it, and a browser loads nothing else.
+"""The page as one HTML file: style and program are inside it. With its figures too a browser loads nothing else;
+without, it asks the server that it comes from, see `served_page`.
 
 A policy in the page lets the browser run this program only. All text reaches the page as text: escaped here, or as a
 string that the program puts into text nodes.
@@ -25,36 +26,49 @@ def token_page(view: dict[str, Any], *, title: str, before: str = "") -> str:
         title: heading of the page.
         before: text before the one that was scored, as it is to be shown.
     """
-    folder = files("services.web") / "page"
-    style, program = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    tokens = "".join(
+        f'<span role="option" id="t{place}" aria-selected="false">{html.escape(token)}</span>'
+        for place, token in enumerate(view["tokens"])
+    )
+    return _page(_part("page.js"), "", title=title, before=before, tokens=tokens, data=view)
+
+
+def asking_page(choices: dict[str, Any], *, title: str) -> str:
+    """Return the HTML of a page without a text that asks its server for one, at `view`.
+
+    Args:
+        choices: `splits` with their numbers of windows, `strategies`, `recipe_strategy` (the name of the recipe's), and
+            `first`, what is asked for when the page opens.
+        title: heading of the page until there is a text.
+    """
+    form = _SLOT.sub(lambda _: _as_data(choices), _part("asking.html"))
+    program = _part("page.js") + _part("asking.js")
+    return _page(program, "; connect-src 'self'", title=title, asking=form)
+
+
+def _page(
+    program: str, policy: str, *, title: str, asking: str = "", before: str = "", tokens: str = "", data: Any = None
+) -> str:
+    style = _part("page.css")
     slots = {
         "title": html.escape(title),
-        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(program)}'",
+        "policy": f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(program)}'{policy}",
         "style": style,
-        "summary": _summary(view),
-        "before": f'<p class="before" dir="auto">{html.escape(before)}</p>' if before else "",
-        "tokens": "".join(
-            f'<span role="option" id="t{place}" aria-selected="false">{html.escape(token)}</span>'
-            for place, token in enumerate(view["tokens"])
-        ),
-        "data": _as_data(view),
+        "asking": asking,
+        "before": html.escape(before),
+        "before_hidden": "" if before else " hidden",
+        "tokens": tokens,
+        "data": _as_data(data),
         "program": program,
     }
-    page = (folder / "page.html").read_text(encoding="utf-8")
-    return _SLOT.sub(lambda slot: slots[slot[1]], page)
+    return _SLOT.sub(lambda slot: slots[slot[1]], _part("page.html"))
 
 
-def _summary(view: dict[str, Any]) -> str:
-    """Return the table of the whole text's scores."""
-    rows = [("fused, " + strategy["name"], strategy["nats_per_byte"]) for strategy in view["strategies"]]
-    rows += [("source " + source["name"], source["nats_per_byte"]) for source in view["sources"]]
-    return "".join(
-        f'<tr><th scope="row"><bdi>{html.escape(name)}</bdi></th><td>{"-" if nats is None else f"{nats:.3f}"}</td></tr>'
-        for name, nats in rows
-    )
+def _part(name: str) -> str:
+    return (files("services.web") / "page" / name).read_text(encoding="utf-8")
 
 
-def _as_data(view: dict[str, Any]) -> str:
+def _as_data(view: Any) -> str:
     """Return JSON that cannot end the element that it stands in."""
     text = json.dumps(view, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -70,11 +70,11 @@ class Browser:
             if event["method"] == "Network.requestWillBeSent"
         ]
 
-    def open(self, file: Path) -> None:
-        """Open a file and wait until it is loaded."""
+    def open(self, page: Path | str) -> None:
+        """Open a file or an address and wait until it is loaded."""
         self.call("Network.enable")
         self._events.clear()
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._events.append(self._read())
 
@@ -82,6 +82,17 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression is true; the page itself looks, every 5 ms."""
+        look = f"(function look() {{ if ({expression}) done(true); else setTimeout(look, 5); }})();"
+        promise = f"new Promise((done) => {{ {look} }})"
+        answer = self.call("Runtime.evaluate", expression=promise, awaitPromise=True, returnByValue=True)
+        assert answer["result"].get("value") is True, answer
+
+    def type(self, text: str) -> None:
+        """Put text where the focus is, as a paste does."""
+        self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
         for kind in ("rawKeyDown", "keyUp"):

@@ -40,8 +40,11 @@ def headroom(
 
 def view(
     recipe: RecipeArgument,
-    html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write; a browser needs nothing else.")],
     set_: SetOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one page to this file and end; a browser needs nothing else."),
+    ] = None,
     text: Annotated[str | None, typer.Option(help="This text.")] = None,
     file: Annotated[Path | None, typer.Option(help="The text in this file, UTF-8.")] = None,
     window: Annotated[int, typer.Option(min=0, help="The window at this place of the split.")] = 0,
@@ -51,18 +54,37 @@ def view(
         typer.Option(help="Show a second strategy beside the recipe's; fixed weighs all sources alike."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="Candidates shown per row.")] = 5,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
 ) -> None:
-    """Write a page that shows, token by token, what each source says, in its own tokens and in the target's."""
+    """Show, token by token, what each source says, in its own tokens and in the target's; ctrl-C ends the page.
+
+    The page is served on 127.0.0.1 behind a token that its address carries: choose a window there, or type a text or a
+    conversation.
+    """
     from services.deploy.local_ray import enable_ray_authentication
 
     with user_errors():
         enable_ray_authentication()
-        from services.commands.analysis.view import chosen_passage, write_view
+        from services.commands.analysis.serve_view import serve_view
+        from services.commands.analysis.view import corpus_window, own_text, write_view
+        from services.commands.prepare import corpus_and_target, prepare
+        from services.web.served_page import AskedView
 
         checked = read_recipe(recipe, set_)
         given = file.read_bytes() if file is not None else text.encode() if text is not None else None
-        passage = chosen_passage(checked, text=given, split=split, window=window)
-        print_line(str(write_view(checked, passage, html, against=against, top=top)))
+        prepare(checked, save=False)
+        corpus = corpus_and_target(checked)
+        if given is not None:
+            passage = own_text(checked, given, "--text, --file")
+        else:
+            passage = corpus_window(checked, corpus, split, window)
+        if html is not None:
+            print_line(str(write_view(checked, passage, html, against=against, top=top)))
+            return
+        strategies = ("recipe",) if against is None else ("recipe", against)
+        asked = {"split": split, "window": window} if given is None else {"text": given.decode()}
+        first = AskedView.model_validate({**asked, "strategies": strategies, "top": top})
+        serve_view(checked, corpus, first, port=port, print_line=print_line)
 
 
 def export(

@@ -1,12 +1,10 @@
 "use strict";
-const view = JSON.parse(document.getElementById("data").textContent);
 const text = document.getElementById("text");
-const spans = Array.from(text.children);
 const detail = document.getElementById("detail");
 const legend = document.getElementById("legend");
 const NUM_SOURCE_STYLES = 6;
 const UPPER = { entropy: [0.5, 1.5, 3], disagreement: [0.02, 0.1, 0.3], loss: [0.7, 2.3, 4.6] };
-let mode = "winner", strategy = 0, selected = -1;
+let view = null, spans = [], mode = "winner", strategy = 0, selected = -1;
 
 function element(name, content, options) {
   const made = document.createElement(name);
@@ -181,14 +179,34 @@ document.getElementById("modes").addEventListener("change", (event) => {
   colour();
   if (selected >= 0) show(selected);
 });
-if (view.strategies.length > 1) {
-  const choices = document.getElementById("strategies");
-  choices.hidden = document.getElementById("change").hidden = false;
-  document.getElementById("change").hidden = false;
-  view.strategies.forEach((each, place) => {
+
+function begin(next) {
+  view = next;
+  spans = Array.from(text.children);
+  strategy = 0;
+  selected = -1;
+  const single = view.strategies.length < 2, choices = document.getElementById("strategies");
+  if (single && mode === "change") {
+    mode = "winner";
+    document.querySelector("input[value=winner]").checked = true;
+  }
+  choices.hidden = document.getElementById("change").hidden = single;
+  choices.replaceChildren(element("legend", "Strategy"), ...view.strategies.map((each, place) => {
     const label = element("label");
     label.append(element("input", null, { type: "radio", name: "strategy", value: String(place), checked: place === 0 }), " ", isolated(each.name));
-    choices.append(label);
-  });
+    return label;
+  }));
+  const scores = view.strategies.map((each) => ["fused, " + each.name, each.nats_per_byte])
+    .concat(view.sources.map((each) => ["source " + each.name, each.nats_per_byte]));
+  document.getElementById("scores").replaceChildren(...scores.map(([name, nats]) => {
+    const row = element("tr"), head = element("th", null, { scope: "row" });
+    head.append(isolated(name));
+    row.append(head, element("td", nats === null ? "-" : nats.toFixed(3)));
+    return row;
+  }));
+  text.removeAttribute("aria-activedescendant");
+  colour();
 }
-colour();
+
+const given = JSON.parse(document.getElementById("data").textContent);
+if (given) begin(given);
