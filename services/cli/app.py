@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from services.cli import answers, corpus, models, posttraining, scoring, serving, training, verifying
-from services.cli.analysis.commands import export, headroom, view
+from services.cli.analysis.commands import cloze, export, headroom, view
 from services.cli.beside.recall import app as recall_app
 from services.cli.k8s import app as k8s_app
 from services.cli.options import RecipeArgument, SetOption, out, print_line, read_recipe, user_errors
@@ -62,6 +62,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "distill": training.distill,
         "posttrain": posttraining.posttrain,
+        "cloze": cloze,
         "eval": training.evaluate,
         "runs": training.runs,
         "report": training.report,

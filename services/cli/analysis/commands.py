@@ -1,4 +1,4 @@
-"""`fusion headroom`, `view` and `export`: can fusing help, what does each source say, and the rows as a data set."""
+"""`fusion headroom`, `view`, `cloze`, `export`: can fusing help, what do sources say, tasks, and rows as a data set."""
 
 from __future__ import annotations
 
@@ -85,6 +85,26 @@ def view(
         asked = {"split": split, "window": window} if given is None else {"text": given.decode()}
         first = AskedView.model_validate({**asked, "strategies": strategies, "top": top})
         serve_view(checked, corpus, first, port=port, print_line=print_line)
+
+
+def cloze(
+    recipe: RecipeArgument,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or an empty one.")],
+    set_: SetOption = None,
+    split: Annotated[str, typer.Option(help="Split of the recipe's corpus.")] = "held_out",
+    per_document: Annotated[int, typer.Option(min=1, help="Most questions of a document.")] = 4,
+    seed: Annotated[int, typer.Option(help="Other words are asked for with another seed.")] = 0,
+) -> None:
+    """Write multiple-choice tasks (which word stood there?) from documents, for `fusion eval --tasks OUT`."""
+    from services.deploy.local_ray import enable_ray_authentication
+
+    with user_errors():
+        enable_ray_authentication()
+        from services.commands.analysis.cloze import write_cloze
+
+        checked = read_recipe(recipe, set_)
+        for name, number in write_cloze(checked, folder, split, per_document=per_document, seed=seed).items():
+            print_line(f"{name}: {number} questions")
 
 
 def export(
