@@ -51,7 +51,7 @@ def cloze_questions(windows: Sequence[Window], *, per_document: int, seed: int) 
         counts[window.domain].update(_WORD.findall(_text(window)))
         by_document[window.document].append(window)
     words = {domain: _Words(of_domain) for domain, of_domain in counts.items()}
-    questions = []
+    questions = list[Question]()
     for document, of_document in by_document.items():
         rng = random.Random(f"{seed}:{document}")
         questions += _of_document(of_document, words[of_document[0].domain], per_document, rng)
