@@ -46,6 +46,7 @@ class Chain:
         force: whether stages that the gate holds back are promoted all the same.
         recipe: the resolved recipe, YAML, kept beside every stage.
         note: called with a line about what happens.
+        measured: figures of models by their folder, with the same gate; the run's own are added.
     """
 
     config: PosttrainConfig
@@ -54,8 +55,8 @@ class Chain:
     force: bool = False
     recipe: str = ""
     note: Callable[[str], None] = lambda line: None
+    measured: dict[Path, Measured] = field(default_factory=dict)
     _results: list[StageResult] = field(default_factory=list)
-    _measured: dict[Path, Measured] = field(default_factory=dict)
 
     def run(self, *, start_over: bool = False) -> Path:
         """Run all stages that are not done, and return the folder that the last one promoted.
@@ -141,10 +142,10 @@ class Chain:
 
     def _measure(self, folder: Path, held_out: HeldOut) -> Measured:
         """Return a model's figures; they are taken once in a run, because every folder but the ends counts twice."""
-        if folder not in self._measured:
+        if folder not in self.measured:
             self.note(f"answering {len(held_out.prompts)} held-out prompts with {folder}")
-            self._measured[folder] = run_apart(self.config, measure, folder, self.config, held_out)
-        return self._measured[folder]
+            self.measured[folder] = run_apart(self.config, measure, folder, self.config, held_out)
+        return self.measured[folder]
 
 
 def read_data(config: PosttrainConfig) -> tuple[HeldOut, list[StageData]]:

@@ -23,6 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from services.base.atomic import write_whole
+
 Cell = str | int | float | bool | None
 
 
@@ -92,6 +94,20 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller samples")
     return parser
+
+
+def kept(name: str, file: Path, measure: Callable[[Report], None]) -> Report:
+    """Return what a part of a benchmark has measured, now or, where the file is there already, earlier."""
+    part = Report(name)
+    if file.is_file():
+        found = json.loads(file.read_text())
+        part.rows, part.checks = found["rows"], [Check(**check) for check in found["checks"]]
+        return part
+    measure(part)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"rows": part.rows, "checks": [asdict(check) for check in part.checks]}
+    write_whole(file, json.dumps(content, indent=1, default=_plain))
+    return part
 
 
 def in_turn(repetitions: int, *sides: Callable[[], object]) -> list[float]:
