@@ -28,7 +28,7 @@ from tests.bench.posttrain.implicit import SKILLS, Fusion
 from tests.bench.posttrain.preference import loss_and_formula
 
 _SEEDS = (20, 21, 22)
-"""Seeds that no setting was chosen by: those of `addition.GRPO` were chosen on seeds 2 and 10 to 12."""
+"""Seeds that no setting was chosen by; on seeds 2 and 10 the reward still rose after 200 and after 400 steps."""
 _MODEL = "smollm2-135m-instruct"
 
 
