@@ -114,7 +114,7 @@ class Fusion:
             return Chain(config, start, self.folder / name, force=True, measured=self.measured).run()
 
     def _prompts(self) -> list[dict[str, Any]]:
-        most = 4 if self.quick else _PROMPTS_OF_SKILL
+        most = 12 if self.quick else _PROMPTS_OF_SKILL
         rows = self._rows("prompts")
         return [row for skill in SKILLS for row in [r for r in rows if r["skill"] == skill][:most]]
 
