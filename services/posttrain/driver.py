@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run_stage(job: StageJob) -> None:
     """
     if job.config.num_workers == 0:
         train_here(job)
+        gc.collect()  # TRL's trainer and its model hold each other, and would stay beside the next stage's
     else:
         run_workers(partial(train_here, job), job.folder, job.config, use_gpu=_join(job.config))
 
