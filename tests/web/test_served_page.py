@@ -131,6 +131,8 @@ def test_a_text_is_typed_coloured_and_worked_by_keyboard(opened: Browser) -> Non
         opened.press(key)
         assert opened.evaluate("document.querySelector('[aria-selected=true]').id") == expected
     assert opened.evaluate("document.querySelector('#detail h2').textContent").startswith("Token 1 of ")
+    detail = opened.evaluate("document.getElementById('detail').textContent")
+    assert all(f"{name}: loss" in detail and f" by {name}" in detail for name in ("avg_ce", "min_ce"))
     opened.evaluate("ask.elements.second.value = ''")
     submit(opened)
     assert opened.evaluate("mode") == "winner" and opened.evaluate("selected") == -1

@@ -109,19 +109,21 @@ function show(token) {
   const heading = element("h2", "Token " + (token + 1) + " of " + spans.length + ": ");
   heading.append(isolated(view.labels[view.realised[token]]));
   parts.push(heading);
-  const measures = now.loss[token] === null ? "This token has no fused row: it is not learned from."
-    : "Loss " + nats(now.loss[token]) + ", entropy " + nats(now.entropy[token]) + ", disagreement " + nats(now.disagreement[token]) + ".";
-  parts.push(element("p", measures));
-  view.strategies.forEach((each, place) => {
-    if (each.loss[token] === null) return;
+  view.strategies.forEach((each) => {
+    const by = view.strategies.length > 1 ? each.name + ": " : "";
+    if (each.loss[token] === null) {
+      parts.push(element("p", by + "This token has no fused row: it is not learned from."));
+      return;
+    }
+    parts.push(element("p", by + "loss " + nats(each.loss[token]) + ", entropy " + nats(each.entropy[token]) + ", disagreement " + nats(each.disagreement[token]) + "."));
     const real = Math.exp(-each.loss[token]);
     parts.push(table("Fused, " + each.name + ": the real token has " + percent(real), ["target token", "p"], listed(each.fused[token][0], each.fused[token][1], token)));
   });
   view.sources.forEach((source, place) => {
-    const weight = now.weights[place][token];
+    const weights = view.strategies.map((each) => percent(each.weights[place][token]) + (view.strategies.length > 1 ? " by " + each.name : ""));
     const title = element("h3", "Source ");
     title.append(isolated(source.name));
-    title.append(": weight " + percent(weight) + (now.winner[token] === place ? ", best at this token" : ""));
+    title.append(": weight " + weights.join(", ") + (now.winner[token] === place ? ", best at this token" : ""));
     parts.push(title);
     const [opens, own] = source.own[token];
     const before = token > 0 || opens > 0 ? " (its row opens at byte " + opens + ")" : "";

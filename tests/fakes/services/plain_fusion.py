@@ -53,6 +53,7 @@ def plain_fusion(
     chat_templates: Sequence[str] = (),
     corpora: Sequence[str] = (),
     sources_by: Mapping[str, Any] | None = None,
+    fusion: Mapping[str, Any] | None = None,
     **service: Any,
 ) -> Iterator[PlainFusion]:
     """Two synthetic sources with vocabularies of their own, and what fuses them; `service` are keys of that section.
@@ -60,7 +61,7 @@ def plain_fusion(
     With `native` the target has the first source's tokenizer, else that of the folder `tokenizer`, or one of its own.
     `documents` are the corpus, generated ones by default; `windows` are keys of its section. `chat_templates` are the
     sources', where the corpus holds conversations, and one more may be the target's. `corpora` are folders of further
-    data sets, and `sources_by` is the key of section `fusion`.
+    data sets, and `sources_by` is the key of section `fusion`; `fusion` are further keys of it.
     """
     corpus = _write_documents(folder / "documents", documents)
     with ExitStack() as stack:
@@ -93,6 +94,7 @@ def plain_fusion(
                     "min_sources": min_sources,
                     "alignment": alignment,
                     "sources_by": sources_by or {},
+                    **(fusion or {}),
                 },
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
