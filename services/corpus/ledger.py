@@ -153,6 +153,10 @@ class Corpus:
     def num_bytes(self, split: str) -> int:
         return int(self._info(split)["num_bytes"])
 
+    def windows_per_group(self, split: str) -> int:
+        """Return the number of neighbours in a split that are read together; 0 where all of it is in memory."""
+        return int(self._info(split).get("windows_per_group", 0))
+
     def fingerprint(self, split: str) -> str:
         """Return the hash over the windows of the split: equal for the same text in the same windows."""
         return str(self._info(split)["fingerprint"])

@@ -38,9 +38,10 @@ READ_COLUMNS = ("text", "document", "start_byte", "context_start", "ends_documen
 
 GROUP_BYTES = 1 << 19
 """Approximate bytes of text in a row group, which is read as a whole."""
-_OPEN_SHARDS = 192
+_OPEN_SHARDS = 48
 """Shards that are kept open, with footers of about 0.5 MiB each in memory."""
-_CACHED_GROUPS = 32
+_CACHED_GROUPS = 64
+"""Row groups that are kept decoded: those that a few streams at once draw from, see `permutation.GroupPermutation`."""
 _FOOTER_END = 8
 """Bytes at the end of a Parquet file: the length of the footer and a mark."""
 
@@ -159,21 +160,26 @@ class ShardReader:
         Raises DamagedShardError, or UnreadableShardError, naming the shard.
         """
         key = shard.file, number
-        with self._lock:
-            if (batch := self._groups.get(key)) is not None:
-                self._groups.move_to_end(key)
+        if (batch := self._cached(key)) is not None:
+            return batch
+        opened = self._opened(shard)
+        with opened.lock:
+            if (batch := self._cached(key)) is not None:  # another thread has just read it
                 return batch
-        batch = self._read(shard, number)
-        with self._lock:
-            self._groups[key] = batch
-            while len(self._groups) > _CACHED_GROUPS:
-                self._groups.popitem(last=False)
+            batch = self._read(shard, opened, number, READ_COLUMNS)
+            with self._lock:
+                self._groups[key] = batch
+                while len(self._groups) > _CACHED_GROUPS:
+                    self._groups.popitem(last=False)
         return batch
 
     def groups(self, shard: Shard, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yield some columns of a shard's row groups in order, without keeping them; raises as `group` does."""
         for number in range(self._opened(shard).reader.num_row_groups):
-            yield self._read(shard, number, columns)
+            opened = self._opened(shard)
+            with opened.lock:
+                batch = self._read(shard, opened, number, columns)
+            yield batch
 
     def check_sizes(self, shards: Sequence[Shard]) -> None:
         """Raise DamagedShardError naming the first shard that is missing or has another size than the index says."""
@@ -190,12 +196,16 @@ class ShardReader:
         """Return the full path or URL of a shard, for messages."""
         return without_credentials(join_location(self._folder, shard.file))
 
-    def _read(self, shard: Shard, number: int, columns: Sequence[str] = READ_COLUMNS) -> pa.RecordBatch:
-        opened = self._opened(shard)
+    def _cached(self, key: tuple[str, int]) -> pa.RecordBatch | None:
+        with self._lock:
+            if (batch := self._groups.get(key)) is not None:
+                self._groups.move_to_end(key)
+            return batch
+
+    def _read(self, shard: Shard, opened: _OpenShard, number: int, columns: Sequence[str]) -> pa.RecordBatch:
         there = [name for name in columns if name in opened.columns]
         try:
-            with opened.lock:
-                table = opened.reader.read_row_group(number, columns=there, use_threads=False)
+            table = opened.reader.read_row_group(number, columns=there, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             with self._lock:
                 self._open.pop(shard.file, None)

@@ -20,8 +20,8 @@ _BYTE_CODES = np.random.default_rng(0).integers(1, 2**63, 256, dtype=np.uint64)
 _TABLE_SLOTS_PER_HASH = 8
 _MOST_TABLE_BITS = 31
 _3, _7 = np.uint64(3), np.uint64(7)
-_RANGE_HASHES = 1 << 24
-"""Number of hashes that are merged at once."""
+_RANGE_HASHES = 1 << 18
+"""Number of hashes that are merged at once, in about 50 bytes of memory each."""
 _HASHES, _TABLE = "known-runs", "known-runs-table"
 
 

@@ -38,11 +38,15 @@ class StreamPlan:
     `dealt` are shared out in blocks of `block_windows` neighbours in the order, to one rank after the other (see
     `services.wire.cursor.num_dealt`). Shards are disjoint and complete for any number of ranks.
 
+    Of a split with more than `MANY_WINDOWS`, the order draws windows that are read together near each other. A cursor
+    that was given out when all orders drew windows one by one goes on in that order.
+
     Attributes:
         num_windows: windows of the split, so of one epoch.
         block_windows: windows that come together, because they follow each other in a conversation.
         parts: instead of epochs.
         pools: by name, the splits other than the stream's that `parts` draw from.
+        windows_per_group: of the split, as in `Pool`.
     """
 
     split_fingerprint: str
@@ -54,6 +58,7 @@ class StreamPlan:
     block_windows: int = 1
     parts: tuple[Part, ...] = ()
     pools: Mapping[str, Pool] = field(default_factory=dict)
+    windows_per_group: int = 0
 
     def __post_init__(self) -> None:
         if self.world_size < 1:
@@ -69,18 +74,25 @@ class StreamPlan:
     @property
     def fingerprint(self) -> str:
         """Return a hash of all that a cursor refers to. World size is no part of it: it may change during a stream."""
+        return self._fingerprint(in_groups=True)
+
+    def _fingerprint(self, *, in_groups: bool) -> str:
         text = f"{self.split_fingerprint}:{self.seed}"
         if self.block_windows > 1:
             text += f":{self.block_windows}"
         if self.parts:
             pools = {name: self._all_pools[name].fingerprint for part in self.parts for name, _ in part.weights}
             text += ":" + json.dumps([[(part.num_windows, part.weights) for part in self.parts], sorted(pools.items())])
+        names = {name for part in self.parts for name, _ in part.weights} or {""}
+        groups = {name: self._all_pools[name].group(self.block_windows) for name in sorted(names)}
+        if in_groups and any(groups.values()):
+            text += ":groups:" + json.dumps(groups)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def windows(self, cursor: Cursor | None) -> Iterator[OrderedWindow]:
         """Return the windows from `cursor` on; raises FailedPreconditionError for a cursor of another plan."""
         at = cursor or Cursor(epoch=0, dealt=0, received=0, plan=self.fingerprint)
-        if at.plan != self.fingerprint:
+        if at.plan not in {self.fingerprint, self._fingerprint(in_groups=False)}:
             raise FailedPreconditionError(
                 f"cursor.plan: {at.plan} belongs to another data set, split, seed or parts; this stream has "
                 f"{self.fingerprint}"
@@ -99,22 +111,28 @@ class StreamPlan:
 
     @property
     def _all_pools(self) -> dict[str, Pool]:
-        return {**self.pools, "": Pool(self.split_fingerprint, self.num_windows)}
+        return {**self.pools, "": Pool(self.split_fingerprint, self.num_windows, self.windows_per_group)}
 
     def _part(self, number: int) -> Part:
         return self.parts[number] if self.parts else Part(self.num_windows)
 
-    def _order(self, number: int) -> PartOrder:
+    def _order(self, number: int, *, in_groups: bool) -> PartOrder:
         drawn = Counter({"": number * self.num_windows} if not self.parts else {})
         for part in self.parts[:number]:
             drawn.update(part.drawn())
-        sizes = {name: pool.num_windows for name, pool in self._all_pools.items()}
-        return PartOrder(self._part(number), drawn, sizes, seed=self.seed, block=self.block_windows)
+        return PartOrder(
+            self._part(number),
+            drawn,
+            self._all_pools,
+            seed=self.seed,
+            block=self.block_windows,
+            in_groups=in_groups,
+        )
 
     def _windows(self, at: Cursor) -> Iterator[OrderedWindow]:
-        dealt, received, plan = at.dealt, at.received, self.fingerprint
+        dealt, received, plan = at.dealt, at.received, at.plan
         for epoch in range(at.epoch, self._num_parts):
-            order = self._order(epoch)
+            order = self._order(epoch, in_groups=plan == self.fingerprint)
             for number in range(received, self._shard_size(dealt, self._part(epoch).num_windows)):
                 position = dealt_position(
                     self.rank, self.world_size, number, shared_from=dealt, block_windows=self.block_windows

@@ -10,18 +10,28 @@ from functools import lru_cache
 import numpy as np
 
 from services.base.errors import InvalidArgumentError
-from services.fusion.permutation import BlockPermutation
+from services.fusion.permutation import BlockPermutation, GroupPermutation
 
 MAX_WEIGHT = 10_000
 """Largest sum of the weights of a part's pools, once common factors are taken out."""
+MANY_WINDOWS = 1 << 18
+"""Largest number of windows that are shuffled one by one; of more, neighbours on disk are drawn near each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A split of the data set from which windows are drawn."""
+    """A split of the data set from which windows are drawn.
+
+    `windows_per_group` is the number of neighbours that are read together; 0 where all are in memory.
+    """
 
     fingerprint: str
     num_windows: int
+    windows_per_group: int = 0
+
+    def group(self, block: int) -> int:
+        """Return the number of windows that the order keeps near each other: whole blocks, 0 for a small pool."""
+        return self.windows_per_group // block * block if self.num_windows > MANY_WINDOWS else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,29 +114,44 @@ class PartOrder:
     Args:
         part: the part.
         drawn_before: by pool, the number of windows that earlier parts draw.
-        sizes: by pool, its number of windows.
+        pools: by name.
         seed: of the orders of the passes.
         block: windows that stay together, neighbours in the pool's split.
+        in_groups: whether a large pool is drawn group by group.
     """
 
     def __init__(
-        self, part: Part, drawn_before: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, block: int
+        self,
+        part: Part,
+        drawn_before: Mapping[str, int],
+        pools: Mapping[str, Pool],
+        *,
+        seed: int,
+        block: int,
+        in_groups: bool,
     ) -> None:
         self._names, self._pattern = [name for name, _ in part.weights], part.pattern
-        self._drawn_before, self._sizes, self._seed, self._block = drawn_before, sizes, seed, block
-        self._passes: dict[str, tuple[int, BlockPermutation]] = {}
+        self._drawn_before, self._pools, self._seed, self._block = drawn_before, pools, seed, block
+        self._in_groups = in_groups
+        self._passes: dict[str, tuple[int, BlockPermutation | GroupPermutation]] = {}
 
     def __getitem__(self, position: int) -> Place:
         number, ordinal = self._pattern[position]
         name = self._names[number]
-        pass_number, within = divmod(self._drawn_before.get(name, 0) + ordinal, self._sizes[name])
+        pass_number, within = divmod(self._drawn_before.get(name, 0) + ordinal, self._pools[name].num_windows)
         return Place(name, pass_number, self._order(name, pass_number)[within])
 
-    def _order(self, name: str, pass_number: int) -> BlockPermutation:
+    def _order(self, name: str, pass_number: int) -> BlockPermutation | GroupPermutation:
         known = self._passes.get(name)
         if known is None or known[0] != pass_number:
             key = f"{self._seed}:{pass_number}" + (f":{name}" if name else "")
-            known = self._passes[name] = pass_number, BlockPermutation(self._sizes[name], key, self._block)
+            pool = self._pools[name]
+            group = pool.group(self._block) if self._in_groups else 0
+            if group:
+                known = pass_number, GroupPermutation(pool.num_windows, key, self._block, group)
+            else:
+                known = pass_number, BlockPermutation(pool.num_windows, key, self._block)
+            self._passes[name] = known
         return known[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 _ROUNDS = 6
+_GROUPS_AT_ONCE = 8
 
 
 class Permutation:
@@ -45,3 +46,27 @@ class BlockPermutation:
     def __getitem__(self, position: int) -> int:
         number, within = divmod(position, self._block)
         return position if number >= self._whole else self._blocks[number] * self._block + within
+
+
+class GroupPermutation:
+    """A permutation of 0..size-1 for numbers whose neighbours are read from disk together, in groups.
+
+    Groups of `group` neighbours are shuffled as a whole, and then, of every few groups that follow each other in that
+    order, the blocks of `block` neighbours; `group` is a multiple of `block`. A reader that keeps a few groups in
+    memory reads each of them once.
+    """
+
+    def __init__(self, size: int, key: str, block: int, group: int) -> None:
+        assert group % block == 0, (group, block)
+        self._size, self._key, self._block = size, key, block
+        self._groups = BlockPermutation(size, key, group)
+        self._stretch = group * _GROUPS_AT_ONCE
+        self._last: tuple[int, BlockPermutation] | None = None
+
+    def __getitem__(self, position: int) -> int:
+        number, within = divmod(position, self._stretch)
+        last = self._last
+        if last is None or last[0] != number:
+            size = min(self._stretch, self._size - number * self._stretch)
+            last = self._last = number, BlockPermutation(size, f"{self._key}:{number}", self._block)
+        return self._groups[number * self._stretch + last[1][within]]

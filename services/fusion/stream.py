@@ -113,6 +113,7 @@ class FusedStream:
             block_windows=block_windows(corpus, request.split),
             parts=_parts(request),
             pools=_pools(request, corpus),
+            windows_per_group=corpus.windows_per_group(request.split),
         )
         self._windows = self._plan.windows(Cursor.from_proto(request.cursor) if request.HasField("cursor") else None)
 
@@ -242,7 +243,9 @@ def _pools(request: fusion_pb2.StreamFusedOpen, corpus: Corpus) -> dict[str, Poo
                     f"{', '.join(sorted(corpus.splits))}"
                 )
             if split != request.split:
-                pools[split] = Pool(corpus.fingerprint(split), corpus.num_windows(split))
+                pools[split] = Pool(
+                    corpus.fingerprint(split), corpus.num_windows(split), corpus.windows_per_group(split)
+                )
     return pools
 
 
