@@ -61,10 +61,12 @@ def live(recipe_file: Path) -> Iterator[Live]:
     from services.commands.prepare import prepare
     from services.deploy.up import up
     from services.recipes.load import load_recipe
+    from tests.fakes.files.many_shards import many_shards
     from tests.fakes.live import Live
 
     recipe = load_recipe(recipe_file)
-    resolved = prepare(recipe)
+    with many_shards(1 << 12):
+        resolved = prepare(recipe)
     deployment = up(recipe, resolved, lambda states: None)
     try:
         yield Live(recipe, resolved, deployment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from services.base.atomic import FOREIGN_SECONDS, PARTIAL_SUFFIX, partial_name, 
 from services.base.credentials import without_credentials
 from services.base.home import expand_user
 from services.base.object_store import PROTOCOLS, without_folders
+
+_PIECE_BYTES = 1 << 23
+"""Bytes that are held in memory while a file is uploaded."""
 
 
 def open_location(location: str | Path, setting: str) -> tuple[Any, str]:
@@ -61,6 +65,11 @@ class Files:
             problem = f"{without_credentials(root)}: {without_credentials(str(error))}"
             raise ValueError(f"{setting}: cannot write to {problem}") from error
 
+    @property
+    def local_folder(self) -> Path | None:
+        """The root as a folder of this machine; None for a URL of another kind."""
+        return Path(self._folder) if self._local else None
+
     def location(self, path: str) -> str:
         """Return the full path or URL of a file, for messages."""
         return without_credentials(join_location(self.root, path))
@@ -91,6 +100,27 @@ class Files:
                 return data
         except FileNotFoundError:
             return None
+
+    def upload(self, path: str, file: Path) -> None:
+        """Copy a local file to `path`, piece by piece; a reader may find a part of it until this returns."""
+        full = f"{self._folder}/{path}"
+        if self._has_folders:
+            self._files.create_dir(full.rpartition("/")[0], recursive=True)
+        with file.open("rb") as source, self._files.open_output_stream(full) as stream:
+            shutil.copyfileobj(source, stream, _PIECE_BYTES)
+
+    def copy(self, path: str, other: str) -> None:
+        """Copy a file to another path below the root; a reader may find a part of it until this returns."""
+        full = f"{self._folder}/{other}"
+        if self._has_folders:
+            self._files.create_dir(full.rpartition("/")[0], recursive=True)
+        self._files.copy_file(f"{self._folder}/{path}", full)
+
+    def delete_all(self, folder: str) -> None:
+        """Delete a folder with all that is below it, if it is there."""
+        full = f"{self._folder}/{folder}"
+        if self._files.get_file_info(full).type == fs.FileType.Directory:
+            self._files.delete_dir(full)
 
     def open(self, path: str) -> Any:
         """Open a file for random access; FileNotFoundError when there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,13 @@ def expand_user(path: str | Path, setting: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{setting}: nobody knows the home directory of {path}; give a path without ~") from error
+
+
+def lock_place(location: str) -> Path:
+    """Return the path whose lock guards a folder; that of a URL holds on this machine only."""
+    if "://" not in location:
+        return Path(location)
+    return fusion_home() / "locks" / hashlib.sha256(location.encode()).hexdigest()[:16]
 
 
 @contextmanager

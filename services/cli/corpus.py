@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from services.base.credentials import without_credentials
+from services.base.files import join_location
 from services.cli.options import RecipeArgument, SetOption, err, out, print_line, read_recipe, user_errors
 
 
@@ -15,7 +17,7 @@ def corpus(
     ray_address: Annotated[
         str | None,
         typer.Option(
-            help="Run as a job on this Ray cluster (dashboard, http://host:8265), whose nodes share the folder."
+            help="Run as a job on this Ray cluster (dashboard, http://host:8265), whose nodes share the run's folder."
         ),
     ] = None,
 ) -> None:
@@ -32,4 +34,4 @@ def corpus(
         ledger = clean_here(checked, err)
         for line in lines_of(ledger):
             print_line(line)
-        print_line(f"{checked.curated_folder / 'corpus.html'}")
+        print_line(without_credentials(join_location(checked.curated_location, "corpus.html")))

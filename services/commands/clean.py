@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from services.base.atomic import whole_file
 from services.base.errors import RunFailedError, ServiceError, SettingError
+from services.base.files import Files
 from services.base.progress_bars import plain_console, window_progress
 from services.corpus.cleaning.page import page_of
 from services.corpus.cleaning.pipeline import clean
@@ -41,11 +43,13 @@ def clean_recipe(recipe: Recipe, run_all: RunAll, console: Console) -> dict[str,
         raise RecipeError("curate: the recipe has no such section; it names the files to clean")
     try:
         with window_progress(console, "shards") as progress:
-            ledger = clean(recipe.curate, recipe.curated_folder.absolute(), run_all, progress)
+            ledger = clean(recipe.curate, recipe.curated_location, run_all, progress)
     except SettingError as error:
         raise RecipeError(f"curate.{error}") from error
-    with whole_file(recipe.curated_folder.absolute() / PAGE) as partial:
-        write_page(page_of(ledger, recipe.name), f"{recipe.name}: corpus", partial)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / PAGE
+        write_page(page_of(ledger, recipe.name), f"{recipe.name}: corpus", page)
+        Files(recipe.curated_location, "curate.folder").write(PAGE, page.read_bytes())
     return ledger
 
 

@@ -10,7 +10,7 @@ from fusion_core.fusion import DEFAULT_DOMAIN
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
 from services.commands.recall.corpus import recalled_corpus
-from services.corpus.cleaning.pipeline import check_curated
+from services.corpus.cleaning.published import DOCUMENTS, check_curated, copy_documents
 from services.corpus.ledger import Corpus
 from services.corpus.prepare import WindowTokenizer, plan_corpus, read_text
 from services.distill.target.prepare import prepare_target
@@ -61,7 +61,9 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
     print_line(f"corpus {recipe.corpus.name}")
     if recipe.curate is not None and recipe.reads_curated:
         try:
-            check_curated(recipe.curate, recipe.curated_folder)
+            ledger = check_curated(recipe.curate, recipe.curated_location)
+            if (url := recipe.curate.folder) is not None:
+                copy_documents(url, ledger["identity"], recipe.curated_folder.absolute() / DOCUMENTS)
         except SettingError as error:
             raise RecipeError(f"curate.{error}") from error
     try:

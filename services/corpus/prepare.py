@@ -10,7 +10,6 @@ the same settings, files and tokenizers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from pyarrow import fs
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import SettingError
 from services.base.files import Files, open_location
-from services.base.home import exclusive, fusion_home
+from services.base.home import exclusive, lock_place
 from services.base.processes import Workers
 from services.corpus.config import CorpusConfig
 from services.corpus.drawn import Draw, DrawnDocuments, Sizes
@@ -85,7 +84,7 @@ class CorpusText:
     @cached_property
     def documents(self) -> DrawnDocuments:
         """The documents; they are read when they are first needed, and kept on disk as long as this object."""
-        return DrawnDocuments(self._files, self.config, _lock_place(self.folder), self._sizes)
+        return DrawnDocuments(self._files, self.config, lock_place(self.folder), self._sizes)
 
     def train_texts(self) -> Iterator[str]:
         """Yield the train documents, at most `train_bytes` of them."""
@@ -134,19 +133,12 @@ def plan_corpus(text: CorpusText, tokenizers: Sequence[WindowTokenizer] = ()) ->
         [each.name, each.identity, each.max_tokens, each.reads_context, *([each.template] if each.template else [])]
         for each in tokenizers
     ]
-    with exclusive(_lock_place(text.folder)):
+    with exclusive(lock_place(text.folder)):
         corpus = text.planned()
         if corpus is None or corpus.record["planned_for"] != planned_for:
             _write_ledger(text, _readers(tokenizers), planned_for)
             corpus = Corpus.open(text.folder)
     return corpus
-
-
-def _lock_place(folder: str) -> Path:
-    """Return the path whose lock guards a folder; that of a URL holds on this machine only."""
-    if "://" not in folder:
-        return Path(folder)
-    return fusion_home() / "locks" / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
 def _readers(tokenizers: Sequence[WindowTokenizer]) -> list[Reader]:

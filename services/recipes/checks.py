@@ -111,6 +111,7 @@ def _check_credentials(recipe: Recipe) -> None:
     """Raise ValueError for a URL with a password in it."""
     stores = [("service.store", recipe.service.store), ("distill.storage", recipe.distill.storage)]
     stores += [("corpus.folder", recipe.corpus.folder)]
+    stores += [("curate.folder", recipe.curate.folder)] if recipe.curate is not None else []
     stores += [("sample.store", recipe.sample.store)] if recipe.sample is not None else []
     for key, location in stores:
         if location is not None:

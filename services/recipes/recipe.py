@@ -97,8 +97,14 @@ class Recipe(Settings):
 
     @property
     def curated_folder(self) -> Path:
-        """The folder of section `curate`: its steps, their ledger, and the documents that are left."""
+        """The folder of section `curate`: the documents that are left, with steps and ledger unless they have a URL."""
         return self.run_folder / "curate"
+
+    @property
+    def curated_location(self) -> str:
+        """The folder or URL of the steps of section `curate`, their ledger and the documents that are left."""
+        url = self.curate.folder if self.curate is not None else None
+        return url or str(self.curated_folder.absolute())
 
     @property
     def recall_folder(self) -> Path:

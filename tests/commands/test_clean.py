@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from services.base.files import Files
 from services.cli.app import app
 from services.commands.prepare import corpus_and_target
 from services.corpus.prepare import plan_corpus, read_text
@@ -74,6 +75,21 @@ def test_the_corpus_is_what_is_left(recipe: dict[str, Any]) -> None:
     assert saved_again.corpus.domain_field == "domain"
 
 
+def test_steps_ledger_and_page_lie_at_a_url_and_the_run_has_a_copy_of_the_documents(recipe: dict[str, Any]) -> None:
+    recipe["curate"] |= {"folder": f"memory:/{Path.cwd()}/cleaned"}
+    file = written(recipe)
+    done = CliRunner().invoke(app, ["corpus", file], terminal_width=400)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == f"memory:/{Path.cwd()}/cleaned/corpus.html"
+    assert not Path("runs/mine/curate").exists()
+    kept = Files(recipe["curate"]["folder"], "folder")
+    assert b"fewer words than" in (kept.read("corpus.html") or b"")
+    ledger = json.loads(kept.read("ledger.json") or b"")
+    corpus = corpus_and_target(load_recipe(file))
+    assert corpus.record["num_documents"] == ledger["kept"] >= 4
+    assert corpus_and_target(load_recipe(file)).record == corpus.record
+
+
 def test_a_corpus_of_its_own_files_is_left_alone(recipe: dict[str, Any]) -> None:
     checked = load_recipe(written(recipe | {"corpus": {"files": ["a.jsonl"]}}))
     assert checked.corpus.files == ("a.jsonl",)
@@ -87,6 +103,8 @@ def test_a_corpus_of_its_own_files_is_left_alone(recipe: dict[str, Any]) -> None
         ("curate.colour", "red", "curate.colour: unknown key"),
         ("curate.files", ["*.none"], "curate.files.0: no file matches"),
         ("curate.shards", 0, "curate.shards: "),
+        ("curate.folder", "cleaned", "curate.folder: "),
+        ("curate.folder", "s3://id:secret@bucket/cleaned", "curate.folder: a s3:// URL with credentials"),
         ("curate.language", {"keep": ["English"]}, "curate.language.keep.0: "),
         ("curate.seconds_per_megabyte", {"b": 1}, "curate.seconds_per_megabyte: no source is called b; there are a"),
         ("corpus.format", "conversations", "corpus.format: curated documents have parquet"),

@@ -29,6 +29,7 @@ from tests.drill.consumer import ConsumerSettings
 from tests.drill.ledger import LedgerReader, digest_of
 from tests.drill.recomputation import Recomputation
 from tests.drill.relay import Relay
+from tests.fakes.files.many_shards import many_shards
 from tests.fakes.services.local_serve import kill, local_serve
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
@@ -161,7 +162,8 @@ class Scene:
             (self._documents / f"{number:03}.txt").write_text(text, encoding="utf-8")
         for size, name in zip((450, 550, 500), _PACE, strict=True):
             make_tiny_model(self.folder / name, vocabulary_size=size, seed=self._seed + size)
-        prepare(self.recipe)
+        with many_shards(1 << 13):
+            prepare(self.recipe)
         self.start_gamma()
         service = self.recipe.service
         to_proxy = self._stack.enter_context(Relay(service.grpc_port))

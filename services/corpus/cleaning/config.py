@@ -120,6 +120,8 @@ class CurateConfig(Settings):
     shards: files that every step writes, and tasks that run side by side. It decides the order of documents.
     workers: tasks at once on this machine; null takes a task per core.
     seconds_per_megabyte: time that a source takes for a million bytes, by its name, for the time saved.
+    folder: URL such as s3://bucket/folder where steps, documents, ledger and page are kept; null keeps them in the
+        run's folder.
     """
 
     files: Globs
@@ -137,3 +139,4 @@ class CurateConfig(Settings):
     decontaminate: DecontaminateConfig | None = None
     repositories: RepositoriesConfig | None = None
     seconds_per_megabyte: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    folder: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*://")] | None = None

@@ -12,8 +12,7 @@ from services.corpus.cleaning.shards import (
     Drop,
     RawDocument,
     ShardWriter,
-    read_shard,
-    shard_folder,
+    StepFiles,
 )
 from services.corpus.cleaning.tally import Tally
 
@@ -28,11 +27,11 @@ class Filter(Protocol):
         """Return the judge of a task's documents; it is called with them in order, a batch at a time."""
 
 
-def filter_shard(source: Path, chosen: Filter, task: int, folder: Path) -> Tally:
-    """Filter a shard of the step at `source` into `folder`."""
+def filter_shard(source: StepFiles, chosen: Filter, task: int, folder: Path) -> Tally:
+    """Filter a shard of the step `source` into `folder`."""
     judge, tally = chosen.open(task), Tally()
     with ShardWriter(folder / KEPT) as kept, ShardWriter(folder / DROPPED, with_reasons=True) as dropped:
-        for batch in read_shard(shard_folder(source, task) / KEPT):
+        for batch in source.documents(task):
             sizes = [document.num_bytes for document in batch]
             for document, num_bytes, found in zip(batch, sizes, judge(batch, tally), strict=True):
                 tally.take(num_bytes)

@@ -5,16 +5,14 @@
     FOLDER/documents/DOMAIN.TASK.parquet     what the corpus is made of
     FOLDER/ledger.json                       counts of every step
 
-A step whose identity has changed is done again, and with it all that follow.
+FOLDER may be a URL. A step whose identity has changed is done again, and with it all that follow.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
@@ -22,14 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from services.base.atomic import whole_folder, write_whole
 from services.base.errors import RunFailedError, SettingError
-from services.base.home import exclusive
+from services.base.files import Files
+from services.base.home import exclusive, lock_place
 from services.corpus.cleaning.config import CurateConfig
 from services.corpus.cleaning.filtering import Filter, filter_shard
 from services.corpus.cleaning.inputs import InputFile, deal, input_files
+from services.corpus.cleaning.published import LEDGER, publish
 from services.corpus.cleaning.reading import format_of, read_shard_of_files
-from services.corpus.cleaning.shards import KEPT, ShardWriter, read_shard, shard_folder
+from services.corpus.cleaning.shards import ShardWriter, StepFiles
 from services.corpus.cleaning.steps.contamination import Decontaminate, check_suites
 from services.corpus.cleaning.steps.duplicates import RemoveCopies, find_copies, write_hashes
 from services.corpus.cleaning.steps.language import ChooseLanguages
@@ -43,7 +42,7 @@ from services.corpus.cleaning.tasks import RunAll, Step, read_record, run_step
 
 VERSION = 1
 """Changes when the same settings and files give other documents."""
-DOCUMENTS, LEDGER = "documents", "ledger.json"
+_STEP = "step.json"
 _MOST_DOMAINS, OTHERS = 64, "others"
 """Domains of a shard that have a file each, all of which are open at once, and the name of the file of all others."""
 _DECIDING = ("datatrove", "py3langid", "scikit-learn", "trafilatura", "pyarrow", "numpy")
@@ -52,8 +51,10 @@ Report = Callable[[str, int, int], None]
 """Called with a step, the number of its tasks that are done, and that of all."""
 
 
-def clean(config: CurateConfig, folder: Path, run_all: RunAll, report: Report = lambda *_: None) -> dict[str, Any]:
-    """Clean the files of a `curate` section into `folder`; return the ledger. Done steps are not done again.
+def clean(
+    config: CurateConfig, folder: Path | str, run_all: RunAll, report: Report = lambda *_: None
+) -> dict[str, Any]:
+    """Clean the files of a `curate` section into a folder or URL; return the ledger. Done steps are not done again.
 
     Raises:
         SettingError: a setting cannot be honoured.
@@ -62,22 +63,22 @@ def clean(config: CurateConfig, folder: Path, run_all: RunAll, report: Report = 
     """
     require_extra()
     files = check_inputs(config)
-    with exclusive(folder):
-        steps = list(_steps(config, files, folder))
+    with exclusive(lock_place(str(folder))):
+        out = Files(str(folder), "folder")
+        steps = list(_steps(config, files, out))
         before = ""
         for step in steps:
             before = _identity(before, step)
-            step_folder = folder / step.name
-            _begin(step_folder, before)
-            run_step(step, step_folder, run_all, partial(_report, report, step))
-        ledger = _ledger(config, steps, folder, before)
-        _publish(folder, steps[-1], before)
-        write_whole(folder / LEDGER, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
-        for left in folder.iterdir():
-            if left.is_dir() and (left / "step.json").exists() and left.name not in {step.name for step in steps}:
-                shutil.rmtree(left)  # a step that is left out now
+            _begin(out, step.name, before)
+            run_step(step, out, run_all, partial(_report, report, step))
+        ledger = _ledger(config, steps, out, before)
+        publish(out, steps[-1], before)
+        out.write(LEDGER, (json.dumps(ledger, indent=2, ensure_ascii=False) + "\n").encode())
+        for left in set(out.folders("")) - {step.name for step in steps}:
+            if out.read(f"{left}/{_STEP}") is not None:
+                _delete_step(out, left)  # it is left out now
     if not ledger["kept"]:
-        raise RunFailedError(f"curate: none of {ledger['documents_in']} documents is left; see {folder / LEDGER}")
+        raise RunFailedError(f"curate: none of {ledger['documents_in']} documents is left; see {out.location(LEDGER)}")
     return ledger
 
 
@@ -110,47 +111,49 @@ def _identity(before: str, step: Step) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _begin(step_folder: Path, identity: str) -> None:
+def _begin(out: Files, step: str, identity: str) -> None:
     """Delete a step that was made from something else."""
-    record = step_folder / "step.json"
     try:
-        same = json.loads(record.read_text())["identity"] == identity
+        same = json.loads(out.read(f"{step}/{_STEP}") or b"")["identity"] == identity
     except (OSError, ValueError, KeyError):
         same = False
     if not same:
-        record.unlink(missing_ok=True)
-        shutil.rmtree(step_folder, ignore_errors=True)
-        step_folder.mkdir(parents=True)
-        write_whole(record, json.dumps({"identity": identity}) + "\n")
+        _delete_step(out, step)
+        out.write(f"{step}/{_STEP}", (json.dumps({"identity": identity}) + "\n").encode())
 
 
-def _steps(config: CurateConfig, files: list[InputFile], folder: Path) -> Iterator[Step]:
+def _delete_step(out: Files, step: str) -> None:
+    out.delete(f"{step}/{_STEP}")  # first: without it, what is left of a step that a kill spares counts for nothing
+    out.delete_all(step)
+
+
+def _steps(config: CurateConfig, files: list[InputFile], out: Files) -> Iterator[Step]:
     """Yield the steps in their order; each reads the one before it that has documents."""
     shards, dealt = config.shards, deal(files, config.shards)
     versions = {name: version(name) for name in _DECIDING}
     reading = [config.format, config.text_field, config.separator]
     identity = [VERSION, versions, reading, [file.identity() for file in files]]
     yield Step("read", identity, partial(read_shard_of_files, dealt, config), shards)
-    source = folder / "read"
+    source = StepFiles(out, "read")
 
     def filtering(name: str, settings: Any, chosen: Filter) -> Step:
         nonlocal source
-        before, source = source, folder / name
+        before, source = source, StepFiles(out, name)
         return Step(name, settings, partial(filter_shard, before, chosen), shards)
 
     if config.exact_duplicates:
         yield Step("exact_hashes", None, partial(write_hashes, source), shards)
-        yield Step("exact_search", None, partial(find_copies, folder / "exact_hashes", shards), 1)
-        yield filtering("exact_duplicates", None, RemoveCopies(folder / "exact_search", "exact_copy"))
+        yield Step("exact_search", None, partial(find_copies, StepFiles(out, "exact_hashes"), shards), 1)
+        yield filtering("exact_duplicates", None, RemoveCopies(StepFiles(out, "exact_search"), "exact_copy"))
     if config.language is not None:
         yield filtering("language", config.language.model_dump(), ChooseLanguages(config.language))
     if config.rules is not None:
         yield filtering("rules", config.rules.model_dump(), Rules(config.rules))
     if (near := config.near_duplicates) is not None:
         yield Step("near_signatures", near.model_dump(), partial(write_signatures, source, near), shards)
-        search = partial(find_near_copies, folder / "near_signatures", shards, near.threshold)
+        search = partial(find_near_copies, StepFiles(out, "near_signatures"), shards, near.threshold)
         yield Step("near_search", None, search, 1)
-        yield filtering("near_duplicates", None, RemoveCopies(folder / "near_search", "near_copy"))
+        yield filtering("near_duplicates", None, RemoveCopies(StepFiles(out, "near_search"), "near_copy"))
     if (safety := config.safety) is not None:
         lists = {
             name: _identities(getattr(safety, name), f"safety.{name}")
@@ -161,14 +164,14 @@ def _steps(config: CurateConfig, files: list[InputFile], folder: Path) -> Iterat
         examples = [_identities(quality.good, "quality.good"), _identities(quality.bad, "quality.bad")]
         train = partial(train_quality, quality, config)
         yield Step("quality_model", [reading, examples], train, 1)
-        yield filtering("quality", quality.threshold, Quality(folder / "quality_model", quality.threshold))
+        yield filtering("quality", quality.threshold, Quality(StepFiles(out, "quality_model"), quality.threshold))
     if (suites := config.decontaminate) is not None:
         known = [suites.model_dump(), _identities(suites.suites, "decontaminate.suites")]
         yield filtering("decontaminate", known, Decontaminate(suites, json.dumps(known)))
     if (joining := config.repositories) is not None:
         join = partial(join_repositories, source, shards, joining.max_bytes)
         yield Step("repositories", joining.max_bytes, join, shards)
-        source = folder / "repositories"
+        source = StepFiles(out, "repositories")
     yield Step("by_domain", None, partial(_write_domains, source), shards)
 
 
@@ -176,11 +179,11 @@ def _identities(patterns: tuple[str, ...] | None, setting: str) -> list[Any]:
     return [file.identity() for file in input_files(patterns, setting)] if patterns else []
 
 
-def _write_domains(source: Path, task: int, folder: Path) -> None:
+def _write_domains(source: StepFiles, task: int, folder: Path) -> None:
     """Write a shard as one file for each of its first domains, `DOMAIN.TASK.parquet`, and one for all others."""
     writers: dict[str, ShardWriter] = {}
     try:
-        for batch in read_shard(shard_folder(source, task) / KEPT):
+        for batch in source.documents(task):
             for document in batch:
                 name = re.sub(r"[^\w-]+", "_", document.domain)[:64] or "documents"
                 if name not in writers and len(writers) >= _MOST_DOMAINS:
@@ -193,27 +196,11 @@ def _write_domains(source: Path, task: int, folder: Path) -> None:
             writer.__exit__(None, None, None)
 
 
-def _publish(folder: Path, last: Step, identity: str) -> None:
-    """Link the last step's files into one folder, which appears whole."""
-    documents = folder / DOCUMENTS
-    marker = ".made_from"
-    if (documents / marker).is_file() and (documents / marker).read_text() == identity:
-        return
-    with whole_folder(documents, replace=True) as partial_folder:
-        for task in range(last.num_tasks):
-            for file in sorted(shard_folder(folder / last.name, task).glob("*.parquet")):
-                try:
-                    os.link(file, partial_folder / file.name)
-                except OSError:
-                    shutil.copyfile(file, partial_folder / file.name)
-        (partial_folder / marker).write_text(identity)
-
-
-def _ledger(config: CurateConfig, steps: list[Step], folder: Path, identity: str) -> dict[str, Any]:
+def _ledger(config: CurateConfig, steps: list[Step], out: Files, identity: str) -> dict[str, Any]:
     """Return the counts of all steps with documents, and of the whole."""
     entries, hashes = [], []
     for step in steps:
-        records = [read_record(folder / step.name, task) for task in range(step.num_tasks)]
+        records = [read_record(out, step.name, task) for task in range(step.num_tasks)]
         found = [record for record in records if record is not None]
         tallies = [record["tally"] for record in found if record["tally"] is not None]
         hashes = [record["files"] for record in found]
@@ -237,18 +224,3 @@ def _ledger(config: CurateConfig, steps: list[Step], folder: Path, identity: str
         "steps": entries,
         "files": dict(sorted((name, sha) for files in hashes for name, (_, sha) in files.items())),
     }
-
-
-def check_curated(config: CurateConfig, folder: Path) -> None:
-    """Raise SettingError when `folder` holds no documents that these settings made."""
-    try:
-        ledger = json.loads((folder / LEDGER).read_text())
-        made_with = ledger["settings"]
-    except FileNotFoundError as error:
-        raise SettingError("files", "they are not cleaned yet; run `fusion corpus` with this recipe") from error
-    except (ValueError, KeyError) as error:
-        raise SettingError("files", f"{folder / LEDGER} is damaged; run `fusion corpus` again") from error
-    unimportant = {"workers", "seconds_per_megabyte"}
-    asked = config.model_dump(mode="json")
-    if changed := sorted(key for key in asked if key not in unimportant and asked[key] != made_with.get(key)):
-        raise SettingError(changed[0], "changed since the files were cleaned; run `fusion corpus` again")

@@ -1,18 +1,24 @@
-"""Documents between two steps: Parquet shards, read and written a batch at a time.
+"""Documents between two steps: Parquet shards in a folder or an object store, read and written a batch at a time.
 
 A step writes `STEP/TASK/kept.parquet` and `dropped.parquet`, the latter with a reason for every document.
 """
 
 from __future__ import annotations
 
+import io
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from services.base.files import Files
 
 KEPT, DROPPED = "kept.parquet", "dropped.parquet"
 _FLUSH_BYTES = 1 << 22
@@ -59,9 +65,55 @@ SCHEMA = pa.schema([(name, pa.string()) for name in _NAMES])
 _DROPPED_SCHEMA = SCHEMA.append(pa.field("reason", pa.string())).append(pa.field("detail", pa.string()))
 
 
-def shard_folder(step: Path, task: int) -> Path:
-    """Return the folder of a task of a step."""
-    return step / f"{task:05d}"
+@dataclass(frozen=True, slots=True)
+class StepFiles:
+    """What a step has written below the folder or URL of all steps."""
+
+    files: Files
+    step: str
+
+    def folder(self, task: int) -> str:
+        """Return the path of a task's folder."""
+        return f"{self.step}/{task:05d}"
+
+    def open(self, task: int, name: str) -> Any:
+        """Open a file for random access."""
+        return self.files.open(f"{self.folder(task)}/{name}")
+
+    def documents(self, task: int) -> Iterator[list[RawDocument]]:
+        """Yield the documents that a task kept, a row group at a time."""
+        with self.open(task, KEPT) as stream, pq.ParquetFile(stream) as file:
+            for group in range(file.num_row_groups):
+                columns = file.read_row_group(group, columns=_NAMES)
+                yield [RawDocument(**row) for row in columns.to_pylist()]
+
+    def num_documents(self, task: int) -> int:
+        """Return the number of documents that a task kept."""
+        with self.open(task, KEPT) as stream:
+            return int(pq.read_metadata(stream).num_rows)
+
+    def load(self, task: int, name: str) -> Any:
+        """Return what numpy saved in a file."""
+        with self.open(task, name) as stream:
+            return np.load(io.BytesIO(stream.read()))
+
+    def mapped(self, task: int, name: str) -> np.ndarray:
+        """Return a saved array that is read from a local disk as it is used."""
+        if (folder := self.files.local_folder) is not None:
+            return _mapped(folder / self.folder(task) / name)
+        with tempfile.NamedTemporaryFile(prefix="fusion-", suffix=".npy") as copy:
+            with self.open(task, name) as stream:
+                shutil.copyfileobj(stream, copy)
+            copy.flush()
+            return _mapped(Path(copy.name))  # what is mapped stays until it is no longer used
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+    except ValueError:  # an empty one cannot be mapped
+        mapped = np.load(path)
+    return mapped
 
 
 class ShardWriter:
@@ -94,16 +146,3 @@ class ShardWriter:
         if kind is None:
             self._flush()
         self._writer.close()
-
-
-def read_shard(path: Path) -> Iterator[list[RawDocument]]:
-    """Yield the documents of a shard, a row group at a time."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            columns = file.read_row_group(group, columns=_NAMES)
-            yield [RawDocument(**row) for row in columns.to_pylist()]
-
-
-def num_documents(path: Path) -> int:
-    """Return the number of documents in a shard."""
-    return int(pq.read_metadata(path).num_rows)

@@ -1,6 +1,7 @@
 """Tasks of a step side by side, in processes of this machine or on a Ray cluster, each with a record of its own.
 
-A task fills a folder that appears whole: it is done when `record.json` there names files that are all there. So a run
+A task is done when its `record.json` names files that are all there: on a disk its folder appears whole, in an object
+store, where the files are uploaded from a temporary folder, the record is the last one. So a run
 may be killed anywhere and started again, and what a killed worker still writes harms nobody. datatrove's executors are
 not used: they write shards in place, mark a task as done with an empty file that outlives its shard, leave their
 workers behind when they are killed, and the one for Ray returns as if all was well when tasks failed three times.
@@ -13,6 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +27,8 @@ from typing import Any
 
 from services.base.atomic import PARTIAL_SUFFIX, whole_folder
 from services.base.errors import RunFailedError
-from services.corpus.cleaning.shards import shard_folder
+from services.base.files import Files
+from services.corpus.cleaning.shards import StepFiles
 from services.corpus.cleaning.tally import Tally
 
 RECORD = "record.json"
@@ -51,43 +54,58 @@ class Step:
     num_tasks: int
 
 
-def run_step(step: Step, folder: Path, run_all: RunAll, report: Callable[[int], None]) -> None:
+def run_step(step: Step, files: Files, run_all: RunAll, report: Callable[[int], None]) -> None:
     """Run the tasks of a step that are not done yet; `report` is called with the number of those that are."""
-    for left in folder.glob(f".*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(left, ignore_errors=True)
-    missing = [task for task in range(step.num_tasks) if read_record(folder, task) is None]
+    if (root := files.local_folder) is not None:
+        for left in (root / step.name).glob(f".*{PARTIAL_SUFFIX}"):
+            shutil.rmtree(left, ignore_errors=True)
+    missing = [task for task in range(step.num_tasks) if read_record(files, step.name, task) is None]
     done = step.num_tasks - len(missing)
     report(done)
-    for _ in run_all(partial(_run_task, step, folder), missing) if missing else ():
+    for _ in run_all(partial(_run_task, step, files), missing) if missing else ():
         done += 1
         report(done)
 
 
-def read_record(step_folder: Path, task: int) -> dict[str, Any] | None:
+def read_record(files: Files, step: str, task: int) -> dict[str, Any] | None:
     """Return the record of a task that is done: its tally, and name, size and hash of its files; None for others."""
-    folder = shard_folder(step_folder, task)
+    folder = StepFiles(files, step).folder(task)
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        intact = all((folder / name).stat().st_size == size for name, (size, _) in record["files"].items())
+        record: dict[str, Any] = json.loads(files.read(f"{folder}/{RECORD}") or b"")
+        sizes = files.sizes(folder)
+        intact = all(sizes.get(name) == size for name, (size, _) in record["files"].items())
     except (OSError, ValueError):
         return None
     return record if intact else None
 
 
-def _run_task(step: Step, step_folder: Path, task: int) -> None:
-    folder = shard_folder(step_folder, task)
-    if folder.exists():  # a file in it is missing or short
-        shutil.rmtree(folder)
-    with whole_folder(folder) as partial_folder:
-        tally = step.run(task, partial_folder)
-        files = {}
-        for path in sorted(partial_folder.rglob("*")):
+def _run_task(step: Step, files: Files, task: int) -> None:
+    folder = StepFiles(files, step.name).folder(task)
+    if (root := files.local_folder) is not None:
+        if (root / folder).exists():  # a file in it is missing or short
+            shutil.rmtree(root / folder)
+        with whole_folder(root / folder) as partial_folder:
+            _fill(step, task, partial_folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="fusion-") as temporary:
+        _fill(step, task, Path(temporary))
+        files.delete(f"{folder}/{RECORD}")
+        for path in sorted(Path(temporary).iterdir(), key=lambda path: path.name == RECORD):
             if path.is_file():
-                with path.open("rb") as data:
-                    digest = hashlib.file_digest(data, "sha256").hexdigest()
-                files[str(path.relative_to(partial_folder))] = [path.stat().st_size, digest]
-        record = {"files": files, "tally": None if tally is None else tally.as_json()}
-        (partial_folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+                files.upload(f"{folder}/{path.name}", path)
+
+
+def _fill(step: Step, task: int, folder: Path) -> None:
+    """Write the files of a task and their record."""
+    tally = step.run(task, folder)
+    written = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            with path.open("rb") as data:
+                digest = hashlib.file_digest(data, "sha256").hexdigest()
+            written[path.name] = [path.stat().st_size, digest]
+    record = {"files": written, "tally": None if tally is None else tally.as_json()}
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 @contextmanager

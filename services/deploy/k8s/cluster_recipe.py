@@ -84,7 +84,8 @@ def model_marker(model: str) -> str:
 
 def object_stores(recipe: Recipe) -> list[str]:
     """Return the URLs of the recipe at which pods keep windows and checkpoints."""
-    places = (recipe.service.store, recipe.distill.storage, recipe.corpus.folder)
+    curated = recipe.curate.folder if recipe.curate is not None else None
+    places = (recipe.service.store, recipe.distill.storage, recipe.corpus.folder, curated)
     return [url for url in places if url is not None and "://" in url]
 
 
@@ -128,6 +129,7 @@ def _check_paths(recipe: Recipe) -> None:
         ("service.store", recipe.service.store),
         ("distill.storage", recipe.distill.storage),
         ("corpus.folder", recipe.corpus.folder),
+        ("curate.folder", recipe.curate.folder if recipe.curate is not None else None),
     ):
         _check_shared(key, place)
     for pattern in recipe.corpus.files or ():

@@ -13,14 +13,18 @@ from typing import Any
 
 import psutil
 import pytest
+from pyarrow import fs
 
 from services.base.errors import RunFailedError, SettingError
+from services.base.files import open_location
 from services.corpus.cleaning.config import CurateConfig
-from services.corpus.cleaning.pipeline import check_curated, clean
+from services.corpus.cleaning.pipeline import clean
+from services.corpus.cleaning.published import check_curated, copy_documents
 from services.corpus.cleaning.tasks import local_workers
 from tests.corpus.cleaning.conftest import bytes_of, rows_of, run_clean, settings
 from tests.fakes.heap.oracles import jaccard
 from tests.fakes.heap.planted import SEVERE, Heap
+from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
 
 Made = tuple[Heap, Path]
 
@@ -128,7 +132,7 @@ from services.corpus.cleaning.tasks import local_workers
 if __name__ == "__main__":
     with local_workers(2) as run_all:
         config = CurateConfig.model_validate_json(sys.argv[1])
-        clean(config, Path(sys.argv[2]), run_all, lambda *done: print(*done, flush=True))
+        clean(config, sys.argv[2], run_all, lambda *done: print(*done, flush=True))
 """
 
 
@@ -160,6 +164,42 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(heap: Made, cleaned: Any
     subprocess.run(command, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in done} == done, "what was done is not done again"
     assert bytes_of(tmp_path / "out") == bytes_of(cleaned[1])
+
+
+def test_an_object_store_ends_with_the_same_objects_whatever_kills_the_run(
+    heap: Made, cleaned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    with s3_server("bucket") as server, rights_on_prefix(server, "bucket", "team") as (address, refused):
+        url = s3_url(address, "bucket/team/curate")
+        command = [sys.executable, str(program), settings(heap[1]).model_dump_json(), url]
+        kill_at(random.Random(1).randint(10, 20), command)
+        with pytest.raises(SettingError, match="they are not cleaned yet"):
+            check_curated(settings(heap[1]), url)
+        subprocess.run(command, check=True, capture_output=True)
+        files, root = open_location(url, "folder")
+        infos = files.get_file_info(fs.FileSelector(root, recursive=True))
+        found = {info.path[len(root) + 1 :]: files.open_input_file(info.path).read() for info in infos if info.is_file}
+        assert found == bytes_of(cleaned[1])
+        written = {info.path: info.mtime for info in infos}
+        ledger = check_curated(settings(heap[1], workers=7), url)
+        copy_documents(url, ledger["identity"], tmp_path / "here")
+        times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "here").iterdir()}
+        copy_documents(url, ledger["identity"], tmp_path / "there")
+        assert times == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "there").iterdir()}
+        assert bytes_of(tmp_path / "here") == bytes_of(cleaned[1] / "documents")
+        with pytest.raises(SettingError, match="their documents are not whole"):
+            copy_documents(url, "another identity", tmp_path / "here")
+        with local_workers(1) as run_all:
+            changed = clean(settings(heap[1], safety=None), url, run_all)
+        infos = files.get_file_info(fs.FileSelector(root, recursive=True))
+        assert not any("/safety" in info.path for info in infos)
+        assert all(written[info.path] == info.mtime for info in infos if "/near_duplicates/" in info.path)
+        assert changed["identity"] != ledger["identity"]
+        assert refused == []
 
 
 @pytest.mark.parametrize(

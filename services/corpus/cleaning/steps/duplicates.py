@@ -12,27 +12,25 @@ from typing import Any
 import numpy as np
 
 from services.corpus.cleaning.filtering import Judge
-from services.corpus.cleaning.shards import KEPT, Drop, RawDocument, read_shard, shard_folder
+from services.corpus.cleaning.shards import Drop, RawDocument, StepFiles
 from services.corpus.cleaning.tally import Tally
 
 HASHES, REMOVED = "hashes.npy", "removed.npz"
 
 
-def write_hashes(source: Path, task: int, folder: Path) -> None:
+def write_hashes(source: StepFiles, task: int, folder: Path) -> None:
     """Write 128-bit hashes of a shard's texts, without white space around them."""
     import xxhash
 
     digests = b"".join(
-        xxhash.xxh3_128_digest(document.text.strip().encode())
-        for batch in read_shard(shard_folder(source, task) / KEPT)
-        for document in batch
+        xxhash.xxh3_128_digest(document.text.strip().encode()) for batch in source.documents(task) for document in batch
     )
     np.save(folder / HASHES, np.frombuffer(digests, dtype="S16"))
 
 
-def find_copies(hashes: Path, num_shards: int, task: int, folder: Path) -> None:
+def find_copies(hashes: StepFiles, num_shards: int, task: int, folder: Path) -> None:
     """Write, by shard, the places of documents whose text an earlier document has."""
-    parts = [np.load(shard_folder(hashes, shard) / HASHES) for shard in range(num_shards)]
+    parts = [hashes.load(shard, HASHES) for shard in range(num_shards)]
     every = np.concatenate(parts).view(np.dtype([("high", "<u8"), ("low", "<u8")]))
     order = np.lexsort((np.arange(len(every)), every["low"], every["high"]))
     same = every[order][1:] == every[order][:-1]
@@ -62,11 +60,11 @@ def write_removed(folder: Path, sizes: list[int], original_N: np.ndarray, score_
 class RemoveCopies:
     """Drops the documents that a search found."""
 
-    found: Path
+    found: StepFiles
     reason: str
 
     def open(self, task: int) -> Judge:
-        with np.load(shard_folder(self.found, 0) / REMOVED) as removed:
+        with self.found.load(0, REMOVED) as removed:
             rows = zip(*(removed[f"{name}_{task}"].tolist() for name in ("places", "originals", "scores")), strict=True)
             gone = {place: (original, score) for place, original, score in rows}
             ends = np.cumsum(removed["sizes"])

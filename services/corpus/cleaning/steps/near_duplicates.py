@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from services.corpus.cleaning.config import NearDuplicatesConfig
-from services.corpus.cleaning.shards import KEPT, num_documents, read_shard, shard_folder
+from services.corpus.cleaning.shards import StepFiles
 from services.corpus.cleaning.steps.duplicates import write_removed
 
 SIGNATURES, BANDS = "signatures.npy", "bands.npy"
@@ -29,16 +29,15 @@ def bands_and_rows(threshold: float) -> tuple[int, int]:
     return _HASHES // fitting[-1], fitting[-1]
 
 
-def write_signatures(source: Path, config: NearDuplicatesConfig, task: int, folder: Path) -> None:
+def write_signatures(source: StepFiles, config: NearDuplicatesConfig, task: int, folder: Path) -> None:
     """Write signatures_NH (uint32) and bands_BN (uint64, 0 where a document is shorter than an n-gram) of a shard."""
     bands, rows = bands_and_rows(config.threshold)
-    path = shard_folder(source, task) / KEPT
-    num = num_documents(path)
+    num = source.num_documents(task)
     signatures_NH = np.zeros((num, bands * rows), np.uint32)
     bands_BN = np.zeros((bands, num), np.uint64)
     weights = np.random.default_rng(0).integers(1, 2**63, size=rows, dtype=np.uint64) | np.uint64(1)
     signer, place = _signer(config, bands, rows, folder), 0
-    for batch in read_shard(path):
+    for batch in source.documents(task):
         for document in batch:
             shingles = signer.get_shingles(document.text)
             if shingles.size:
@@ -73,7 +72,7 @@ def _signer(config: NearDuplicatesConfig, bands: int, rows: int, folder: Path) -
     return MinhashDedupSignature(str(folder), settings, language=Words())
 
 
-def find_near_copies(signed: Path, num_shards: int, threshold: float, task: int, folder: Path) -> None:
+def find_near_copies(signed: StepFiles, num_shards: int, threshold: float, task: int, folder: Path) -> None:
     """Write, by shard, the places of documents that are near copies of an earlier one that stays.
 
     Memory: for each document of the corpus some 40 bytes and 24 for each of its candidates; signatures stay on disk.
@@ -101,9 +100,9 @@ def find_near_copies(signed: Path, num_shards: int, threshold: float, task: int,
 class _Signatures:
     """The signatures of all shards, read from disk as they are asked for; a document is known by its number."""
 
-    def __init__(self, signed: Path, num_shards: int) -> None:
-        self._folders = [shard_folder(signed, shard) for shard in range(num_shards)]
-        self._parts = [_mapped(folder / SIGNATURES) for folder in self._folders]
+    def __init__(self, signed: StepFiles, num_shards: int) -> None:
+        self._signed, self._num_shards = signed, num_shards
+        self._parts = [signed.mapped(shard, SIGNATURES) for shard in range(num_shards)]
         self.sizes = [len(part) for part in self._parts]
         self._ends = np.cumsum(self.sizes)
 
@@ -113,7 +112,7 @@ class _Signatures:
         In a group that shares a band, each document is paired with the first one and with the one before it.
         """
         pairs = [np.zeros((0, 2), np.int64)]
-        maps = [_mapped(folder / BANDS) for folder in self._folders]
+        maps = [self._signed.mapped(shard, BANDS) for shard in range(self._num_shards)]
         for band in range(len(maps[0])):
             pairs.append(np.concatenate(list(_pairs(np.concatenate([part[band] for part in maps])))))
             if sum(map(len, pairs)) > 1 << 24:
@@ -136,15 +135,6 @@ class _Signatures:
             here = shard_P == shard
             rows_PH[here] = self._parts[shard][numbers_P[here] - (self._ends[shard] - self.sizes[shard])]
         return rows_PH
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """Return an array that is read from disk as it is used; an empty one cannot be mapped."""
-    try:
-        mapped: np.ndarray = np.load(path, mmap_mode="r")
-    except ValueError:
-        mapped = np.load(path)
-    return mapped
 
 
 def _pairs(band_N: np.ndarray) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from services.corpus.cleaning.config import CurateConfig, QualityConfig
 from services.corpus.cleaning.filtering import Judge
 from services.corpus.cleaning.inputs import input_files
 from services.corpus.cleaning.reading import read_files
-from services.corpus.cleaning.shards import Drop, RawDocument, shard_folder
+from services.corpus.cleaning.shards import Drop, RawDocument, StepFiles
 from services.corpus.cleaning.tally import Tally
 
 WEIGHTS, RECORD = "weights.npy", "model.json"
@@ -65,11 +65,11 @@ def _features(texts: Sequence[str]) -> Any:
 class Quality:
     """Drops the documents of kind text that the classifier takes for bad ones."""
 
-    trained: Path
+    trained: StepFiles
     threshold: float
 
     def open(self, task: int) -> Judge:
-        weights = np.load(shard_folder(self.trained, 0) / WEIGHTS)
+        weights = self.trained.load(0, WEIGHTS)
 
         def judge(documents: list[RawDocument], tally: Tally) -> list[Drop | None]:
             texts = [document for document in documents if document.kind == "text"]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from services.corpus.cleaning.shards import DROPPED, KEPT, RawDocument, ShardWriter, read_shard, shard_folder
+from services.corpus.cleaning.shards import DROPPED, KEPT, RawDocument, ShardWriter, StepFiles
 from services.corpus.cleaning.tally import Tally
 
 _IMPORTS = {
@@ -19,12 +19,12 @@ _IMPORTS = {
 _LIKE = {"cpp": "c", "cuda": "c", "typescript": "javascript", "kotlin": "java", "scala": "java"}
 
 
-def join_repositories(source: Path, num_shards: int, max_bytes: int, task: int, folder: Path) -> Tally:
+def join_repositories(source: StepFiles, num_shards: int, max_bytes: int, task: int, folder: Path) -> Tally:
     """Write a shard: its documents that are in no repository, and the repositories that fall to this task."""
     tally, files = Tally(), dict[str, list[RawDocument]]()
     with ShardWriter(folder / KEPT) as kept, ShardWriter(folder / DROPPED, with_reasons=True):
         for shard in range(num_shards):
-            for batch in read_shard(shard_folder(source, shard) / KEPT):
+            for batch in source.documents(shard):
                 for document in batch:
                     if document.kind == "code" and document.repository:
                         if zlib.crc32(document.repository.encode()) % num_shards == task:

@@ -1,0 +1,76 @@
+"""Stream, back-fill, capture and store over a corpus of many shards, in a folder and in an object store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.app import app
+from services.corpus.ledger import TRAIN, Corpus
+from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
+from tests.fakes.files.many_shards import many_shards
+from tests.fakes.services.plain_fusion import plain_fusion
+from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
+
+Place = Callable[[str], str]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Returns the folder or URL of a name; of the bucket, only the objects below a prefix may be touched."""
+    if request.param == "folder":
+        yield lambda name: str(tmp_path / "kept" / name)
+        return
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with s3_server("bucket") as server, rights_on_prefix(server, "bucket", "team") as (address, refused):
+        yield lambda name: s3_url(address, f"bucket/team/{name}")
+        assert refused == []
+
+
+def run(command: str, recipe: Path) -> str:
+    done = CliRunner().invoke(app, [command, str(recipe)], terminal_width=400)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_many_shards_serve_streams_backfill_and_capture(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.fusion.parts.MANY_WINDOWS", 20)  # so that the stream is drawn group by group
+    settings: dict[str, Any] = {
+        "windows": {"folder": place("corpus")},
+        "store": place("store"),
+        "min_sources": 2,
+        "below_quorum": "skip",
+        "source_timeout_seconds": 0.5,
+    }
+    request = StreamRequest("words", TRAIN, seed=1)
+    with many_shards(1500), plain_fusion(tmp_path, **settings) as fusion:
+        recipe = tmp_path / "saved.yaml"
+        fusion.recipe.save(recipe)
+        corpus = Corpus.open(place("corpus"))
+        assert len(corpus.record["splits"][TRAIN]["shards"]) > 2
+        stream = fusion.client().stream(request, prefetch_windows=4)
+        windows = [*islice(stream, 5)]
+        fusion.sources[1].hold_after = fusion.sources[1].scored
+        windows += stream
+        fusion.sources[1].hold_after = None
+        skipped = [window for window in windows if isinstance(window, SkippedWindow)]
+        assert skipped and len(skipped) < len(windows)
+        assert f"{len(skipped)} windows complete" in run("backfill", recipe)
+        run("capture", recipe)
+        scored = [source.scored for source in fusion.sources]
+        run("capture", recipe)
+        whole = list(fusion.client().stream(request))
+        assert [source.scored for source in fusion.sources] == scored
+    assert [window.index for window in whole] == [window.index for window in windows]
+    assert sorted(window.index for window in whole) == list(range(corpus.num_windows(TRAIN)))
+    for window in whole:
+        assert isinstance(window, FusedWindow)
+        assert window.block.text_bytes == corpus.window(TRAIN, window.index).text
