@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusion_core.vocabulary.tokenizer_files import load_tokenizer
 from services.models.chat_template import PLAIN, ChatTemplate
+from services.models.chat_tokenizer import ChatTokenizer
 from services.models.tool_calls import Segment, ToolFormat, format_of, marks_of, read_answer
+from services.source.answers.chat_prompt import ChatPrompts
 from services.wire.messages import Message, Messages
 from tests.fakes.files.tool_templates import FORMATS, template_text, tool_prompts, tool_tokenizer
+from tests.fakes.real_tokenizers import folder
 
 DATE = "26 Jul 2024"  # Llama's templates show one
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "Find.", "parameters": {"type": "object"}}}
@@ -30,10 +34,9 @@ def called(name: str, arguments: Any) -> Message:
     return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-def encoded(family: str, messages: list[Message], *, begun: bool, tools: list[Any] | None) -> list[int]:
-    chat = tool_prompts(family)._chat
-    assert chat is not None
-    ids: list[int] = chat.encode_messages(Messages(messages, tools), add_generation_prompt=begun).tolist()
+def encoded(prompts: ChatPrompts, messages: list[Message], *, begun: bool) -> list[int]:
+    assert prompts._chat is not None
+    ids: list[int] = prompts._chat.encode_messages(Messages(messages, [TOOL]), add_generation_prompt=begun).tolist()
     return ids
 
 
@@ -42,14 +45,16 @@ def encoded(family: str, messages: list[Message], *, begun: bool, tools: list[An
 @settings(max_examples=25, deadline=None)
 def test_what_a_published_template_writes_is_read_back(family: str, arguments: dict[str, Any], question: str) -> None:
     """Whatever is in the arguments: they stand in the tokens as the template writes them, and are read from these."""
-    question = f"a {question}."
-    before = encoded(family, [{"role": "user", "content": question}], begun=True, tools=[TOOL])
+    check_round_trip(tool_prompts(family), arguments, f"a {question}.")
+
+
+def check_round_trip(prompts: ChatPrompts, arguments: dict[str, Any], question: str) -> None:
     messages = [{"role": "user", "content": question}, called("look_up", arguments)]
-    whole = encoded(family, messages, begun=False, tools=[TOOL])
+    before, whole = encoded(prompts, messages[:1], begun=True), encoded(prompts, messages, begun=False)
     # White space at the end of the beginning may melt with the answer's, and DeepSeek's has a mark of thinking there.
     same = next((n for n, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before))
     assert same >= len(before) - 6
-    read = tool_prompts(family).read_calls(whole[same:])
+    read = prompts.read_calls(whole[same:])
     assert (read.problem, [(call.name, call.arguments) for call in read.calls]) == ("", [("look_up", arguments)])
     assert read.words.strip() in {"", "<think>\n\n</think>"}
 
@@ -61,7 +66,12 @@ def test_words_of_users_and_tools_become_no_control_tokens(
     family: str, words: str, result: str, arguments: dict[str, Any]
 ) -> None:
     """Neither do they become the tokens around calls and results; and the text is that of transformers."""
-    prompts, tokenizer = tool_prompts(family), tool_tokenizer(family)
+    tools = None if family == "deepseekv3" else [TOOL]
+    check_words(tool_prompts(family), tool_tokenizer(family), (words, result, arguments), tools)
+
+
+def check_words(prompts: ChatPrompts, tokenizer: Any, given: tuple[str, str, Any], tools: list[Any] | None) -> None:
+    words, result, arguments = given
 
     def conversation(said: str, found: str, given: dict[str, Any]) -> list[Message]:
         first, last = {"role": "user", "content": f"a{said}b"}, {"role": "user", "content": f"c{said}d"}
@@ -72,17 +82,31 @@ def test_words_of_users_and_tools_become_no_control_tokens(
         added = set(tokenizer.added_tokens_encoder.values())
         return [token for token in prompts.token_ids(Messages(messages, tools).to_bytes(), "m") if token in added]
 
-    tools = None if family == "deepseekv3" else [TOOL]
     messages = conversation(words, result, arguments)
     assert marks(messages) == marks(conversation("", "", {}))
     ids = prompts.token_ids(Messages(messages, tools).to_bytes(), "m")
     written = json.loads(json.dumps(messages))
-    if family == "deepseekv3":
+    if tools is None:  # DeepSeek's template puts arguments into the text as they are
         written[1]["tool_calls"][0]["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    else:
+        written[1]["content"] = ""  # Qwen3's cannot write null
     text = tokenizer.apply_chat_template(
         written, tools=tools, add_generation_prompt=True, tokenize=False, date_string=DATE
     )
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
+def test_real_tokenizers_with_the_templates_that_they_bring(family: str) -> None:
+    path = folder(family)
+    chat = ChatTokenizer.from_pretrained(path)
+    prompts, tokenizer = ChatPrompts(path, chat.vocabulary, chat), load_tokenizer(path).tokenizer
+    tools = None if family == "deepseek_v3" else [TOOL]
+    for words in (*LOOK_ALIKES, "数字 " + "".join(LOOK_ALIKES)):
+        arguments = {"word": f"é {words}", "limit": 3}
+        check_round_trip(prompts, arguments, f"a {words}.")
+        check_words(prompts, tokenizer, (words, words, arguments), tools)
 
 
 def test_the_tokens_of_mistral_s_own_library_are_read() -> None:
