@@ -54,7 +54,7 @@ class Size:
 _SHAPE = {"hidden_size": 192, "num_layers": 4, "num_heads": 4, "intermediate_size": 512}
 _TINY = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 128}
 FULL = Size("mixed", 60_000, _SHAPE, 4096, epochs=4, num_seeds=3)
-QUICK = Size("mixed-quick", 12_000, _TINY, 512, epochs=4, num_seeds=2)
+QUICK = Size("mixed-quick", 24_000, _TINY, 512, epochs=8, num_seeds=3)
 
 
 def quickstart_sources() -> list[dict[str, Any]]:
