@@ -41,6 +41,7 @@ def submit_recipe(
         entrypoint,
         name=job_name(recipe.name, run_name),
         dashboard=dashboard,
+        env=recipe.trackers.environment(),
         follow=follow,
         detach_on_interrupt=detach_on_interrupt,
         console=console,

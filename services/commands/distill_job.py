@@ -31,6 +31,7 @@ def job_from_recipe(recipe: Recipe, run_name: str) -> DistillJob:
         config=recipe.distill,
         recipe=recipe.to_yaml(),
         expected=result_settings(recipe.fusion_service(), {}),
+        tracking=recipe.trackers,
     )
 
 

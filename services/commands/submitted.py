@@ -34,6 +34,7 @@ def submit_training(
         entrypoint,
         name=job_name(recipe.name, section, run_name),
         dashboard=dashboard or dashboard_of(recipe),
+        env=recipe.trackers.environment(),
         follow=follow,
         console=console,
     )

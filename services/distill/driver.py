@@ -27,6 +27,7 @@ from services.fusion.client import FusionClient
 from services.jobs.cluster import connect, skip_preemption_watcher
 from services.jobs.lease import held_leases
 from services.jobs.storage import STORAGE_KEY, StoredCheckpoint, check_writable, mend_snapshot
+from services.jobs.tracking import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def run(job: DistillJob, *, start_over: bool = False, open_client: OpenClient = 
     not fit, most of it before any worker starts; ArithmeticError when training diverges; ray.train.TrainingFailedError
     when workers failed more often than `max_failures`.
     """
+    job.tracking.check()
     plan = make_plan(job, open_client(job))
     check_writable(job.checkpoints)
     with held_leases(job.lease_locations, job.run_name):
@@ -126,7 +128,7 @@ def work(
     from services.distill.workers.parallel import parallelise
     from services.distill.workers.worker import DistillWorker
     from services.distill.workers.world import World
-    from services.jobs.observer import observer
+    from services.jobs.observer import curves_of, observer
 
     _quieten_reports()
     torch.set_num_threads(job.config.threads)
@@ -153,7 +155,6 @@ def work(
                 restore_from = Path(stack.enter_context(checkpoint.as_directory()))
             elif fallback is not None:
                 restore_from = stack.enter_context(fallback.local())
-            observe = observer(job.run_name, job.files.events) if world.rank == 0 else None
             worker = DistillWorker(
                 job,
                 plan,
@@ -161,9 +162,13 @@ def work(
                 world,
                 restore_from=restore_from,
                 keep_checkpoint=keep_checkpoint,
-                observe=observe,
             )
-        worker.run()
+        if world.rank != 0:
+            worker.run()
+            return None
+        step = worker.position.step
+        with Trackers(job.tracking, job.run_name, job.files, after_step=step, figures=curves_of) as trackers:
+            worker.run(observer(job.run_name), trackers.write)
     except _FATAL_ERRORS as error:
         if world.size > 1:
             raise  # the others wait for this worker: only its end tells them

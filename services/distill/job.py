@@ -10,6 +10,7 @@ from services.base.files import join_location
 from services.distill.config import DistillConfig
 from services.jobs.run_folder import RunFolder
 from services.jobs.storage import clear, split_location
+from services.jobs.tracking import Tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class DistillJob:
         recipe: the resolved recipe, YAML, to be kept in the run's folder.
         expected: settings of the fusion service that the recipe names, dotted key and JSON value as in GetFusionInfo; a
             service that runs otherwise is refused.
+        tracking: where the run's curves go.
     """
 
     run_name: str
@@ -44,6 +46,7 @@ class DistillJob:
     eval_split: str = "held_out"
     recipe: str = field(default="", repr=False)
     expected: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tracking: Tracking = field(default_factory=Tracking)
 
     @property
     def files(self) -> RunFolder:

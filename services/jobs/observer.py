@@ -1,9 +1,8 @@
-"""A run's metrics while it goes on: for Prometheus through Ray, and as events for TensorBoard."""
+"""A distillation's metrics while it goes on: for Prometheus through Ray, and as curves for trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.base.metrics import Meter
@@ -41,14 +40,33 @@ _ON_POLICY = {
 }
 
 
-def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], None]:
+def curves_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the curves of a step's metrics, see services/jobs/tracking."""
+    found = {key: row[key] for key in (*_GAUGES, "tokens_per_second") if row[key] is not None}
+    del found["step"]
+    found["data_wait_share"] = _wait_share(row)
+    if "stage" in row:
+        found["stage"] = row["epoch"]
+    found |= {f"source_weight/{source}": value for source, value in row["source_weights"].items()}
+    routing = row.get("routing", {})
+    for number, layer in enumerate(routing.get("layers", ())):
+        found |= {f"{key}/layer_{layer}": routing[key][number] for key in _ROUTING}
+    answers = row.get("on_policy", {})
+    found |= {f"on_policy/{key}": answers[key] for key in _ON_POLICY if answers.get(key) is not None}
+    return found
+
+
+def _wait_share(row: Mapping[str, Any]) -> float:
+    """Return the share of a step that was spent waiting for the stream."""
+    return float(row["data_wait_seconds"] / row["step_seconds"]) if row["step_seconds"] else 0.0
+
+
+def observer(run_name: str) -> Callable[[dict[str, Any]], None]:
     """Return a function that takes the metrics of every step, on rank 0.
 
     The share of time that training waits for data is data_wait_seconds_total over step_seconds_total; for the last step
     alone it is data_wait_share.
     """
-    from tensorboardX import SummaryWriter
-
     meter = Meter("train", run=run_name)
     gauges = {key: meter.gauge(name, text) for key, (name, text) in _GAUGES.items()}
     counters = {key: meter.counter(name, text) for key, (name, text) in _COUNTERS.items()}
@@ -56,38 +74,22 @@ def observer(run_name: str, events_folder: Path) -> Callable[[dict[str, Any]], N
     routing = {key: meter.gauge(name, text, labels=("layer",)) for key, (name, text) in _ROUTING.items()}
     own = {key: meter.gauge(name, text) for key, (name, text) in _ON_POLICY.items()}
     weight = meter.gauge("source_weight", "Mean share of a source in the last step's mixtures.", labels=("source",))
-    events: Any = None
 
     def observe(row: dict[str, Any]) -> None:
-        nonlocal events
-        if events is None:  # steps that are taken again count once
-            events = SummaryWriter(str(events_folder), purge_step=row["step"])
-        share = row["data_wait_seconds"] / row["step_seconds"] if row["step_seconds"] else 0.0
         for key, gauge in gauges.items():
             if row[key] is not None:
                 gauge.set(row[key])
         for key, counter in counters.items():
             if row[key] > 0:
                 counter.inc(row[key])
-        wait_share.set(share)
-        scalars = {key: row[key] for key in (*_GAUGES, "tokens_per_second") if row[key] is not None}
-        scalars["data_wait_share"] = share
-        if "stage" in row:
-            scalars["stage"] = row["epoch"]
+        wait_share.set(_wait_share(row))
         for source, value in row["source_weights"].items():
             weight.set(value, {"source": source})
-            scalars[f"source_weight/{source}"] = value
         for number, layer in enumerate(row.get("routing", {}).get("layers", ())):
             for key, gauge in routing.items():
-                value = row["routing"][key][number]
-                gauge.set(value, {"layer": str(layer)})
-                scalars[f"{key}/layer_{layer}"] = value
+                gauge.set(row["routing"][key][number], {"layer": str(layer)})
         for key, gauge in own.items():
             if (value := row.get("on_policy", {}).get(key)) is not None:
                 gauge.set(value)
-                scalars[f"on_policy/{key}"] = value
-        for key, value in scalars.items():
-            events.add_scalar(key, value, row["step"])
-        events.flush()
 
     return observe

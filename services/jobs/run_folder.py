@@ -68,9 +68,15 @@ class RunFolder:
         """TensorBoard events."""
         return self.path / "events"
 
+    @property
+    def tracked(self) -> Path:
+        """The ids under which trackers know the run; see services/jobs/tracking."""
+        return self.path / "tracking.json"
+
     def clear(self) -> None:
         """Delete the files of a run. Other files in the folder stay."""
-        for file in (self.metrics, self.ledger, self.evaluations, self.record, self.recipe, self.routing):
+        logs = (self.metrics, self.ledger, self.evaluations)
+        for file in (*logs, self.record, self.recipe, self.routing, self.tracked):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.model, self.adapter, self.events, self.rounds):
             if folder.exists():

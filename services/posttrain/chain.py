@@ -17,6 +17,7 @@ from typing import Any
 from services.base.atomic import sweep_partial, write_whole
 from services.base.errors import FailedPreconditionError, RunFailedError, SettingError
 from services.jobs.lease import held_leases
+from services.jobs.tracking import Tracking
 from services.posttrain.config import GrpoStage, PosttrainConfig
 from services.posttrain.data.judge import Judge
 from services.posttrain.data.manifest import StageData, stage_data
@@ -45,6 +46,7 @@ class Chain:
         folder: of the chain.
         force: whether stages that the gate holds back are promoted all the same.
         recipe: the resolved recipe, YAML, kept beside every stage.
+        tracking: where the curves of the stages go.
         note: called with a line about what happens.
         measured: figures of models by their folder, with the same gate; the run's own are added.
     """
@@ -54,6 +56,7 @@ class Chain:
     folder: Path
     force: bool = False
     recipe: str = ""
+    tracking: Tracking = field(default_factory=Tracking)
     note: Callable[[str], None] = lambda line: None
     measured: dict[Path, Measured] = field(default_factory=dict)
     _results: list[StageResult] = field(default_factory=list)
@@ -64,6 +67,7 @@ class Chain:
         Raises SettingError (a key below `posttrain`) for a mistake in settings or data, FailedPreconditionError when a
         stage's folder belongs to other settings, RunFailedError when the gate holds a stage back.
         """
+        self.tracking.check()
         held_out, data = read_data(self.config)
         self.folder.mkdir(parents=True, exist_ok=True)
         with held_leases((str(self.folder.absolute()),), self.folder.name):
@@ -83,7 +87,7 @@ class Chain:
         stage, name = self.config.stages[number], self.config.stage_names()[number]
         tokens = PromptTokens(start, self.config.chat_template)
         settings = stage_settings(number, stage, self.config, start, tokens, data)
-        job = StageJob(name, self.folder / name, start, stage, self.config, identity_of(settings))
+        job = StageJob(name, self.folder / name, start, stage, self.config, identity_of(settings), self.tracking)
         job.folder.mkdir(exist_ok=True)
         details = {"start": str(start), "rows": len(data.rows), "held_out": data.held_out}
         if claim_stage(job, settings, details, self.recipe):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from services.jobs.run_folder import RunFolder
+from services.jobs.tracking import Tracking
 from services.posttrain.config import DpoStage, GrpoStage, PosttrainConfig, SftStage
 from services.posttrain.data.manifest import ROWS
 
@@ -23,6 +24,7 @@ class StageJob:
         stage: settings of the stage.
         config: settings of the chain.
         identity: hash of all that decides the result; every checkpoint carries it.
+        tracking: where the stage's curves go.
     """
 
     name: str
@@ -31,6 +33,7 @@ class StageJob:
     stage: SftStage | DpoStage | GrpoStage
     config: PosttrainConfig
     identity: str
+    tracking: Tracking = field(default_factory=Tracking)
 
     @property
     def files(self) -> RunFolder:

@@ -10,7 +10,8 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from services.jobs.run_folder import RunFolder
 from services.jobs.run_record import RunRecord, check_same_settings, claim_run_folder
 from services.jobs.step_log import StepLog
 from services.jobs.storage import MANIFEST, newest_complete
+from services.jobs.tracking import Trackers, Tracking
 from services.models.catalogue import resolve_model
 from services.models.revision import weights_revision
 from services.recall.examples import Example, read_examples
@@ -56,6 +58,7 @@ class JudgeJob:
         config: section `recall.train` of the recipe.
         recipe: the resolved recipe, YAML, to be kept in the run's folder; empty for none.
         source: address and Serve application of the source of `config.labels`.
+        tracking: where the run's curves go.
     """
 
     run_name: str
@@ -63,6 +66,7 @@ class JudgeJob:
     config: JudgeTrainingConfig
     recipe: str = ""
     source: tuple[str, str] | None = None
+    tracking: Tracking = field(default_factory=Tracking)
 
     @property
     def files(self) -> RunFolder:
@@ -81,6 +85,7 @@ def run(job: JudgeJob, *, start_over: bool = False) -> bool:
     ServiceError or ValueError when something does not fit; ArithmeticError when training diverges;
     ray.train.TrainingFailedError when the worker failed more often than `max_failures`.
     """
+    job.tracking.check()
     record = _record(job, job.examples())
     checkpoints = str(job.files.checkpoints.absolute())
     with held_leases((str(job.run_folder.absolute()),), job.run_name):
@@ -132,11 +137,12 @@ def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
                 levels = json.loads((folder / _LEVELS).read_text())
                 interventions.levels = [np.array(levels_B, dtype=np.int8) for levels_B in levels]
                 _relabel(trainer, interventions)
-    metrics = StepLog(job.files.metrics, after_step=trainer.steps)
-    try:
-        _run_steps(job, identity, trainer, interventions, metrics)
-    finally:
-        metrics.close()
+    name, after_step = f"recall/{job.run_name}", trainer.steps
+    with (
+        closing(StepLog(job.files.metrics, after_step=after_step)) as metrics,
+        Trackers(job.tracking, name, job.files, after_step=after_step) as trackers,
+    ):
+        _run_steps(job, identity, trainer, interventions, metrics, trackers)
     judge.block_tokens = config.block_tokens
     with whole_folder(job.files.model) as folder:
         judge.save(folder)
@@ -152,12 +158,14 @@ def _relabel(trainer: JudgeTrainer, interventions: Interventions) -> None:
 
 
 def _run_steps(
-    job: JudgeJob, identity: str, trainer: JudgeTrainer, interventions: Interventions | None, metrics: StepLog
+    job: JudgeJob,
+    identity: str,
+    trainer: JudgeTrainer,
+    interventions: Interventions | None,
+    metrics: StepLog,
+    trackers: Trackers,
 ) -> None:
-    from tensorboardX import SummaryWriter
-
     total, every = job.config.steps, job.config.checkpoint_every_steps
-    events = SummaryWriter(str(job.files.events), purge_step=trainer.steps + 1)
     while trainer.steps < total:
         began = time.monotonic()
         if interventions is not None and job.config.labels is not None:
@@ -168,15 +176,14 @@ def _run_steps(
         step = trainer.step()
         figures = {key: value for key, value in asdict(step).items() if key != "number"}
         figures["seconds"] = time.monotonic() - began
-        metrics.write({"step": step.number, **figures})
-        for name, value in figures.items():
-            events.add_scalar(name, value, step.number)
+        row = {"step": step.number, **figures}
+        metrics.write(row)
+        trackers.write(row)
         if step.number % every == 0 or step.number == total:
             metrics.sync()
             _keep(job.files.checkpoints, trainer, interventions, identity)
         if step.number % max(1, total // 20) == 0 or step.number == total:
             print(f"[recall {job.run_name}] step {step.number}/{total}  loss {step.loss:.4f}", flush=True)
-    events.close()
 
 
 def _keep(checkpoints: Path, trainer: JudgeTrainer, interventions: Interventions | None, identity: str) -> None:

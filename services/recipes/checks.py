@@ -36,6 +36,8 @@ def _check_names(recipe: Recipe) -> None:
         if served.application in taken:
             raise ValueError(f"{section}.application: {served.application} is the name of another application")
         taken.add(served.application)
+    if twice := sorted({name for name in recipe.tracking if recipe.tracking.count(name) > 1}):
+        raise ValueError(f"tracking: names {twice[0]} twice")
     if recipe.fusion.min_sources > len(names):
         least = recipe.fusion.min_sources
         raise ValueError(f"fusion.min_sources: must be at most the number of sources, {len(names)}, got {least}")

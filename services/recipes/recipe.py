@@ -17,6 +17,7 @@ from services.corpus.config import CorpusConfig
 from services.distill.config import DistillConfig
 from services.distill.target.config import TargetConfig
 from services.fusion.config import FusionServiceConfig, ServiceConfig, SourceEndpoint
+from services.jobs.tracking import TrackerName, Tracking
 from services.posttrain.config import PosttrainConfig
 from services.recall.config import RecallConfig
 from services.recipes.checks import check_sections
@@ -63,6 +64,9 @@ class Recipe(Settings):
     recall: RecallConfig | None = Field(None, description="The judge of key blocks, served where it is set.")
     reward: RewardConfig | None = Field(None, description="The reward model: its training, and its service.")
     posttrain: PosttrainConfig | None = Field(None, description="Stages that `fusion posttrain` runs one by one.")
+    tracking: tuple[TrackerName, ...] = Field(
+        ("tensorboard",), description="where the curves of all jobs go: tensorboard, wandb, mlflow"
+    )
     verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
     @model_validator(mode="before")
@@ -87,6 +91,7 @@ class Recipe(Settings):
             self.recalled_folder,
             self.recall_folder,
             self.reward_folder,
+            self.trackers.folder,
             Path(self.corpus_folder),
             self.target_folder,
             Path(self.store or ""),
@@ -105,6 +110,11 @@ class Recipe(Settings):
         """The folder or URL of the steps of section `curate`, their ledger and the documents that are left."""
         url = self.curate.folder if self.curate is not None else None
         return url or str(self.curated_folder.absolute())
+
+    @property
+    def trackers(self) -> Tracking:
+        """The trackers of the jobs, which keep files in folder `tracking` of the run's."""
+        return Tracking(self.tracking, self.name, (self.run_folder / "tracking").absolute())
 
     @property
     def recall_folder(self) -> Path:

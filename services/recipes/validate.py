@@ -61,6 +61,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
         if not torch.cuda.is_available():
             yield "distill.device: cuda is asked for, but torch sees no CUDA device here; use auto or cpu"
+    try:
+        recipe.trackers.check()
+    except SettingError as error:
+        yield str(error)
     parent = recipe.run_folder
     while not parent.exists():
         parent = parent.parent

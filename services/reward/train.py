@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from services.jobs.lease import held_leases
 from services.jobs.ray_workers import run_workers
 from services.jobs.run_folder import RunFolder
 from services.jobs.run_record import RunRecord, check_same_settings, claim_run_folder
+from services.jobs.tracking import Tracking
 from services.models.revision import weights_revision
 from services.reward.config import RewardConfig
 from services.reward.pairs import Pair, fingerprint, read_pairs, split_pairs
@@ -41,6 +42,7 @@ class RewardJob:
         start: Hugging Face folder that training starts from.
         config: section `reward` of the recipe.
         recipe: the resolved recipe, YAML, to be kept in the run's folder; empty for none.
+        tracking: where the run's curves go.
     """
 
     run_name: str
@@ -48,6 +50,7 @@ class RewardJob:
     start: Path
     config: RewardConfig
     recipe: str = ""
+    tracking: Tracking = field(default_factory=Tracking)
 
     @property
     def files(self) -> RunFolder:
@@ -73,6 +76,7 @@ def run(job: RewardJob, *, start_over: bool = False) -> bool:
     ServiceError or ValueError when something does not fit; ray.train.TrainingFailedError when workers failed more often
     than `max_failures`.
     """
+    job.tracking.check()
     pairs = job.pairs()
     if not pairs:
         raise SettingError("reward.data", "there is no pair to train on; lower reward.held_out_share, or give more")

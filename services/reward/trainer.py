@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from services.base.atomic import whole_folder, write_whole
 from services.base.errors import SettingError
 from services.jobs.step_log import StepLog
 from services.jobs.storage import MANIFEST, newest_complete
+from services.jobs.tracking import Trackers
 from services.models.chat_template import TurnRefusedError
 from services.models.weights import quiet
 from services.reward.config import RewardConfig
@@ -53,15 +55,12 @@ def train_to_end(job: RewardJob, identity: str) -> None:
     )
     trainer.remove_callback(PrinterCallback)  # the run's own lines are fewer
     first = bool(trainer.is_world_process_zero())
-    logs = _Logs(job, identity, trainer, after_step=newest.step if newest else 0) if first else None
-    if logs is not None:
-        trainer.add_callback(logs)
-    try:
-        with quiet():
-            trainer.train(resume_from_checkpoint=str(Path(newest.location) / newest.name) if newest else None)
-    finally:
-        if logs is not None:
-            logs.close()
+    with ExitStack() as stack:
+        if first:
+            logs = _Logs(job, identity, trainer, after_step=newest.step if newest else 0)
+            trainer.add_callback(stack.enter_context(logs))
+        stack.enter_context(quiet())
+        trainer.train(resume_from_checkpoint=str(Path(newest.location) / newest.name) if newest else None)
     if first:
         with whole_folder(files.model) as folder:
             save_reward_model(trainer.accelerator.unwrap_model(trainer.model), tokens, card, folder)
@@ -159,14 +158,12 @@ def _arguments(job: RewardJob, *, num_pairs: int) -> TrainingArguments:
 
 
 class _Logs(TrainerCallback):
-    """The metrics of every step, in the run's log and for TensorBoard; and the manifest that ends a checkpoint."""
+    """The metrics of every step, in the run's log and for trackers; and the manifest that ends a checkpoint."""
 
     def __init__(self, job: RewardJob, identity: str, trainer: RewardTrainer, *, after_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._job, self._identity, self._trainer = job, identity, trainer
         self._metrics = StepLog(job.files.metrics, after_step=after_step)
-        self._events = SummaryWriter(str(job.files.events), purge_step=after_step + 1)
+        self._trackers = Trackers(job.tracking, f"reward/{job.run_name}", job.files, after_step=after_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the figures of a step."""
@@ -174,14 +171,15 @@ class _Logs(TrainerCallback):
             return
         step, rate = state.global_step, logs["learning_rate"]
         row = {
+            "step": step,
+            "epoch": state.epoch,
             "loss": logs["loss"],
             "learning_rate": rate,
             "gradient_norm": logs["grad_norm"],
             **self._trainer.measured,
         }
-        self._metrics.write({"step": step, "epoch": state.epoch, **row})
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+        self._metrics.write(row)
+        self._trackers.write(row)
         if step == state.max_steps or step % max(1, state.max_steps // 20) == 0:
             print(
                 f"[reward {self._job.run_name}] step {step}/{state.max_steps}  loss {row['loss']:.4f}  "
@@ -197,7 +195,9 @@ class _Logs(TrainerCallback):
         record = {"step": state.global_step, "plan": self._identity, "files": sizes}
         write_whole(folder / MANIFEST, json.dumps(record))
 
-    def close(self) -> None:
-        """Close the files."""
+    def __enter__(self) -> _Logs:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         self._metrics.close()
-        self._events.close()
+        self._trackers.close(failed=error is not None)

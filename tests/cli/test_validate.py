@@ -71,6 +71,8 @@ BAD_RECIPES = [
         [{"name": "all", "share": 1}],
         "distill.epochs: a run has either epochs or stages, got epochs = 6",
     ),
+    ("tracking", ["aim"], "tracking.0: Input should be 'tensorboard', 'wandb' or 'mlflow' (given: 'aim')"),
+    ("tracking", ["wandb", "wandb"], "tracking: names wandb twice"),
     ("distill.num_windows", 7, "distill.num_windows: only with stages"),
     ("distill.k", 17, "distill.k: 17 is more than fusion.k_out = 16"),
     ("corpus.files", ["/no/such/*.txt"], "corpus.files.0: no file matches"),

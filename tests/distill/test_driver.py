@@ -6,10 +6,10 @@ import json
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from tensorboardX.proto.event_pb2 import Event
 
 from services.base.errors import FailedPreconditionError, UnavailableError
 from services.distill.driver import run, work
@@ -30,6 +29,8 @@ from services.distill.plan import make_plan
 from services.fusion.client import FusedWindow, StreamRequest
 from services.jobs.step_log import read_rows
 from services.jobs.storage import mend_snapshot, newest_complete
+from services.jobs.tracking import Tracking
+from tests.fakes.files.curves import tensorboard_curves, wandb_curves
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, train, weights
 
@@ -54,19 +55,6 @@ class DeadlyFusion(FakeFusion):
 
 def open_deadly(tokenizer: Path, note: Path, _job: DistillJob) -> DeadlyFusion:
     return DeadlyFusion(tokenizer, corpus(18), note)
-
-
-def scalars(events: Path) -> list[tuple[int, str]]:
-    """Step and tag of every scalar in a folder of TensorBoard events: records of length, checksum, event, checksum."""
-    found = []
-    for file in events.glob("events.*"):
-        data, start = file.read_bytes(), 0
-        while start + 12 < len(data):
-            (length,) = struct.unpack_from("<Q", data, start)
-            event = Event.FromString(data[start + 12 : start + 12 + length])
-            found += [(event.step, value.tag) for value in event.summary.value]
-            start += length + 16
-    return found
 
 
 class ShelfFileSystem(DirFileSystem):
@@ -114,6 +102,7 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     job = job_in(
         tmp_path / "together", target, num_workers=2, keep_checkpoints=2, torch_threads=1, storage=f"file://{store}"
     )
+    job = replace(job, tracking=Tracking(("tensorboard", "wandb"), "toy", tmp_path / "tracking"))
     run(job, open_client=partial(open_deadly, target, tmp_path / "killed"))
     assert (tmp_path / "killed").exists()
     assert read_rows(job.files.ledger) == read_rows(alone.files.ledger)
@@ -125,10 +114,12 @@ def test_two_workers_one_killed_end_where_one_undisturbed_worker_ends(tmp_path, 
     trained = weights(job.files.model)
     for name, weight in weights(alone.files.model).items():
         torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-4)
-    assert sorted({step for step, tag in scalars(job.files.events) if tag == "loss"}) == list(range(1, 11))
-    assert {"data_wait_share", "tokens_per_second", "source_weight/left"} <= {
-        tag for _, tag in scalars(job.files.events)
-    }
+    curves = wandb_curves(tmp_path / "tracking" / "wandb")["toy/run"]
+    for key in ("loss", "clm", "fusion", "learning_rate", "tokens_per_second"):
+        assert curves[key] == {row["step"]: row[key] for row in ours}
+    assert curves["source_weight/left"] == {row["step"]: row["source_weights"]["left"] for row in ours}
+    events = tensorboard_curves(job.files.events)
+    assert events == {key: pytest.approx(curve, rel=1e-6) for key, curve in curves.items()}
     kept = sorted(
         folder.name for folder in (store / tmp_path.name / "run" / "checkpoints").iterdir() if folder.is_dir()
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from services.base import metrics
@@ -34,5 +32,5 @@ def defined_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     FusionMetrics()
     StoreMetrics("any")
     SourceMeter("any")
-    observer("any", Path("any"))
+    observer("any")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import random
 import signal
@@ -13,7 +12,9 @@ import pytest
 import torch
 
 from services.base.errors import FailedPreconditionError
+from services.jobs.step_log import read_rows
 from tests.distill.conftest import one_thread  # noqa: F401  # a fixture
+from tests.fakes.files.curves import tensorboard_curves
 from tests.fakes.training import weights
 from tests.posttrain.killed_process import run_until_killed
 from tests.posttrain.scene import TRAINED, Scene, verified, write_rows
@@ -65,8 +66,11 @@ def test_a_killed_stage_ends_with_the_same_weights(kind: str, scene: Scene) -> N
         with pytest.raises(FailedPreconditionError, match="weight_decay"):
             scene.chain(other, "sft_killed", force=True).run()
     resumed = scene.chain(config, f"{kind}_killed", force=True).run()
-    steps = [json.loads(line)["step"] for line in (stage_folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    rows = read_rows(stage_folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    curves = tensorboard_curves(stage_folder / "events")
+    for key in ("loss", "learning_rate", "grad_norm", "epoch"):
+        assert curves[key] == pytest.approx({row["step"]: row[key] for row in rows}, rel=1e-6)
     before, after = weights(Path(whole)), weights(Path(resumed))
     start = weights(scene.start)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -11,6 +11,7 @@ import torch
 from fusion_core.recall.memory import MemoryConfig
 from services.base.errors import FailedPreconditionError, SettingError
 from services.jobs.step_log import read_rows
+from services.jobs.tracking import Tracking
 from services.recall.evaluate import by_memory
 from services.recall.examples import gold_blocks
 from services.recall.job import JudgeJob, run
@@ -18,6 +19,7 @@ from services.recall.judge import Judge
 from services.recall.selector import longest_block
 from services.recall.train import JudgeTrainer
 from services.recall.training_config import JudgeTrainingConfig
+from tests.fakes.files.curves import mlflow_curves, tensorboard_curves
 from tests.fakes.files.tiny_encoder import write_encoder
 from tests.recall.questions import example
 
@@ -56,7 +58,8 @@ def test_a_trained_judge_finds_what_it_was_shown_in_new_texts(trained: JudgeJob)
 def test_a_run_that_broke_off_goes_on_to_the_same_weights(
     trained: JudgeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, step = JudgeJob("judge", tmp_path, trained.config), JudgeTrainer.step
+    tracking = Tracking(("tensorboard", "mlflow"), "toy", tmp_path / "tracking")
+    job, step = JudgeJob("judge", tmp_path / "run", trained.config, tracking=tracking), JudgeTrainer.step
 
     def breaks(self: JudgeTrainer) -> object:
         if self.steps == 27:
@@ -68,7 +71,12 @@ def test_a_run_that_broke_off_goes_on_to_the_same_weights(
         run(job)
     monkeypatch.setattr(JudgeTrainer, "step", step)
     assert run(job)
-    assert [row["step"] for row in read_rows(job.files.metrics)] == list(range(1, 61))
+    rows = read_rows(job.files.metrics)
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    curves = mlflow_curves(tmp_path / "tracking" / "mlflow")["toy/recall/judge"]
+    wanted = {key: {row["step"]: row[key] for row in rows} for key in rows[0] if key not in {"step", "seconds"}}
+    assert {key: curves[key] for key in wanted} == wanted  # the seconds of a step taken again are others
+    assert tensorboard_curves(job.files.events)["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
     whole, resumed = (Judge.load(each.files.model).model.state_dict() for each in (trained, job))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert sorted(folder.name for folder in job.files.checkpoints.iterdir()) == ["step-00000040", "step-00000060"]

@@ -19,6 +19,7 @@ from services.reward.evaluate import Share, evaluate
 from services.reward.model import RewardModel
 from services.reward.pairs import Pair, read_pairs, split_pairs
 from services.reward.train import RewardJob, run
+from tests.fakes.files.curves import tensorboard_curves
 from tests.reward.planted import DOMAINS, planted_job, planted_pairs
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,6 +77,12 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(trained: RewardJ
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     steps = [row["step"] for row in read_rows(job.files.metrics)]
     assert steps == [row["step"] for row in read_rows(trained.files.metrics)]
+    curves = {
+        key: {row["step"]: row[key] for row in read_rows(job.files.metrics)}
+        for key in ("epoch", "loss", "learning_rate", "gradient_norm", "accuracy", "margin")
+    }
+    written = tensorboard_curves(job.files.events)
+    assert {key: written[key] for key in curves} == {key: pytest.approx(curves[key], rel=1e-6) for key in curves}
 
 
 def test_a_run_that_has_ended_is_skipped_and_another_one_refused(trained: RewardJob) -> None:

@@ -28,6 +28,7 @@ def run_chain(recipe: Recipe, console: Console, *, run_name: str, force: bool, s
         recipe.training_folder(run_name).absolute(),
         force=force,
         recipe=recipe.to_yaml(),
+        tracking=recipe.trackers,
         note=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
     )
     try:
@@ -46,7 +47,14 @@ def submit_chain(
     recipe.save(file)
     entrypoint = ["python", "-m", "services.cli.app", "posttrain", str(file.absolute()), "--run-name", run_name]
     entrypoint += [*(["--force"] if force else []), *(["--start-over"] if start_over else [])]
-    return submit(entrypoint, name=job_name(recipe.name, run_name), dashboard=dashboard, follow=follow, console=console)
+    return submit(
+        entrypoint,
+        name=job_name(recipe.name, run_name),
+        dashboard=dashboard,
+        env=recipe.trackers.environment(),
+        follow=follow,
+        console=console,
+    )
 
 
 def start_folder(recipe: Recipe, config: PosttrainConfig) -> Path:

@@ -28,7 +28,8 @@ def judge_job(recipe: Recipe, run_name: str) -> JudgeJob:
         resolve_model(config.encoder)
     except ValueError as error:
         raise RecipeError(f"recall.train.encoder: {error}") from error
-    return JudgeJob(run_name, run_folder(recipe, run_name), config, recipe.to_yaml(), _source(recipe, config))
+    folder, source = run_folder(recipe, run_name), _source(recipe, config)
+    return JudgeJob(run_name, folder, config, recipe.to_yaml(), source, recipe.trackers)
 
 
 def _source(recipe: Recipe, config: JudgeTrainingConfig) -> tuple[str, str] | None:

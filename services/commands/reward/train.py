@@ -28,7 +28,7 @@ def reward_job(recipe: Recipe, run_name: str) -> RewardJob:
         start = resolve_model(config.start)
     except ValueError as error:
         raise RecipeError(f"reward.start: {error}") from error
-    return RewardJob(run_name, run_folder(recipe, run_name), start, config, recipe.to_yaml())
+    return RewardJob(run_name, run_folder(recipe, run_name), start, config, recipe.to_yaml(), recipe.trackers)
 
 
 def run_folder(recipe: Recipe, run_name: str) -> Path:

@@ -50,7 +50,6 @@ class DistillWorker:
         *,
         restore_from: Path | None = None,
         keep_checkpoint: KeepCheckpoint = _keep_nothing,
-        observe: StepObserver | None = None,
     ) -> None:
         """Load the target, or the checkpoint in `restore_from`.
 
@@ -58,7 +57,6 @@ class DistillWorker:
         used.
         """
         self._job, self._plan, self._config, self._world, self._client = job, plan, job.config, world, client
-        self._observers = [observe] if observe else []
         start = Position(step=0, windows=0, tokens=0, cursor=None, identity=plan.identity)
         if restore_from is not None:
             start = load_position(restore_from)
@@ -91,8 +89,16 @@ class DistillWorker:
         )
         self._rounds = self._make_rounds()
 
-    def run(self) -> Position:
-        """Train to the end and return the position there; raises what `Trainer.run` raises."""
+    @property
+    def position(self) -> Position:
+        """The position that training goes on from."""
+        return self._accounts.position
+
+    def run(self, *observers: StepObserver) -> Position:
+        """Train to the end and return the position there; raises what `Trainer.run` raises.
+
+        Observers are called with the metrics of every step.
+        """
         config, rank, start = self._config, self._world.rank, self._accounts.position
         feed = WindowFeed(
             self._client if config.stream_windows else EmptyStream(),
@@ -122,7 +128,7 @@ class DistillWorker:
             begin_stage=self._begin_stage,
             evaluate=self._evaluate,
             save_checkpoint=self._save_checkpoint,
-            observers=[*self._observers, progress.show],
+            observers=[*observers, progress.show],
             rounds=self._rounds,
         )
         logs = RunLogs(self._job.files, after_step=start.step, enabled=rank == 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from services.base.errors import SettingError
 from services.distill.target.config import LoraConfig
 from services.jobs.step_log import StepLog, read_rows
 from services.jobs.storage import MANIFEST, newest_complete
+from services.jobs.tracking import Trackers
 from services.models.pretrained import load_causal_lm
 from services.models.weights import quiet, save_model
 from services.posttrain.job import StageJob
@@ -118,14 +120,16 @@ def run_to_end(job: StageJob, trainer: Any, *, stop_rules: Any = None) -> None:
         for row in read_rows(job.files.metrics):
             if row["step"] <= after_step:
                 stop_rules.after_step(row)
-    callback = _callback(job, after_step=after_step, first=first, stop_rules=stop_rules)
     trainer.remove_callback(PrinterCallback)  # it prints every step's metrics as a dictionary
-    trainer.add_callback(callback)
-    try:
+    with ExitStack() as stack:
+        logs = None
+        if first:
+            log = stack.enter_context(closing(StepLog(job.files.metrics, after_step=after_step)))
+            name = f"{job.folder.parent.name}/{job.name}"
+            logs = log, stack.enter_context(Trackers(job.tracking, name, job.files, after_step=after_step))
+        trainer.add_callback(_callback(job, logs, stop_rules=stop_rules))
         checkpoint = None if newest is None else str(Path(newest.location) / newest.name)
         trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        callback.close()
     if first:
         _save(job, trainer.accelerator.unwrap_model(trainer.model))
 
@@ -139,16 +143,11 @@ def _save(job: StageJob, model: Any) -> None:
         save_model(model, job.start, made)
 
 
-def _callback(job: StageJob, *, after_step: int, first: bool, stop_rules: Any) -> Any:
-    from tensorboardX import SummaryWriter
+def _callback(job: StageJob, logs_of_first: tuple[StepLog, Trackers] | None, *, stop_rules: Any) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         """Writes every step's metrics, marks whole checkpoints, and ends the run where a stop rule says so."""
-
-        def __init__(self) -> None:
-            self._log = StepLog(job.files.metrics, after_step=after_step) if first else None
-            self._events = SummaryWriter(str(job.files.events), purge_step=after_step + 1) if first else None
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in (logs or {}):
@@ -156,20 +155,19 @@ def _callback(job: StageJob, *, after_step: int, first: bool, stop_rules: Any) -
             numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
             if stop_rules is not None and (reason := stop_rules.after_step(numbers)) is not None:
                 control.should_training_stop = True
-                if first:
+                if logs_of_first is not None:
                     write_whole(job.folder / _STOPPED, json.dumps({"step": state.global_step, "reason": reason}))
                     logger.warning("%s: ends after step %d: %s", job.name, state.global_step, reason)
-            if self._log is None or self._events is None:
+            if logs_of_first is None:
                 return
-            self._log.write({"step": state.global_step, **numbers})
-            for key, value in numbers.items():
-                self._events.add_scalar(key, value, state.global_step)
+            for each in logs_of_first:
+                each.write({"step": state.global_step, **numbers})
             print(f"[posttrain {job.name}] step {state.global_step}/{state.max_steps} loss {logs['loss']}", flush=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self._log is None:
+            if logs_of_first is None:
                 return
-            self._log.sync()
+            logs_of_first[0].sync()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             sizes = {
                 path.relative_to(folder).as_posix(): path.stat().st_size
@@ -178,10 +176,5 @@ def _callback(job: StageJob, *, after_step: int, first: bool, stop_rules: Any) -
             }
             manifest = {"step": state.global_step, "plan": job.identity, "files": sizes}
             write_whole(folder / MANIFEST, json.dumps(manifest))
-
-        def close(self) -> None:
-            if self._log is not None and self._events is not None:
-                self._log.close()
-                self._events.close()
 
     return Progress()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensorboardX.proto.event_pb2 import Event
 
 from services.distill.config import DistillConfig
 from services.distill.plan import make_plan
@@ -16,8 +15,11 @@ from services.distill.workers.parallel import parallelise
 from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.evaluation.report.report import write_report
-from services.jobs.observer import observer
+from services.jobs.observer import curves_of
+from services.jobs.run_folder import RunFolder
 from services.jobs.step_log import read_rows
+from services.jobs.tracking import Trackers, Tracking
+from tests.fakes.files.curves import tensorboard_curves
 from tests.fakes.fusion_stream import FakeFusion, corpus
 from tests.fakes.training import job_in, run_workers, train
 
@@ -110,30 +112,15 @@ def test_routing_json_and_the_report_have_the_load_of_every_expert(tmp_path, tar
     assert f"({picture.name})" in report and picture.stat().st_size > 1000
 
 
-def scalars(folder: Path) -> dict[str, list[float]]:
-    """The scalars of TensorBoard's files: records of length, its checksum, an event, its checksum."""
-    found: dict[str, list[float]] = {}
-    for file in folder.glob("events.out.*"):
-        content = file.read_bytes()
-        while content:
-            size = int.from_bytes(content[:8], "little")
-            for value in Event.FromString(content[12 : 12 + size]).summary.value:
-                found.setdefault(value.tag, []).append(value.simple_value)
-            content = content[16 + size :]
-    return found
-
-
 def test_tensorboard_has_the_figures_of_every_layer(tmp_path, balanced):
-    observe = observer("run", tmp_path)
-    for row in read_rows(balanced.files.metrics):
-        observe(row)
-    written = scalars(tmp_path)
+    files, rows = RunFolder(tmp_path), read_rows(balanced.files.metrics)
+    with Trackers(Tracking(), "run", files, after_step=0, figures=curves_of) as trackers:
+        for row in rows:
+            trackers.write(row)
+    written = tensorboard_curves(files.events)
     for key in FIGURES:
-        values = written[f"{key}/layer_1"]  # the last event may still be on its way to the file
-        assert len(values) >= 3
-        assert values == pytest.approx(
-            [row["routing"][key][1] for row in read_rows(balanced.files.metrics)[: len(values)]], rel=1e-5
-        )
+        wanted = {row["step"]: row["routing"][key][1] for row in rows}
+        assert written[f"{key}/layer_1"] == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(
