@@ -38,7 +38,8 @@ def headroom(recipe: Recipe, split: str, num_windows: int, progress: Progress) -
     """Measure on windows spread evenly over a split whether fusing the recipe's sources can help.
 
     Windows come from the store where they are there, else from the sources that run. A window that a source or the
-    target does not take byte for byte is left out for all. A pretrained target is scored too, here.
+    target does not take byte for byte is left out for all. A pretrained target is scored too, here. Fused rows are
+    measured before `fusion.soften`: softened ones are no measure of the sources.
 
     Args:
         recipe: the run.
@@ -56,7 +57,8 @@ def headroom(recipe: Recipe, split: str, num_windows: int, progress: Progress) -
     total = corpus.num_windows(split)
     spread = np.unique(np.linspace(0, total - 1, min(num_windows, total)).astype(int)).tolist() if total else []
     chosen = [corpus.window(split, index) for index in spread]
-    measured, left_out = asyncio.run(_measure(recipe, corpus.fingerprint(split), chosen, progress))
+    plain = recipe.model_copy(update={"fusion": recipe.fusion.model_copy(update={"soften": 1.0})})
+    measured, left_out = asyncio.run(_measure(plain, corpus.fingerprint(split), chosen, progress))
     kept = [window for window in chosen if window.index in measured]
     if not kept:
         reasons = ", ".join(f"{name} {number}" for name, number in left_out.items())

@@ -57,7 +57,7 @@ def test_headroom_says_what_the_models_lose_and_the_store_says_the_same(
     assert FusionConfig.model_validate(section).prior == prior
 
     write_recipe(tmp_path, models, {})
-    stored = run(recipe, "--json", str(json_file))
+    stored = run(recipe, "--json", str(json_file), "--set", "fusion.soften=0.5")
     assert stored.exit_code == 0, stored.output
     assert "not timed, as they do not answer: small, large" in stored.output
     for name, values in json.loads(json_file.read_text())["domains"]["all"]["models"].items():
