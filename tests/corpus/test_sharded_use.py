@@ -68,7 +68,7 @@ def test_many_shards_serve_streams_backfill_and_capture(
         scored = [source.scored for source in fusion.sources]
         run("capture", recipe)
         assert [source.scored for source in fusion.sources] == scored
-    with plain_fusion(tmp_path, **settings) as fusion:  # the next run
+    with many_shards(1500), plain_fusion(tmp_path, **settings) as fusion:  # the next run
         whole = list(fusion.client().stream(request))
         assert [source.scored for source in fusion.sources] == [0, 0]
     assert [window.index for window in whole] == [window.index for window in windows]
