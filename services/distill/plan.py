@@ -127,14 +127,8 @@ def make_plan(job: DistillJob, client: FusionStream, *, patience_seconds: float 
     corpus: dict[str, Any] = {"corpus.pools": pools} if parts else {}
     if not parts:  # earlier runs did not record these
         del decisive["stages"], decisive["num_windows"]
-    rounds = _rounds(job, info)
-    if job.config.on_policy is None:  # nor this
-        del decisive["on_policy"]
-    else:
-        decisive["on_policy"] = {
-            **{key: value for key, value in decisive["on_policy"].items() if key not in _MAY_CHANGE_ON_POLICY},
-            "prompts": PromptFiles.read(job.config.on_policy.prompts).fingerprint,
-        }
+    rounds = _rounds(job)
+    decisive |= _identity_of_rounds(job, info, decisive.pop("on_policy"))
     if split.block_windows > 1:
         corpus["corpus.block_windows"] = split.block_windows
     return RunPlan(
@@ -248,17 +242,30 @@ def _stages(
     return parts, {name: known[name].fingerprint for part in parts for name, _ in part.weights}
 
 
-def _rounds(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[int, ...]:
+def _rounds(job: DistillJob) -> tuple[int, ...]:
     """Return the windows of the stream in every round of on-policy distillation; none for a run without rounds."""
     on_policy = job.config.on_policy
-    if on_policy is None:
-        return ()
+    return () if on_policy is None else (job.config.stream_windows * on_policy.round_steps,) * on_policy.rounds
+
+
+def _identity_of_rounds(
+    job: DistillJob, info: fusion_pb2.GetFusionInfoResponse, settings: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what decides the result of section `on_policy`: nothing where a run has none, as those before it.
+
+    Raises SettingError for prompts that cannot be read, FailedPreconditionError when the target would not read them.
+    """
+    if job.config.on_policy is None or settings is None:
+        return {}
+    prompts = PromptFiles.read(job.config.on_policy.prompts)
+    prompts.check_template(json.loads(info.settings.get("target.chat_template", "null")))
     if json.loads(info.settings.get("corpus.target_context", "true")) is False:
         raise FailedPreconditionError(
             "corpus.target_context: false lets the target read no prompt, and distill.on_policy is about answers to "
             "prompts; start the service with target_context: true"
         )
-    return (job.config.stream_windows * on_policy.round_steps,) * on_policy.rounds
+    kept = {key: value for key, value in settings.items() if key not in _MAY_CHANGE_ON_POLICY}
+    return {"on_policy": kept | {"prompts": prompts.fingerprint}}
 
 
 def _find_sources(job: DistillJob, info: fusion_pb2.GetFusionInfoResponse) -> tuple[str, ...]:

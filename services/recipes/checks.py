@@ -93,6 +93,11 @@ def _check_training(recipe: Recipe) -> None:
     """Raise ValueError for settings of training that the target or the service cannot honour."""
     if recipe.distill.lora is not None and recipe.target.model is None:
         raise ValueError("distill.lora: adapters need a pretrained target (target.model), this one is from scratch")
+    if recipe.distill.on_policy is not None and not recipe.corpus.target_context:
+        raise ValueError(
+            "corpus.target_context: false lets the target read no prompt, and distill.on_policy is about answers to "
+            "prompts; leave it out"
+        )
     tokenizer = recipe.target.tokenizer
     if recipe.fusion.alignment.method == "transport" and tokenizer is not None and tokenizer.train is not None:
         raise ValueError(

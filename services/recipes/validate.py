@@ -12,6 +12,7 @@ from services.base.errors import SettingError
 from services.base.home import expand_user
 from services.corpus.cleaning.pipeline import check_inputs, require_extra
 from services.corpus.readers import local_files
+from services.distill.on_policy.prompts import PromptFiles
 from services.models.catalogue import resolve_model
 from services.recall.examples import read_examples
 from services.recall.training_config import JudgeTrainingConfig
@@ -54,6 +55,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.reward is not None:
         yield from _reward_problems(recipe.reward)
     yield from _posttrain_problems(recipe)
+    yield from _on_policy_problems(recipe)
     yield from _target_problems(recipe)
     yield from tokenizer_problems(recipe)
     if recipe.distill.device == "cuda":
@@ -70,6 +72,15 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         parent = parent.parent
     if not os.access(parent, os.W_OK) or not parent.is_dir():
         yield f"output_dir: cannot write to {parent}"
+
+
+def _on_policy_problems(recipe: Recipe) -> Iterator[str]:
+    if recipe.distill.on_policy is None:
+        return
+    try:
+        PromptFiles.read(recipe.distill.on_policy.prompts).check_template(recipe.target.chat_template)
+    except SettingError as error:
+        yield str(error)
 
 
 def _judge_problems(train: JudgeTrainingConfig) -> Iterator[str]:

@@ -60,6 +60,11 @@ BAD_RECIPES = [
     ("target.tokenizer", "/no/such/folder", "target.tokenizer: no folder /no/such/folder"),
     ("fusion", {"strategy": "fixed", "weights": {"tiny": 1}}, "fusion.weights: no weight for source smollm2"),
     ("fusion", {"strategy": "online", "prior": {"tiny": 1}}, "fusion.prior: none for source smollm2"),
+    (
+        "distill",
+        {"loss": "jsd", "on_policy": {"prompts": ["/no/such.jsonl"], "rounds": 1, "round_steps": 1}},
+        "distill.on_policy.prompts: no file matches '/no/such.jsonl'",
+    ),
     pytest.param(
         "distill.device",
         "cuda",

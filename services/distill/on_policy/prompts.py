@@ -25,25 +25,33 @@ class PromptFiles:
         patterns: globs of the files.
         num_prompts: prompts in them.
         fingerprint: hash over all prompts in order.
+        has_messages: whether one of them is messages, which need a chat template.
     """
 
     patterns: tuple[str, ...]
     num_prompts: int
     fingerprint: str
+    has_messages: bool
 
     @classmethod
     def read(cls, patterns: Sequence[str]) -> PromptFiles:
         """Read all prompts once; SettingError names the file and row that is wrong, or says that there are none."""
-        digest, num_prompts = hashlib.sha256(), 0
+        digest, num_prompts, has_messages = hashlib.sha256(), 0, False
         try:
             for prompt in read_prompts(patterns):
                 digest.update(prompt.identity)
                 num_prompts += 1
+                has_messages |= prompt.is_messages
         except SettingError as error:
             raise SettingError(KEY, error.problem) from error
         if not num_prompts:
             raise SettingError(KEY, "the files hold no prompt")
-        return cls(tuple(patterns), num_prompts, digest.hexdigest()[:32])
+        return cls(tuple(patterns), num_prompts, digest.hexdigest()[:32], has_messages)
+
+    def check_template(self, chat_template: str | None) -> None:
+        """Raise SettingError when a prompt is messages, and the target has no chat template to read them by."""
+        if self.has_messages and chat_template is None:
+            raise SettingError(KEY, "a row holds messages, and the target reads none; set target.chat_template")
 
     def drawn(self, first: int, count: int, seed: int) -> list[AnswerPrompt]:
         """Return the prompts of draws `first` to `first + count - 1`; no prompt comes again before all have come.

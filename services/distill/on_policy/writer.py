@@ -43,6 +43,7 @@ class AnswerWriter:
         self._model, self._config, self._world = model, config, world
         self._on_policy: OnPolicyConfig = config.on_policy
         self._prompts = PromptFiles.read(config.on_policy.prompts)
+        self._prompts.check_template(chat_template)
         plain = Vocabulary.from_pretrained(target_folder)
         eos_token = next((name for name, i in plain.special_tokens.items() if i == plain.eos_id), None)
         self._chat = open_chat(target_folder, chat_template, eos_token)
@@ -109,8 +110,7 @@ class AnswerWriter:
         if not prompt.is_messages:
             ids: list[int] = self._vocabulary.encode(prompt.content).token_ids_T.tolist()
             return [self._bos, *ids]
-        if self._chat is None:
-            raise SettingError(KEY, "a row holds messages, and the target reads none; set target.chat_template")
+        assert self._chat is not None, "checked at the start"
         try:
             written: list[int] = self._chat.encode_messages(read_messages(prompt.content)).tolist()
         except TurnRefusedError as error:
