@@ -209,7 +209,7 @@ def _training(totals: dict[str, RunSummary]) -> list[str]:
             f"{run.windows:,}",
             f"{run.tokens_per_second:,.0f}",
             f"{100 * run.wait_share:.1f} %",
-            f"{run.clm:.4f}",
+            "-" if run.clm is None else f"{run.clm:.4f}",
             "-" if run.fusion is None else f"{run.fusion:.4f}",
             "-" if run.masked_share is None else f"{100 * run.masked_share:.2f} %",
             "-" if run.covered_mass is None else f"{run.covered_mass:.4f}",
@@ -238,7 +238,7 @@ def _stages(totals: dict[str, RunSummary]) -> list[str]:
             f"{stage.steps:,}",
             f"{stage.tokens:,}",
             f"{stage.windows:,}",
-            f"{stage.clm:.4f}",
+            "-" if stage.clm is None else f"{stage.clm:.4f}",
             "-" if stage.fusion is None else f"{stage.fusion:.4f}",
         ]
         for name, run in totals.items()

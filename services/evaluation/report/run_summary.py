@@ -21,7 +21,7 @@ class StageSummary:
     steps: int
     tokens: int
     windows: int
-    clm: float
+    clm: float | None
     fusion: float | None
 
 
@@ -34,7 +34,8 @@ class RunSummary:
         train_seconds: sum of the steps' times; evaluation, checkpoints and start-up are not in it.
         tokens_per_second: tokens over train_seconds.
         wait_share: share of train_seconds that the trainer waited for the stream.
-        clm, fusion: nats per token over the last tenth of the steps; fusion None without fused rows.
+        clm, fusion: nats per token over the last tenth of the steps; fusion None without fused rows,
+            clm where the target learned from its own answers alone.
         masked_share, covered_mass: weighted by tokens; None without fused rows.
         source_weights: per source, mean share of the mixture, weighted by tokens.
         stages: those of the curriculum that have begun.
@@ -47,7 +48,7 @@ class RunSummary:
     train_seconds: float
     tokens_per_second: float
     wait_share: float
-    clm: float
+    clm: float | None
     fusion: float | None
     masked_share: float | None
     covered_mass: float | None
@@ -91,12 +92,10 @@ def _stages(rows: list[dict[str, Any]]) -> Iterator[StageSummary]:
         yield StageSummary(name, len(steps), tokens, windows, *_last_losses(steps))
 
 
-def _last_losses(rows: list[dict[str, Any]]) -> tuple[float, float | None]:
+def _last_losses(rows: list[dict[str, Any]]) -> tuple[float | None, float | None]:
     """Return CLM and fusion loss over the last tenth of some steps."""
     last = rows[-max(1, len(rows) // 10) :]
-    clm = _mean(last, "clm")
-    assert clm is not None
-    return clm, _mean(last, "fusion")
+    return _mean(last, "clm"), _mean(last, "fusion")
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float | None:

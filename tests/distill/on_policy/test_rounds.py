@@ -23,6 +23,7 @@ from services.distill.config import DistillConfig
 from services.distill.job import DistillJob
 from services.distill.on_policy.ledger import RoundLedger
 from services.distill.plan import make_plan
+from services.evaluation.report.run_summary import summarise
 from services.jobs.step_log import read_rows
 from services.models.weights import load_model
 from services.wire.passage import Passage
@@ -112,6 +113,8 @@ def test_with_share_1_the_loss_is_that_of_the_fused_rows_whatever_lambda_says(tm
     assert fusion.requests == []
     [row] = read_rows(job.files.metrics)
     [ledger] = ledgers(job)
+    summary = summarise(job.files.metrics)
+    assert summary is not None and summary.clm is None and summary.fusion == pytest.approx(row["fusion"])
     assert row["clm"] is None and row["loss"] == pytest.approx(row["fusion"] * row["windows"] / 4, rel=1e-5)
     # The estimate of the reverse KL from what was sampled, by transformers' own logits, one answer at a time.
     model, nats, count = load_model(target).eval(), 0.0, 0
