@@ -98,6 +98,37 @@ def test_every_way_of_colouring_says_it_without_colour_too(browser: Browser, tmp
     assert browser.errors == []
 
 
+def test_two_strategies_stand_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    view = opened(browser, tmp_path, "The cat sat on the mat. Die Würde des Menschen ist unantastbar.")
+    assert browser.evaluate("document.getElementById('other').getClientRects().length") == 0
+    browser.click("#side")
+    left, right = (
+        browser.evaluate(f"document.getElementById('{name}').getBoundingClientRect().left")
+        for name in ("text", "other")
+    )
+    assert left < right and browser.evaluate("others.map((span) => span.textContent)") == view["tokens"]
+    names = "Array.from(document.querySelectorAll('.by'), (each) => each.textContent)"
+    assert browser.evaluate(names) == ["avg_ce", "min_ce"]
+    browser.click("input[value=loss]")
+    before = browser.evaluate("spans.map((span) => span.className)")
+    browser.evaluate("view.strategies[1].loss = spans.map(() => 9); colour()")
+    assert browser.evaluate("others.every((span) => span.className.startsWith('h4'))")
+    assert browser.evaluate("spans.map((span) => span.className)") == before
+    browser.click("#other span:nth-child(4)")
+    assert browser.evaluate(
+        "[selected, others[3].classList.contains('chosen'), spans[3].getAttribute('aria-selected')]"
+    ) == [3, True, "true"]
+    browser.click("#text")
+    browser.press("End")
+    chosen = "Array.from(document.querySelectorAll('#other .chosen'), (span) => others.indexOf(span))"
+    assert browser.evaluate(chosen) == [len(view["tokens"]) - 1]  # type: ignore[arg-type]
+    browser.click("input[name=strategy][value='1']")
+    assert browser.evaluate(names) == ["min_ce", "avg_ce"]
+    browser.click("#side")
+    assert browser.evaluate("document.getElementById('other').getClientRects().length") == 0
+    assert browser.errors == []
+
+
 def test_two_thousand_tokens_open_within_a_second(browser: Browser, tmp_path: Path) -> None:
     view = opened(browser, tmp_path, "The cat sat on the mat, and 12 * 12 = 144; das Ende. " * 110)
     assert len(view["tokens"]) > 2000  # type: ignore[arg-type]
@@ -106,3 +137,5 @@ def test_two_thousand_tokens_open_within_a_second(browser: Browser, tmp_path: Pa
     took = "(() => { const start = performance.now(); %s; spans[0].offsetTop; return performance.now() - start; })()"
     assert browser.evaluate(took % "mode = 'loss'; colour()") < 1000
     assert browser.evaluate(took % "select(1500)") < 1000
+    assert browser.evaluate(took % "side.checked = true; colour()") < 1000
+    browser.evaluate("side.checked = false")

@@ -104,7 +104,7 @@ def submit(browser: Browser) -> None:
 @IN_BROWSER
 def test_it_opens_with_what_was_asked_first_and_shows_other_windows(opened: Browser, address: str) -> None:
     assert shown(opened).startswith("window 1 of held_out")
-    assert opened.evaluate("document.querySelectorAll('#strategies input').length") == 2
+    assert opened.evaluate("document.querySelectorAll('#strategies input[type=radio]').length") == 2
     opened.click("#ask input[name=window]")
     opened.press("ArrowUp")
     submit(opened)

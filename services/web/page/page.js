@@ -1,10 +1,12 @@
 "use strict";
 const text = document.getElementById("text");
+const other = document.getElementById("other");
+const side = document.getElementById("side");
 const detail = document.getElementById("detail");
 const legend = document.getElementById("legend");
 const NUM_SOURCE_STYLES = 6;
 const UPPER = { entropy: [0.5, 1.5, 3], disagreement: [0.02, 0.1, 0.3], loss: [0.7, 2.3, 4.6] };
-let view = null, spans = [], mode = "winner", strategy = 0, selected = -1;
+let view = null, spans = [], others = [], mode = "winner", strategy = 0, selected = -1;
 
 function element(name, content, options) {
   const made = document.createElement(name);
@@ -27,8 +29,7 @@ function change(token) {
   return a === null || b === null ? null : b - a;
 }
 
-function styleOf(token) {
-  const now = view.strategies[strategy];
+function styleOf(token, now) {
   if (mode === "winner") return now.winner[token] < 0 ? "" : "s" + (now.winner[token] % NUM_SOURCE_STYLES);
   if (mode === "change") {
     const by = change(token);
@@ -38,14 +39,34 @@ function styleOf(token) {
   return value === null ? "" : "h" + (1 + UPPER[mode].filter((upper) => value >= upper).length);
 }
 
-function colour() {
-  const now = view.strategies[strategy];
-  spans.forEach((span, token) => {
-    const classes = [styleOf(token)];
+function paint(row, now) {
+  row.forEach((span, token) => {
+    const classes = [styleOf(token, now)];
     if (token > 0) classes.push("gap");
     if (now.loss[token] === null) classes.push("masked");
+    if (row === others && token === selected) classes.push("chosen");
     span.className = classes.filter(Boolean).join(" ");
   });
+}
+
+function showSides() {
+  const two = side.checked && view.strategies.length > 1;
+  document.getElementById("sides").className = two ? "two" : "";
+  [other, ...document.querySelectorAll(".by")].forEach((each) => { each.hidden = !two; });
+  if (two && others.length === 0) {
+    others = spans.map((span) => element("span", span.textContent));
+    other.replaceChildren(...others);
+  }
+  if (!two) return;
+  document.getElementById("by-text").textContent = view.strategies[strategy].name;
+  document.getElementById("by-other").textContent = view.strategies[1 - strategy].name;
+  paint(others, view.strategies[1 - strategy]);
+  other.scrollTop = text.scrollTop;
+}
+
+function colour() {
+  paint(spans, view.strategies[strategy]);
+  showSides();
   const entries = mode === "winner"
     ? view.sources.map((source, place) => [source.name, "s" + (place % NUM_SOURCE_STYLES)])
     : mode === "change"
@@ -140,6 +161,8 @@ function show(token) {
 function select(token) {
   if (token < 0 || token >= spans.length) return;
   if (selected >= 0) spans[selected].setAttribute("aria-selected", "false");
+  if (others[selected]) others[selected].classList.remove("chosen");
+  if (others[token]) others[token].classList.add("chosen");
   selected = token;
   spans[token].setAttribute("aria-selected", "true");
   text.setAttribute("aria-activedescendant", spans[token].id);
@@ -164,6 +187,9 @@ text.addEventListener("click", (event) => {
   const span = event.target.closest("[role=option]");
   if (span) select(spans.indexOf(span));
 });
+other.addEventListener("click", (event) => { if (event.target !== other) select(others.indexOf(event.target)); });
+text.addEventListener("scroll", () => { other.scrollTop = text.scrollTop; });
+other.addEventListener("scroll", () => { text.scrollTop = other.scrollTop; });
 text.addEventListener("keydown", (event) => {
   const moves = { ArrowRight: selected + 1, ArrowLeft: selected - 1, Home: 0, End: spans.length - 1 };
   if (event.key === "ArrowDown" || event.key === "ArrowUp") {
@@ -185,15 +211,17 @@ document.getElementById("modes").addEventListener("change", (event) => {
 function begin(next) {
   view = next;
   spans = Array.from(text.children);
+  others = [];
+  other.replaceChildren();
   strategy = 0;
   selected = -1;
-  const single = view.strategies.length < 2, choices = document.getElementById("strategies");
+  const single = view.strategies.length < 2;
   if (single && mode === "change") {
     mode = "winner";
     document.querySelector("input[value=winner]").checked = true;
   }
-  choices.hidden = document.getElementById("change").hidden = single;
-  choices.replaceChildren(element("legend", "Strategy"), ...view.strategies.map((each, place) => {
+  document.getElementById("strategies").hidden = document.getElementById("change").hidden = single;
+  document.getElementById("each").replaceChildren(...view.strategies.map((each, place) => {
     const label = element("label");
     label.append(element("input", null, { type: "radio", name: "strategy", value: String(place), checked: place === 0 }), " ", isolated(each.name));
     return label;
