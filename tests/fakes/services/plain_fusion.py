@@ -82,6 +82,7 @@ def plain_fusion(
         target: dict[str, Any] = {"config": small, "tokenizer": of_target}
         if len(chat_templates) > num_sources:
             target["chat_template"] = chat_templates[num_sources]
+        of_fusion = {"k_out": k_out, "min_sources": min_sources, "alignment": alignment, "sources_by": sources_by or {}}
         recipe = Recipe.model_validate(
             {
                 "name": "plain",
@@ -89,13 +90,7 @@ def plain_fusion(
                 "corpus": {"name": "words", "files": [f"{corpus}/*.txt"], "window_bytes": 128, **(windows or {})},
                 "sources": entries,
                 "target": target,
-                "fusion": {
-                    "k_out": k_out,
-                    "min_sources": min_sources,
-                    "alignment": alignment,
-                    "sources_by": sources_by or {},
-                    **(fusion or {}),
-                },
+                "fusion": of_fusion | dict(fusion or {}),
                 "service": {"store": None, "heartbeat_seconds": 0.2, "breaker_pause_seconds": 0.3, **service},
             }
         )
