@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ class AnswerFeed:
         self._client, self._k, self._sources = client, k, tuple(sources)
         self._in_flight, self._patience_seconds = in_flight, patience_seconds
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="answer-feed")
+        self._closed = threading.Event()
         self._passages: deque[Passage] = deque()
         self._asked: deque[Future[Block | None]] = deque()
 
@@ -67,7 +69,8 @@ class AnswerFeed:
         return blocks
 
     def close(self) -> None:
-        """Ask for nothing more."""
+        """Ask for nothing more, and let no thread wait to ask again."""
+        self._closed.set()
         self._passages.clear()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -84,8 +87,7 @@ class AnswerFeed:
                 logger.warning("an answer of the target is left out: %s", error)
                 return None
             except (UnavailableError, DeadlineExceededError):
-                if backoff.exhausted:
+                if backoff.exhausted or self._closed.wait(backoff.next_pause()):
                     raise
-                time.sleep(backoff.next_pause())
             else:
                 return block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from services.distill.on_policy.ledger import RoundLedger
 from services.distill.on_policy.writer import AnswerWriter, weights_hash
 from services.distill.step_meter import StepLosses, StepTotals
 from services.distill.workers.world import World
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -134,9 +138,13 @@ class Rounds:
         there = _sound(folder) if self._world.rank == 0 else None
         if self._world.gather(there is not None)[0]:
             return there or _opened(folder)
+        started = time.perf_counter()
         answers, left_out = self._writer.write(number)
         if self._world.rank == 0:
-            RoundLedger.write(folder, answers, {"round": number, "weights": weights, "left_out": left_out})
+            seconds = round(time.perf_counter() - started, 3)
+            logger.info("round %d: %d answers in %.1f s, left out: %s", number, len(answers), seconds, left_out)
+            details = {"round": number, "weights": weights, "left_out": left_out, "seconds": seconds}
+            RoundLedger.write(folder, answers, details)
         self._world.gather(None)  # it is on disk before anybody goes on
         return RoundLedger(folder, answers)
 
