@@ -61,7 +61,7 @@ class Size:
     num_seeds: int
 
 
-FULL = Size("moe", 66_000, 192, 4, 512, 2048, start_epochs=6, epochs=3, num_seeds=3)
+FULL = Size("moe", 66_000, 192, 4, 512, 2048, start_epochs=6, epochs=4, num_seeds=3)
 QUICK = Size("moe-quick", 12_000, 64, 2, 128, 512, start_epochs=1, epochs=1, num_seeds=1)
 _ROOT = Path("runs/bench")
 

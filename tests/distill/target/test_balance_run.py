@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.util.metrics import Gauge
 
 from services.distill.config import DistillConfig
 from services.distill.plan import make_plan
@@ -15,7 +16,7 @@ from services.distill.workers.parallel import parallelise
 from services.distill.workers.worker import DistillWorker
 from services.distill.workers.world import World
 from services.evaluation.report.report import write_report
-from services.jobs.observer import curves_of
+from services.jobs.observer import curves_of, observer
 from services.jobs.run_folder import RunFolder
 from services.jobs.step_log import read_rows
 from services.jobs.tracking import Trackers, Tracking
@@ -121,6 +122,21 @@ def test_tensorboard_has_the_figures_of_every_layer(tmp_path, balanced):
     for key in FIGURES:
         wanted = {row["step"]: row["routing"][key][1] for row in rows}
         assert written[f"{key}/layer_1"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_prometheus_has_the_figures_of_every_layer(balanced, monkeypatch):
+    exported: dict[tuple[str, str], float] = {}
+
+    def export(gauge: Gauge, value: float, tags: dict[str, str] | None = None) -> None:
+        exported[gauge.info["name"], (tags or {}).get("layer", "")] = value
+
+    monkeypatch.setattr(Gauge, "set", export)  # without a cluster Ray drops what it is given
+    [*_, last] = read_rows(balanced.files.metrics)
+    observer("run")(last)
+    names = ("expert_load_cv", "dead_experts", "router_entropy_nats", "expert_balance")
+    for name, key in zip(names, FIGURES, strict=True):
+        for layer in range(2):
+            assert exported[f"llm_fusion_train_{name}", str(layer)] == last["routing"][key][layer]
 
 
 @pytest.mark.parametrize(
