@@ -4,7 +4,6 @@ authors meant."""
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,6 @@ _FAULTS = (
 
 _LATENT = {"deepseek_v2", "deepseek_v3"}
 """Types of models with attention over a latent state."""
-_ORDINARY_ATTENTION = "VLLM_MLA_DISABLE"
-"""Variable with which vLLM computes latent attention by its ordinary kernels."""
 
 
 def check_mixture(config: SourceConfig, folder: Path) -> None:
@@ -70,15 +67,21 @@ def check_mixture(config: SourceConfig, folder: Path) -> None:
             if (fault.default if value is None else bool(value)) == fault.value:
                 shown = json.dumps(fault.value)
                 raise SettingError("model", f"{config.model}: {fault.key}: {shown} in config.json: {fault.reason}")
-    on_cpu = config.engine.kind == "vllm" and config.num_gpus == 0
-    if on_cpu and settings.get("model_type") in _LATENT and not _has_ordinary_attention(config):
+    if config.engine.kind == "vllm" and settings.get("model_type") in _LATENT:
+        _check_latent(config, settings)
+
+
+def _check_latent(config: SourceConfig, settings: dict[str, Any]) -> None:
+    kind = settings["model_type"]
+    if config.num_gpus == 0:
         raise SettingError(
             "model",
-            f"{config.model}: on a CPU vLLM's kernels for the latent attention of {settings['model_type']} give other "
-            f'numbers than the model; set env: {{{_ORDINARY_ATTENTION}: "1"}} of the source, give it GPUs (num_gpus), '
-            "or use engine transformers",
+            f"{config.model}: on a CPU vLLM computes a {kind}, whose attention is latent, otherwise than its authors "
+            "meant, with and without VLLM_MLA_DISABLE; give the source GPUs (num_gpus), or use engine transformers",
         )
-
-
-def _has_ordinary_attention(config: SourceConfig) -> bool:
-    return {**os.environ, **config.env}.get(_ORDINARY_ATTENTION) == "1"
+    if kind == "deepseek_v3" and settings.get("topk_method") != "noaux_tc":
+        raise SettingError(
+            "model",
+            f"{config.model}: vLLM reads the biases of a deepseek_v3's routers only with topk_method: noaux_tc in "
+            "config.json, which transformers leaves out; write it there, or use engine transformers",
+        )

@@ -78,7 +78,7 @@ def parts_of(*, quick: bool) -> dict[str, tuple[Callable[[Report], None], bool]]
         )
         for family in (["qwen2_moe"] if quick else MIXTURES)
         for refused in ([False, True] if family in REFUSED and not quick else [False])
-        for latent in ([True, False] if family in LATENT and not refused else [family not in LATENT])
+        for latent in ([True, False] if family in LATENT and not refused else [True])
     }
     experiment = partial(measure_experiment, quick=quick)
     always: dict[str, Callable[[Report], None]] = {

@@ -32,13 +32,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": _FINE | {"head_dim": 32},
     "olmoe": {"num_experts": 8, "norm_topk_prob": False},
     "deepseek_v2": _DEEPSEEK | _LATENT | {"topk_method": "group_limited_greedy", "norm_topk_prob": False},
-    "deepseek_v3": _DEEPSEEK | _LATENT | {"norm_topk_prob": True, "num_mtp_layers": 0},
+    "deepseek_v3": _DEEPSEEK | _LATENT | {"norm_topk_prob": True, "num_mtp_layers": 0, "topk_method": "noaux_tc"},
     "granitemoe": {"num_local_experts": 8, "logits_scaling": 0.5, "residual_multiplier": 0.7},
     "glm4_moe": _DEEPSEEK | {"head_dim": 32, "norm_topk_prob": True, "num_mtp_layers": 0, "use_qk_norm": True},
 }
 """Settings by model_type."""
-LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
-"""Families with latent attention."""
+LATENT = ("deepseek_v2", "deepseek_v3")
+"""Families with latent attention, which vLLM computes wrongly on a CPU; such sources are refused."""
 REFUSED: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"qkv_bias": False},
     "olmoe": {"norm_topk_prob": True},
