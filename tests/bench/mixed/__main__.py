@@ -38,6 +38,7 @@ from tests.bench.mixed.experiment import (
     Experiment,
     quickstart_sources,
 )
+from tests.bench.mixed.picture import draw_forecast
 from tests.bench.parts.report import Report, arguments
 
 ALL = "all"
@@ -129,6 +130,9 @@ def add_forecast(report: Report, experiment: Experiment, compared: Mapping[str, 
 def main() -> None:
     parser = arguments((__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw forecast against outcome, as PNG or SVG"
+    )
     options = parser.parse_args()
     _quiet()
     for model in ("smollm2-135m-instruct", "gemma-3-270m"):
@@ -151,6 +155,8 @@ def main() -> None:
     add_results(report, compared)
     add_forecast(report, experiment, compared)
     report.finish(options.json)
+    if options.picture is not None:
+        draw_forecast([row for row in report.rows if row["table"] == "forecast"], options.picture)
 
 
 def _quiet() -> None:

@@ -11,6 +11,7 @@ from fusion_core.blocks import Block
 from fusion_core.fusion.headroom import common_segments
 from tests.bench.mixed.__main__ import add_forecast, add_results, compare
 from tests.bench.mixed.experiment import ALONE, CLM_ONLY, FUSED, METHODS, SOFTENED, Experiment, Size
+from tests.bench.mixed.picture import forecast_figure
 from tests.bench.parts.report import Report
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
@@ -58,6 +59,12 @@ def test_tables_are_those_of_the_runs(experiment: Experiment) -> None:
         assert row[f"minus {CLM_ONLY}"] == pytest.approx((nats[method] - nats[CLM_ONLY]).sum() / total)
     forecasts = [row for row in report.rows if row["table"] == "forecast"]
     assert len(forecasts) == 3 * len(FUSED)
+    figure = forecast_figure(forecasts)
+    points = {line.get_gid(): line.get_xydata()[0] for line in figure.axes[0].lines if line.get_gid()}
+    assert len(points) == len(forecasts)
+    for row in forecasts:
+        x, y = points[f"{row['domain']}, {row['method']}"]
+        assert (x, y) == (row["rows_minus_best"], row["training_minus_best"])
     odd = [place for place, window in enumerate(experiment.train) if window.domain == "odd"]
     size = sum(len(experiment.train[place].text) for place in odd)
     for row in (row for row in forecasts if row["domain"] == "odd"):
