@@ -57,6 +57,26 @@ class StepLosses:
     routing: dict[str, Any] | None = None
 
 
+@dataclass(slots=True)
+class _Group:
+    """Windows of a step that the same sources scored; the weights are summed over the windows' tokens."""
+
+    names: tuple[str, ...]
+    windows: int = 0
+    tokens: int = 0
+    weights: list[float] = field(default_factory=list)
+
+    def add(self, windows: int, tokens: int, weights: Sequence[float]) -> None:
+        self.windows, self.tokens = self.windows + windows, self.tokens + tokens
+        before = self.weights or [0.0] * len(self.names)
+        self.weights = [old + new for old, new in zip(before, weights, strict=True)]
+
+    def row(self) -> dict[str, Any]:
+        means = [weight / max(1, self.tokens) for weight in self.weights]
+        sources = dict(zip(self.names, means, strict=True))
+        return {"sources": sources, "windows": self.windows, "tokens": self.tokens}
+
+
 class StepMeter:
     """The sums of one step on one worker; `row` adds them up over the workers."""
 
@@ -66,7 +86,7 @@ class StepMeter:
         self._started = time.perf_counter()
         self._tokens_only = tokens_only
         self._covered = (0.0, 0.0)
-        self._weights: dict[str, float] = {}
+        self._groups: dict[tuple[str, ...], _Group] = {}
         self._skipped = 0
 
     def take(
@@ -80,11 +100,13 @@ class StepMeter:
         self._skipped = skipped
         covered = [(block.covered_mass, block.num_tokens) for block in blocks if math.isfinite(block.covered_mass)]
         self._covered = sum(mass * tokens for mass, tokens in covered), sum(tokens for _, tokens in covered)
-        weights: dict[str, float] = defaultdict(float)
         for block in blocks:
-            for share in block.shares:
-                weights[share.name] += share.weight * block.num_tokens
-        self._weights = dict(weights)
+            present = sorted((share for share in block.shares if share.present), key=lambda share: share.name)
+            if present:
+                names = tuple(share.name for share in present)
+                self._groups.setdefault(names, _Group(names)).add(
+                    1, block.num_tokens, [share.weight * block.num_tokens for share in present]
+                )
         tokens = sum(block.num_tokens for block in blocks)
         fused = 0 if self._tokens_only else sum(int(block.mask_T.sum()) for block in blocks)
         answer_tokens = sum(block.num_tokens for block in answers)
@@ -100,9 +122,13 @@ class StepMeter:
         """Return the metrics of the global batch."""
         sums = [losses.loss, losses.clm, losses.fusion, *self._covered, self._skipped, losses.input_tokens]
         loss, clm, fusion, covered, covered_tokens, skipped, input_tokens = self._world.sum(sums)
+        groups: dict[tuple[str, ...], _Group] = {}
+        for part in self._world.gather(self._groups):
+            for names, group in part.items():
+                groups.setdefault(names, _Group(names)).add(group.windows, group.tokens, group.weights)
         weights: dict[str, float] = defaultdict(float)
-        for part in self._world.gather(self._weights):
-            for name, weight in part.items():
+        for group in groups.values():
+            for name, weight in zip(group.names, group.weights, strict=True):
                 weights[name] += weight
         seconds, waited_seconds = self._world.max([time.perf_counter() - self._started, waited_seconds])
         tokens, fused = totals.tokens, totals.fused
@@ -120,5 +146,6 @@ class StepMeter:
             "masked_share": None if self._tokens_only else 1 - fused / tokens,
             "covered_mass": covered / covered_tokens if covered_tokens and not self._tokens_only else None,
             "source_weights": {name: weight / tokens for name, weight in sorted(weights.items())},
+            "scored_by": [groups[names].row() for names in sorted(groups)],
             **({} if losses.routing is None else {"routing": losses.routing}),
         }

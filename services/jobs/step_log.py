@@ -14,6 +14,8 @@
     masked_share                   share of this step's tokens that the fusion loss left out
     covered_mass                   mean mass that reached the candidates before the cut to K, weighted by tokens
     source_weights                 per source, mean share of the mixture, weighted by tokens
+    scored_by                      the same for windows that the same sources scored, a group each: sources (their
+                                   weights), windows, tokens
     routing                        of a target with experts only; lists with a value for each of its `layers`:
                                    load_cv (standard deviation of the experts' loads over their mean), dead_experts
                                    (without a token), router_entropy (nats), balance (DeepSeekMoE's loss, 1 when even)

@@ -30,7 +30,7 @@ from services.fusion.client import FusedWindow, SkippedWindow, StreamRequest
 from services.jobs.step_log import read_rows
 from services.jobs.storage import newest_complete
 from tests.fakes.fusion_stream import FakeFusion, corpus
-from tests.fakes.training import job_in, train, weights
+from tests.fakes.training import job_in, numbers, train, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,7 +168,7 @@ def test_killed_in_its_second_stage_a_run_takes_the_same_windows(
     assert read_rows(job.files.ledger) == read_rows(undisturbed.files.ledger)
     for row, expected in zip(read_rows(job.files.metrics), read_rows(undisturbed.files.metrics), strict=True):
         for key in expected.keys() - TIMES:
-            assert row[key] == pytest.approx(expected[key], abs=1e-6), key
+            assert numbers(row[key]) == pytest.approx(numbers(expected[key]), abs=1e-6), key
     trained = weights(job.files.model)
     for name, weight in weights(undisturbed.files.model).items():
         torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-6)

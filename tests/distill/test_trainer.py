@@ -30,7 +30,7 @@ from services.jobs.storage import newest_complete
 from services.models.weights import load_model
 from services.wire.cursor import Cursor
 from tests.fakes.fusion_stream import FakeFusion, corpus
-from tests.fakes.training import job_in, train, weights
+from tests.fakes.training import job_in, numbers, train, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +95,7 @@ def same_run(ours: DistillJob, theirs: DistillJob) -> None:
     assert len(mine) == len(reference)
     for row, expected in zip(mine, reference, strict=True):
         for key in expected.keys() - set(TIMES):
-            assert row[key] == pytest.approx(expected[key], abs=1e-6), key
+            assert numbers(row[key]) == pytest.approx(numbers(expected[key]), abs=1e-6), key
     assert read_rows(ours.files.ledger) == read_rows(theirs.files.ledger)
     trained = weights(ours.files.model)
     for name, weight in weights(theirs.files.model).items():

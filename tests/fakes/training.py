@@ -90,5 +90,12 @@ def _join_group(
     dist.destroy_process_group()
 
 
+def numbers(value: Any) -> list[Any]:
+    """What stands in a value of metrics.jsonl, mappings in the order of their keys."""
+    if isinstance(value, dict):
+        return [*sorted(value), *(number for key in sorted(value) for number in numbers(value[key]))]
+    return [number for item in value for number in numbers(item)] if isinstance(value, list) else [value]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())

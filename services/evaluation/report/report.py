@@ -257,7 +257,24 @@ def _sources(totals: dict[str, RunSummary]) -> list[str]:
         for name, run in totals.items()
         if run.source_weights
     ]
-    return ["## Weights of the sources", "", *_table(["run", *names], rows)]
+    return ["## Weights of the sources", "", *_table(["run", *names], rows), *_mixtures(totals)]
+
+
+def _mixtures(totals: dict[str, RunSummary]) -> list[str]:
+    """Return a table of the windows that some sources scored and others did not; empty where all scored all."""
+    rows = [
+        [
+            name,
+            ", ".join(mixture.weights),
+            f"{mixture.windows:,}",
+            f"{100 * mixture.tokens / run.tokens:.1f} %",
+            ", ".join(f"{weight:.3f}" for weight in mixture.weights.values()),
+        ]
+        for name, run in totals.items()
+        for mixture in run.mixtures
+        if len(run.mixtures) > 1
+    ]
+    return ["", *_table(["run", "scored by", "windows", "tokens", "weights"], rows)] if rows else []
 
 
 def _provenance(summary: dict[str, Any]) -> list[str]:

@@ -26,6 +26,15 @@ class StageSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureSummary:
+    """Windows and tokens that the same sources scored, and the mean weights of these, weighted by tokens."""
+
+    windows: int
+    tokens: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class RunSummary:
     """Totals and means over the steps of a run.
 
@@ -39,6 +48,7 @@ class RunSummary:
         masked_share, covered_mass: weighted by tokens; None without fused rows.
         source_weights: per source, mean share of the mixture, weighted by tokens.
         stages: those of the curriculum that have begun.
+        mixtures: windows that the same sources scored, a group each, by the sources' names.
     """
 
     steps: int
@@ -54,6 +64,7 @@ class RunSummary:
     covered_mass: float | None
     source_weights: dict[str, float]
     stages: tuple[StageSummary, ...] = ()
+    mixtures: tuple[MixtureSummary, ...] = ()
 
 
 def summarise(metrics: Path) -> RunSummary | None:
@@ -82,6 +93,7 @@ def summarise(metrics: Path) -> RunSummary | None:
         covered_mass=_mean(rows, "covered_mass"),
         source_weights=dict(weights),
         stages=tuple(_stages(rows)),
+        mixtures=tuple(_mixtures(rows)),
     )
 
 
@@ -90,6 +102,17 @@ def _stages(rows: list[dict[str, Any]]) -> Iterator[StageSummary]:
         steps = list(group)
         tokens, windows = (sum(row[key] for row in steps) for key in ("tokens", "windows"))
         yield StageSummary(name, len(steps), tokens, windows, *_last_losses(steps))
+
+
+def _mixtures(rows: list[dict[str, Any]]) -> Iterator[MixtureSummary]:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for group in row.get("scored_by", ()):  # earlier versions did not write it
+            groups[tuple(group["sources"])].append(group)
+    for names in sorted(groups):
+        windows, tokens = (sum(group[key] for group in groups[names]) for key in ("windows", "tokens"))
+        sums = {name: sum(group["sources"][name] * group["tokens"] for group in groups[names]) for name in names}
+        yield MixtureSummary(windows, tokens, {name: value / max(1, tokens) for name, value in sums.items()})
 
 
 def _last_losses(rows: list[dict[str, Any]]) -> tuple[float | None, float | None]:

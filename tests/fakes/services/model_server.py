@@ -74,9 +74,13 @@ class ModelServer:
         def listing(e: Entry) -> list[Any]:
             return [e[1], e[0], e[2] if with_text else None]
 
+        new = [listing((0, -1.0, "")), listing((1, -2.0, ""))]
         meta = {
+            **_sglang_meta(len(ids), 1),
             "input_token_logprobs": [first, *(listing(own) for own, _ in rows)],
+            "output_token_logprobs": new[:1],
             "input_top_logprobs": [None, *([listing(e) for e in top] for _, top in rows)],
+            "output_top_logprobs": [new],
         }
         return 200, {"text": "", "output_ids": [0], "meta_info": meta}
 
@@ -86,7 +90,22 @@ class ModelServer:
         new: list[int] = []
         for _ in range(wanted):
             new.append(self.rows([*ids, *new, 0], 1)[-1][1][0][0])
-        return {"choices": [{"token_ids": new}]} if self.flavour == "vllm" else {"output_ids": new}
+        if self.flavour == "vllm":
+            return {"choices": [{"token_ids": new}]}
+        return {"text": "", "output_ids": new, "meta_info": _sglang_meta(len(ids), wanted)}
+
+
+def _sglang_meta(num_prompt: int, num_new: int) -> dict[str, Any]:
+    """What SGLang says of every answer of its /generate."""
+    return {
+        "id": "0123456789abcdef",
+        "finish_reason": {"type": "length", "length": num_new},
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_new,
+        "cached_tokens": 0,
+        "weight_version": "default",
+        "e2e_latency": 0.01,
+    }
 
 
 def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:

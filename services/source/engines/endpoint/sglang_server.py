@@ -1,4 +1,8 @@
-"""SGLang's native `/generate`: lists of [log-probability, id, text or null], nothing for the prompt's first token."""
+"""SGLang's native `/generate`: lists of [log-probability, id, text or null], nothing for the prompt's first token.
+
+Its `/v1/completions` names tokens by their texts, which do not tell ids apart. With `logprob_start_len` 0 all tokens of
+a prompt have rows; by default none has.
+"""
 
 from __future__ import annotations
 
