@@ -35,7 +35,8 @@ def other_ids(value: Any) -> Any:
 
 
 def shorter(value: Any) -> Any:
-    for rows in (*(c["prompt_logprobs"] for c in value.get("choices", [])), *value.get("meta_info", {}).values()):
+    of_sglang = [rows for key, rows in value.get("meta_info", {}).items() if key.startswith("input_")]
+    for rows in (*(c["prompt_logprobs"] for c in value.get("choices", [])), *of_sglang):
         rows.pop()
     return value
 
