@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ class RecallConfig(Settings):
     num_replicas: int = Field(1, ge=1)
     num_cpus: float = Field(1, ge=0, description="CPUs of a replica.")
     num_gpus: float = Field(0, ge=0, le=1, description="GPUs of a replica; the judge runs on the CPU without one.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="Of products of matrices; auto: bfloat16 where the device computes with it."
+    )
     memory: str | None = Field(None, pattern=MEMORY_PATTERN, description="Memory of a replica's pod.")
     max_ongoing_requests: int = Field(64, ge=1, description="Calls and streams that a replica holds at once.")
     max_queued_requests: int = Field(256, ge=1, description="Calls that wait for a replica; more are refused.")

@@ -117,7 +117,7 @@ def work(job: JudgeJob, identity: str, *, use_gpu: bool) -> None:
     config = job.config
     torch.set_num_threads(config.torch_threads)
     torch.manual_seed(config.seed)
-    judge = Judge.load(config.encoder, fresh=True, device="cuda" if use_gpu else "cpu")
+    judge = Judge.load(config.encoder, fresh=True, device="cuda" if use_gpu else "cpu", precision=config.precision)
     examples = job.examples()
     interventions = None
     if config.labels is not None:

@@ -1,7 +1,9 @@
 """The judge: an encoder that reads a question and some blocks of a text, and scores every token.
 
-A window is `[CLS] question [SEP] block [SEP] block [SEP] ...`; a block's score is the mean over its tokens of the
-sigmoid of their logits. The encoder is any of Hugging Face's with a head for tokens, so that a folder holds it whole.
+A window is `[CLS] question [SEP] block [SEP] block [SEP] ...`; a block's score is the highest of its tokens, the
+sigmoid of their logits. CogLTX takes the mean; but what matters is a sentence among others of its block, and only its
+tokens are labelled where passages are marked. The encoder is any of Hugging Face's with a head for tokens, so that a
+folder holds it whole.
 
 Shapes: W windows, T tokens of the longest one.
 """
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from fusion_core.recall.memory import MemoryConfig, Recalled, Scorer, recall, wi
 from fusion_core.recall.split import Span, split
 from services.models.catalogue import resolve_model
 from services.models.weights import quiet
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""The numbers that the encoder multiplies; auto: bfloat16 where the device computes with it, else float32."""
 
 BLOCK_TOKENS = 63
 """Tokens of a block at most; with its separator it takes up 64 of a window."""
@@ -64,9 +69,12 @@ class Batch:
 class Judge:
     """A judge on one device. It may be called from several threads, unless it is trained at the same time."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ) -> None:
         self.model = model.to(device).eval()
         self.device = torch.device(device)
+        self._bfloat16 = precision == "bfloat16" or (precision == "auto" and _computes_bfloat16(self.device))
         self._tokenizer = tokenizer
         self._fast = tokenizer.backend_tokenizer
         self._fast.no_truncation()  # a folder's own limits are those of its first use
@@ -78,13 +86,21 @@ class Judge:
         self.block_tokens: int = getattr(model.config, "block_tokens", BLOCK_TOKENS)
 
     @classmethod
-    def load(cls, model: str | Path, *, fresh: bool = False, device: str | torch.device = "cpu") -> Judge:
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        fresh: bool = False,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+    ) -> Judge:
         """Return the judge of a folder or a catalogue model.
 
         Args:
             model: folder, catalogue name or URL of a model.
             fresh: give an encoder that is no judge yet a random head, by torch's seed; else it is refused.
             device: place of the model.
+            precision: of the products of matrices; weights are float32.
 
         Raises ValueError when there is no such model, when it is no encoder, or no judge and not `fresh`.
         """
@@ -102,7 +118,7 @@ class Judge:
                     folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
                 )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return cls(encoder, tokenizer, device)
+            return cls(encoder, tokenizer, device, precision)
         except (OSError, ValueError) as error:
             raise ValueError(f"judge: {model} cannot be used: {error}") from error
 
@@ -122,6 +138,14 @@ class Judge:
         bounds = np.cumsum([0, *(span.tokens for span in spans)]).tolist()
         ids = encoding.ids
         return Document(text, spans, [ids[first:last] for first, last in pairwise(bounds)])
+
+    def marked(self, document: Document, passages: Sequence[tuple[int, int]]) -> list[NDArray[np.bool_]]:
+        """Return for every block which of its tokens lie in one of the passages, offsets in characters."""
+        offsets_T2 = np.array(self._fast.encode(document.text, add_special_tokens=False).offsets).reshape(-1, 2)
+        within_T = np.zeros(len(offsets_T2), dtype=np.bool_)
+        for start, end in passages:
+            within_T |= (offsets_T2[:, 0] < end) & (offsets_T2[:, 1] > start)
+        return np.split(within_T, np.cumsum([span.tokens for span in document.spans])[:-1])
 
     def question(self, question: str) -> list[int]:
         """Return the beginning of every window: the question between its special tokens."""
@@ -176,10 +200,11 @@ class Judge:
         return Batch(*(tensor.to(self.device) for tensor in (ids_WT, mask_WT, types_WT, block_WT)))
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return a logit for every token, [W, T]."""
+        """Return a logit for every token, [W, T], float32."""
         types = {"token_type_ids": batch.token_type_ids_WT} if self._has_types else {}
-        output = self.model(input_ids=batch.input_ids_WT, attention_mask=batch.attention_mask_WT, **types)
-        logits: Tensor = output.logits[..., 0]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
+            output = self.model(input_ids=batch.input_ids_WT, attention_mask=batch.attention_mask_WT, **types)
+        logits: Tensor = output.logits[..., 0].float()
         return logits
 
     def _chunks(
@@ -200,13 +225,12 @@ class Judge:
 
     @torch.inference_mode()
     def _scores(self, batch: Batch, chunk: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        relevance_WT = torch.sigmoid(self.logits(batch).float())
+        relevance_WT = torch.sigmoid(self.logits(batch))
         most = max(map(len, chunk))
-        place_WT = batch.block_WT + 1  # 0: no block
-        sums = torch.zeros(len(chunk), most + 1, device=self.device).scatter_add_(1, place_WT, relevance_WT)
-        counts = torch.zeros_like(sums).scatter_add_(1, place_WT, torch.ones_like(relevance_WT))
-        means = (sums / counts.clamp(min=1))[:, 1:].cpu().numpy()
-        return [means[number, : len(window)] for number, window in enumerate(chunk)]
+        highest = torch.zeros(len(chunk), most + 1, device=self.device)
+        highest.scatter_reduce_(1, batch.block_WT + 1, relevance_WT, "amax")  # 0: no block
+        scores = highest[:, 1:].cpu().numpy()
+        return [scores[number, : len(window)] for number, window in enumerate(chunk)]
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -216,6 +240,13 @@ class Judge:
             yield
         finally:
             self.model.eval()
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies in bfloat16, instead of only storing it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu.get_capabilities().get("avx512_bf16", False) or torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def _ids(tokenizer: Any, *names: str) -> int:

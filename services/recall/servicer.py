@@ -156,7 +156,7 @@ def _load(config: RecallConfig) -> tuple[Judge, str]:
     """Return the judge and the revision of its weights; raises ValueError when there is none."""
     if config.judge is None:
         raise ValueError("recall.judge: name the judge's folder; `fusion recall train` makes one")
-    judge = Judge.load(config.judge, device="cuda" if config.num_gpus else "cpu")
+    judge = Judge.load(config.judge, device="cuda" if config.num_gpus else "cpu", precision=config.precision)
     return judge, weights_revision(resolve_model(config.judge))
 
 

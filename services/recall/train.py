@@ -1,5 +1,8 @@
 """Training of a judge: windows as MemRecall makes them, a label per token, binary cross-entropy (CogLTX, section 3.2).
 
+Where passages are marked, their tokens are relevant, and the rest of their block is not; else all tokens of a relevant
+block are. With few tokens in a hundred relevant, those count `_RELEVANT_WEIGHT` times.
+
 A window holds what memory could hold, some relevant blocks and some others, and behind it what competes: the rest of
 the relevant blocks, those that BM25 takes for them, and any others, in the order of the text. What a step draws depends
 on seed and step alone, so that a resumed run goes on as if it had never stopped.
@@ -8,12 +11,13 @@ on seed and step alone, so that a resumed run goes on as if it had never stopped
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fusion_core.recall.labels import bm25
 from services.recall.examples import Example, gold_blocks
@@ -22,31 +26,44 @@ from services.recall.training_config import JudgeTrainingConfig
 
 _MEMORY_BLOCKS = 3
 """Blocks that a training window's memory holds at most: the stride of a first hop."""
+_RELEVANT_WEIGHT = 3.0
 _STATE = "judge_trainer.pt"
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A document with its question. `relevant` holds blocks, `likely` all others, both the best by BM25 first."""
+    """A document with its question.
+
+    Attributes:
+        start: tokens of the question as every window begins with them.
+        relevant, likely: the relevant blocks, and all others, both the best by BM25 first.
+        marked: by relevant block, which of its tokens are relevant; all of a block that is not in it.
+    """
 
     document: Document
     start: list[int]
     relevant: list[int]
     likely: list[int]
+    marked: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def label(judge: Judge, example: Example, block_tokens: int) -> Labelled:
-    """Return an example in the judge's blocks; relevant are those of its spans."""
+    """Return an example in the judge's blocks; relevant are those of its spans, and their tokens."""
     document = judge.read(example.text, block_tokens)
     gold = set(gold_blocks(example, document.spans))
     order = np.argsort(-bm25(example.question, document.blocks), kind="stable").tolist()
     relevant = [block for block in order if block in gold]
-    return Labelled(document, judge.question(example.question), relevant, [b for b in order if b not in gold])
+    within = judge.marked(document, example.spans) if gold else []
+    marked = {block: within[block] for block in relevant if within[block].any()}
+    return Labelled(document, judge.question(example.question), relevant, [b for b in order if b not in gold], marked)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The figures of one step. `loss`: nats per token. `gradient_norm`: before clipping. `tokens`: padding included."""
+    """The figures of one step.
+
+    `loss`: nats per token, relevant ones weighted. `gradient_norm`: before clipping. `tokens`: padding included.
+    """
 
     number: int
     loss: float
@@ -104,15 +121,13 @@ class JudgeTrainer:
             for example, window in zip(chosen, windows, strict=True)
         ]
         batch = self.judge.batch(packed)
-        most = max(map(len, windows))
-        gold_WB = torch.zeros(len(windows), most + 1)
-        for number, (example, window) in enumerate(zip(chosen, windows, strict=True)):
-            gold_WB[number, 1 : len(window) + 1] = torch.tensor(np.isin(window, example.relevant), dtype=torch.float32)
-        labels_WT = gold_WB.to(batch.block_WT.device).gather(1, batch.block_WT + 1)
         with self.judge.training():
-            logits_WT = self.judge.logits(batch)
-        of_block_WT = batch.block_WT >= 0
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_WT[of_block_WT], labels_WT[of_block_WT])
+            logits_N = self.judge.logits(batch)[batch.block_WT >= 0]
+        labels = [_token_labels(example, window) for example, window in zip(chosen, windows, strict=True)]
+        labels_N = torch.from_numpy(np.concatenate(labels)).to(logits_N)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits_N, labels_N, pos_weight=logits_N.new_tensor(_RELEVANT_WEIGHT)
+        )
         if not torch.isfinite(loss):
             raise ArithmeticError(
                 f"the judge's loss is {float(loss)} in step {self.steps + 1}; lower recall.train.learning_rate"
@@ -164,6 +179,16 @@ def draw_window(example: Labelled, window_tokens: int, draw: np.random.Generator
             competing.append(block)
             left -= sizes[block]
     return [*sorted(held), *sorted(competing)]
+
+
+def _token_labels(example: Labelled, window: Sequence[int]) -> NDArray[np.bool_]:
+    """Return which tokens of a window's blocks are relevant, block after block, without the separators."""
+    labels = []
+    for block in window:
+        tokens = len(example.document.token_ids_B[block])
+        marked = example.marked.get(block) if block in example.relevant else np.zeros(tokens, dtype=np.bool_)
+        labels.append(np.ones(tokens, dtype=np.bool_) if marked is None else marked)
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *labels])
 
 
 def _strangers(example: Labelled, draw: np.random.Generator) -> list[int]:

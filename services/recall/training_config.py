@@ -38,6 +38,9 @@ class JudgeTrainingConfig(Settings):
     weight_decay: float = Field(0.01, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="Of the encoder's layers; short trainings do without.")
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of products of matrices; auto: bfloat16 where the device computes with it."
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     num_workers: Literal[0, 1] = Field(1, description="1: a worker of Ray Train; 0: in this process.")
     cpus_per_worker: float = Field(1, gt=0)

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_scores_are_mean_probabilities_of_a_blocks_tokens(folder: Path) -> None:
+def test_scores_are_the_highest_probabilities_of_a_blocks_tokens(folder: Path) -> None:
     judge = Judge.load(folder)
     document = judge.read(TEXT, 7)
     assert "".join(document.blocks) == TEXT
@@ -45,10 +45,15 @@ def test_scores_are_mean_probabilities_of_a_blocks_tokens(folder: Path) -> None:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0, :, 0]
         chances = torch.sigmoid(logits).numpy()
-        expected = [
-            np.mean([c for c, owner in zip(chances, owners, strict=True) if owner == block]) for block in window
-        ]
+        expected = [np.max([c for c, owner in zip(chances, owners, strict=True) if owner == block]) for block in window]
         np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_bfloat16_is_near(folder: Path) -> None:
+    exact, fast = Judge.load(folder), Judge.load(folder, precision="bfloat16")
+    scores, near = (judge.score(QUESTION, judge.read(TEXT * 3, 9)) for judge in (exact, fast))
+    assert not np.array_equal(scores, near)
+    np.testing.assert_allclose(near, scores, atol=0.02)
 
 
 def test_batches_change_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

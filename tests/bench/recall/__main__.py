@@ -1,16 +1,18 @@
 """Recall: a judge trained on two-hop questions beside the baselines, hops and rehearsal, memory and time by length.
 
-The judge learns on sentences of books and pages, and is asked about the news, with other names. Its run is kept in
-`$FUSION_HOME/bench`, so that a benchmark which was broken off goes on with it.
+The judge learns on sentences of books and pages, and is asked about the news, with other names. Settings are chosen on
+questions for validation: of other books and pages, with names that neither training nor test has. The runs are kept in
+`$FUSION_HOME/bench`, so that a benchmark which was broken off goes on with them.
 """
 
 from __future__ import annotations
 
 import random
-import resource
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from time import perf_counter, process_time
 
 import numpy as np
@@ -38,13 +40,28 @@ from services.recall.job import JudgeJob, run
 from services.recall.judge import Document, Judge
 from services.recall.training_config import JudgeTrainingConfig
 from tests.bench.parts.report import Report, arguments
-from tests.bench.recall.documents import Names, make_example, prose
+from tests.bench.recall.documents import ManyNames, Names, make_example, prose
 
 _BLOCKS = 5
 """Blocks that every way may name."""
 _WORDS_PER_TOKEN = 0.68
-_MEMORY = MemoryConfig(window_tokens=256)
-"""The judge reads windows as long as those that it learned on: positions behind them were never labelled."""
+_MEMORY = MemoryConfig()
+
+
+@dataclass(frozen=True)
+class Round:
+    """Steps of training on texts of about so many tokens; the learning rate rises and falls in each round."""
+
+    steps: int
+    text_tokens: int
+    block_tokens: int
+    window_tokens: int
+    batch_windows: int
+
+
+_DENSE, _LONG = Round(150, 350, 24, 192, 8), Round(60, 900, 63, 512, 3)
+_ROUNDS = (_DENSE, _LONG, _LONG)
+"""Short blocks in short texts first: more facts and rivals in as many tokens; then texts as they are."""
 _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
     "head": head,
     "random": at_random,
@@ -60,9 +77,10 @@ def main() -> None:
     torch.set_num_threads(1)
     _split(report, 1_000 if options.quick else 10_000)
     fetch("all-minilm-l6-v2")
-    folder = _judge(report, (2,) if options.quick else (160, 130))
-    judge = Judge.load(folder)
-    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 20, 8_000: 3})
+    quick = [Round(2, 350, 24, 192, 2), Round(2, 900, 63, 512, 1)]
+    folder = _judge(report, quick if options.quick else _ROUNDS, 2 if options.quick else 24)
+    judge = Judge.load(folder, precision="auto")
+    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 60, 8_000: 5})
     _lengths(report, folder, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
     report.finish(options.json)
 
@@ -84,45 +102,58 @@ def _split(report: Report, number: int) -> None:
     report.row(table="splitter", texts=number, megabyte_seconds=process_time() - started)
 
 
-def _examples(half: int, seed: int, number: int, tokens: int) -> list[Example]:
-    draw, names, sentences = random.Random(seed), Names(half), prose(half)
+def _examples(part: str, seed: int, number: int, tokens: int) -> list[Example]:
+    """Return questions about texts of about so many tokens, for `part`: train, validation or test."""
+    draw, sentences = random.Random(seed), prose(int(part == "test"))
+    cut = len(sentences) * 4 // 5
+    if part != "test":
+        sentences = sentences[:cut] if part == "train" else sentences[cut:]
+    names = ManyNames(draw, sentences) if part == "train" else Names(int(part == "test"))
     return [make_example(draw, names, sentences, round(tokens * _WORDS_PER_TOKEN)) for _ in range(number)]
 
 
-def _judge(report: Report, rounds: Sequence[int]) -> str:
-    """Return the folder of a judge that was trained on texts of some 900 tokens, in rounds of so many steps.
-
-    The learning rate rises and falls in every round, which starts from the judge of the one before.
-    """
-    folder = fusion_home() / "bench" / f"recall-{rounds[0]}"
+def _judge(report: Report, rounds: Sequence[Round], num_validated: int) -> str:
+    """Return the folder of a judge trained in rounds, each from the judge of the one before; validate it after each."""
+    folder = fusion_home() / "bench" / f"recall-{rounds[0].steps}"
     folder.mkdir(parents=True, exist_ok=True)
-    train = folder / "train.jsonl"
-    train.write_text("".join(example.model_dump_json() + "\n" for example in _examples(0, 1, 300, 900)))
     encoder = "all-minilm-l6-v2"
-    for number, steps in enumerate(rounds):
+    examples = _examples("validation", 2, num_validated, 900)
+    for number, each in enumerate(rounds, 1):
+        train = folder / f"train-{number}.jsonl"
+        lines = [
+            example.model_dump_json() for example in _examples("train", 10 + number, 4 * each.steps, each.text_tokens)
+        ]
+        train.write_text("".join(f"{line}\n" for line in lines))
         config = JudgeTrainingConfig(
             files=(str(train),),
             encoder=encoder,
             num_workers=0,
-            steps=steps,
+            steps=each.steps,
             checkpoint_every_steps=20,
+            learning_rate=3e-4,
             seed=number,
-            batch_windows=6,
-            window_tokens=256,
+            batch_windows=each.batch_windows,
+            block_tokens=each.block_tokens,
+            window_tokens=each.window_tokens,
         )
-        job = JudgeJob("bench", folder / (f"run-{number}" if number else "run"), config)
+        job = JudgeJob("bench", folder / f"run-{number}", config)
         run(job)
         rows = read_rows(job.files.metrics)
+        encoder = str(job.files.model)
+        judge = Judge.load(encoder, precision="auto")
+        documents = [judge.read(example.text) for example in examples]
+        right = _right(by_memory(judge, _MEMORY), examples, documents)
         report.row(
             table="training",
-            round=number + 1,
+            round=number,
             steps=len(rows),
             seconds=sum(row["seconds"] for row in rows),
             tokens=sum(row["tokens"] for row in rows),
             first_loss=float(np.mean([row["loss"] for row in rows[:20]])),
             last_loss=float(np.mean([row["loss"] for row in rows[-20:]])),
+            validation=float(np.mean(right)),
         )
-        encoder = str(job.files.model)
+        print({key: value for key, value in report.rows[-1].items() if key != "table"}, flush=True)
     return encoder
 
 
@@ -137,7 +168,7 @@ def _blocks(report: Report, judge: Judge, numbers: dict[int, int]) -> None:
     }
     right: dict[tuple[str, int], list[float]] = {}
     for tokens, number in numbers.items():
-        examples = _examples(1, 2, number, tokens)
+        examples = _examples("test", 2, number, tokens)
         documents = [judge.read(example.text) for example in examples]
         for name, find in (ways | only_short if tokens == shortest else ways).items():
             right[name, tokens] = _right(find, examples, documents)
@@ -165,16 +196,29 @@ def _right(find: Find, examples: Sequence[Example], documents: Sequence[Document
     return [float(both_found(wanted, blocks)) for wanted, blocks in zip(gold, found, strict=True)]
 
 
-def _selection(folder: str, tokens: int) -> tuple[int, float, float, float]:
-    """Return tokens of a text, CPU and wall seconds of one selection from it, and the MiB that this process took."""
+def _selection(folder: str, tokens: int) -> tuple[int, float, float, float, float]:
+    """Return tokens of a text, CPU and wall seconds of one selection from it, and the MiB before it and at its peak."""
     torch.set_num_threads(1)
-    judge = Judge.load(folder)
-    [example] = _examples(1, 3, 1, tokens)
+    judge = Judge.load(folder, precision="auto")
+    [example] = _examples("test", 3, 1, tokens)
+    _reset_peak()
+    before = _status("VmRSS")
     cpu, wall = process_time(), perf_counter()
     document = judge.read(example.text)
     judge.recall(example.question, document, _MEMORY)
     cpu, wall = process_time() - cpu, perf_counter() - wall
-    return sum(document.tokens_in_window), cpu, wall, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return sum(document.tokens_in_window), cpu, wall, before, _status("VmHWM")
+
+
+def _reset_peak() -> None:
+    """Have Linux forget the peak so far: loading takes more than a selection, which would then show in no figure."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(key: str) -> float:
+    """Return a figure of this process's memory in MiB."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(line.split()[1]) / 1024
 
 
 def _lengths(report: Report, folder: str, lengths: Sequence[int]) -> None:
@@ -182,10 +226,17 @@ def _lengths(report: Report, folder: str, lengths: Sequence[int]) -> None:
     rates, peaks = [], []
     for tokens in lengths:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            real, cpu, wall, peak = process.submit(_selection, folder, tokens).result()
+            real, cpu, wall, before, peak = process.submit(_selection, folder, tokens).result()
         rates.append(1000 * cpu / real)
         peaks.append(peak)
-        report.row(table="one selection", tokens=real, cpu_seconds=cpu, seconds=wall, peak_mebibytes=peak)
+        report.row(
+            table="one selection",
+            tokens=real,
+            cpu_seconds=cpu,
+            seconds=wall,
+            mebibytes_before=before,
+            peak_mebibytes=peak,
+        )
     report.check("peak memory, longest next to shortest", peaks[-1] / peaks[0], "times", at_most=1.1)
     report.check("CPU seconds a token, longest next to shortest", rates[-1] / rates[0], "times", at_most=1.25)
 

@@ -35,6 +35,10 @@ PLACES = (
     "Evesham Frome Glossop"
 )
 
+_ONSETS = "b br c ch d dr f fr g gl h j k l m n p pr r s st t th v w z"
+_VOWELS = "a e i o u ea ou"
+_CODAS = "n r l m s ck nd rt x th"
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -81,12 +85,33 @@ RELATIONS = (
 
 
 class Names:
-    """The names of one half: training and test share none."""
+    """The names of one half of the lists: validation has those of half 0, test those of half 1; they share none."""
 
     def __init__(self, half: int) -> None:
         self.first, self.last, self.things, self.places = (
             words.split()[half::2] for words in (FIRST, LAST, THINGS, PLACES)
         )
+
+
+class ManyNames(Names):
+    """Names to learn on, none of them in the lists: half of them words of sentences, half coined of syllables.
+
+    With few names a judge learns these, and not that the names of question and fact have to be the same.
+    """
+
+    def __init__(self, draw: random.Random, sentences: list[str], number: int = 2000) -> None:
+        super().__init__(0)
+        listed = {name.lower() for words in (FIRST, LAST, THINGS, PLACES) for name in words.split()}
+        words = sorted({word.lower() for text in sentences for word in re.findall(r"\b[A-Za-z]{4,10}\b", text)})
+        names = {*draw.sample(words, min(len(words), number // 2)), *(_coined(draw) for _ in range(number // 2))}
+        mixed = [name.capitalize() for name in sorted(names - listed)]
+        draw.shuffle(mixed)
+        self.first, self.last, self.things, self.places = (mixed[kind::4] for kind in range(4))
+
+
+def _coined(draw: random.Random) -> str:
+    syllables = "".join(draw.choice(_ONSETS.split()) + draw.choice(_VOWELS.split()) for _ in range(draw.choice((1, 2))))
+    return syllables + draw.choice(_CODAS.split())
 
 
 def prose(half: int) -> list[str]:

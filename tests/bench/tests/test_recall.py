@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tests.bench.recall.documents import Names, make_example
+from tests.bench.recall.documents import ManyNames, Names, make_example
 
 SENTENCES = [f"Sentence number {number} of the running text says nothing at all." for number in range(50)]
 
@@ -26,8 +26,11 @@ def test_facts_are_planted_and_chained() -> None:
         assert any(name in example.text.replace(first, "") for name in person)  # shared with a rival
 
 
-def test_training_and_test_share_no_name() -> None:
-    train, test = Names(0), Names(1)
-    for one, other in ((train.first, test.first), (train.last, test.last), (train.things, test.things)):
-        assert not set(one) & set(other)
-    assert not set(train.places) & set(test.places)
+def test_training_validation_and_test_share_no_name() -> None:
+    words = [*SENTENCES, "Alma wrote to Penrith, where Becker and others waited for the Kestrel."]
+    train, again = (ManyNames(random.Random(5), words, 200) for _ in range(2))
+    assert train.first == again.first
+    validation, test = Names(0), Names(1)
+    sets = [{*each.first, *each.last, *each.things, *each.places} for each in (train, validation, test)]
+    assert len(sets[0]) > 100
+    assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
