@@ -30,7 +30,7 @@ def labelled(judge: Judge) -> Labelled:
     return label(judge, Example(text=TEXT, question="where is anna ?", spans=((start, start + len(FACT)),)), 17)
 
 
-def test_the_tokens_of_a_passage_are_relevant_and_the_rest_of_its_block_is_not(judge: Judge, labelled: Labelled) -> None:
+def test_of_a_relevant_block_the_tokens_of_the_passage_are_relevant(judge: Judge, labelled: Labelled) -> None:
     [block] = labelled.relevant
     ids, marked = labelled.document.token_ids_B[block], labelled.marked[block]
     assert len(ids) == len(marked)

@@ -37,7 +37,8 @@ from services.recall.evaluate import (
 )
 from services.recall.examples import Example, gold_blocks
 from services.recall.job import JudgeJob, run
-from services.recall.judge import Document, Judge
+from services.recall.judge import Document, Judge, Precision
+from services.recall.train import JudgeTrainer, label
 from services.recall.training_config import JudgeTrainingConfig
 from tests.bench.parts.report import Report, arguments
 from tests.bench.recall.documents import ManyNames, Names, make_example, prose
@@ -60,7 +61,7 @@ class Round:
 
 
 _DENSE, _LONG = Round(150, 350, 24, 192, 8), Round(60, 900, 63, 512, 3)
-_ROUNDS = (_DENSE, _LONG, _LONG)
+_ROUNDS = (_DENSE, _LONG)
 """Short blocks in short texts first: more facts and rivals in as many tokens; then texts as they are."""
 _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
     "head": head,
@@ -79,8 +80,9 @@ def main() -> None:
     fetch("all-minilm-l6-v2")
     quick = [Round(2, 350, 24, 192, 2), Round(2, 900, 63, 512, 1)]
     folder = _judge(report, quick if options.quick else _ROUNDS, 2 if options.quick else 24)
+    _speed(report)
     judge = Judge.load(folder, precision="auto")
-    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 60, 8_000: 5})
+    _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 50, 8_000: 5})
     _lengths(report, folder, (2_000, 4_000) if options.quick else (2_000, 8_000, 32_000))
     report.finish(options.json)
 
@@ -153,8 +155,26 @@ def _judge(report: Report, rounds: Sequence[Round], num_validated: int) -> str:
             last_loss=float(np.mean([row["loss"] for row in rows[-20:]])),
             validation=float(np.mean(right)),
         )
-        print({key: value for key, value in report.rows[-1].items() if key != "table"}, flush=True)
+        for first in range(0, len(rows), 30):
+            losses = [row["loss"] for row in rows[first : first + 30]]
+            report.row(table="loss", round=number, until_step=first + len(losses), loss=float(np.mean(losses)))
     return encoder
+
+
+def _speed(report: Report) -> None:
+    """Compare a step of training by precision, in seconds of the CPU."""
+    rates: dict[str, float] = {}
+    precisions: tuple[Precision, ...] = ("float32", "auto")
+    for precision in precisions:
+        judge = Judge.load("all-minilm-l6-v2", fresh=True, precision=precision)
+        labelled = [label(judge, example, 63) for example in _examples("train", 4, 8, 900)]
+        config = JudgeTrainingConfig(files=("-",), encoder="-", window_tokens=512, batch_windows=3)
+        trainer = JudgeTrainer(judge, labelled, config)
+        trainer.step()
+        seconds, tokens = process_time(), sum(trainer.step().tokens for _ in range(3))
+        rates[precision] = tokens / (process_time() - seconds)
+        report.row(table="training speed", precision=precision, tokens_a_cpu_second=rates[precision])
+    report.check("training, bfloat16 next to float32", rates["auto"] / rates["float32"], "times", at_least=1.3)
 
 
 def _blocks(report: Report, judge: Judge, numbers: dict[int, int]) -> None:
@@ -162,7 +182,7 @@ def _blocks(report: Report, judge: Judge, numbers: dict[int, int]) -> None:
     ways = _WAYS_WITHOUT_JUDGE | {"judge, hops 3,5": by_memory(judge, _MEMORY)}
     shortest = min(numbers)
     only_short: dict[str, Find] = {
-        "dense retrieval": dense(Judge.load("all-minilm-l6-v2", fresh=True)),
+        "dense retrieval": dense(Judge.load("all-minilm-l6-v2", fresh=True, precision="auto")),
         "judge, a single step": by_memory(judge, _MEMORY.model_copy(update={"hops": (5,)})),
         "judge without rehearsal": by_memory(judge, _MEMORY.model_copy(update={"rehearsal": False})),
     }
