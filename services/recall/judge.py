@@ -245,8 +245,9 @@ class Judge:
 def _computes_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies in bfloat16, instead of only storing it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu.get_capabilities().get("avx512_bf16", False) or torch.cpu.get_capabilities().get("amx_bf16", False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _ids(tokenizer: Any, *names: str) -> int:

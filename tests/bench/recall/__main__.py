@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
-from time import perf_counter, process_time
+from time import process_time
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ from services.recall.train import JudgeTrainer, label
 from services.recall.training_config import JudgeTrainingConfig
 from tests.bench.parts.report import Report, arguments
 from tests.bench.recall.documents import ManyNames, Names, make_example, prose
+from tests.bench.recall.selection import selection
 
 _BLOCKS = 5
 """Blocks that every way may name."""
@@ -216,37 +216,13 @@ def _right(find: Find, examples: Sequence[Example], documents: Sequence[Document
     return [float(both_found(wanted, blocks)) for wanted, blocks in zip(gold, found, strict=True)]
 
 
-def _selection(folder: str, tokens: int) -> tuple[int, float, float, float, float]:
-    """Return tokens of a text, CPU and wall seconds of one selection from it, and the MiB before it and at its peak."""
-    torch.set_num_threads(1)
-    judge = Judge.load(folder, precision="auto")
-    [example] = _examples("test", 3, 1, tokens)
-    _reset_peak()
-    before = _status("VmRSS")
-    cpu, wall = process_time(), perf_counter()
-    document = judge.read(example.text)
-    judge.recall(example.question, document, _MEMORY)
-    cpu, wall = process_time() - cpu, perf_counter() - wall
-    return sum(document.tokens_in_window), cpu, wall, before, _status("VmHWM")
-
-
-def _reset_peak() -> None:
-    """Have Linux forget the peak so far: loading takes more than a selection, which would then show in no figure."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _status(key: str) -> float:
-    """Return a figure of this process's memory in MiB."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:")]
-    return int(line.split()[1]) / 1024
-
-
 def _lengths(report: Report, folder: str, lengths: Sequence[int]) -> None:
     """Measure one selection by length, each in a process of its own."""
     rates, peaks = [], []
     for tokens in lengths:
+        [example] = _examples("test", 3, 1, tokens)
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            real, cpu, wall, before, peak = process.submit(_selection, folder, tokens).result()
+            real, cpu, wall, before, peak = process.submit(selection, folder, example.question, example.text).result()
         rates.append(1000 * cpu / real)
         peaks.append(peak)
         report.row(
