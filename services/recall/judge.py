@@ -33,8 +33,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 BLOCK_TOKENS = 63
 """Tokens of a block at most; with its separator it takes up 64 of a window."""
-_BATCH_TOKENS = 8192
-"""Tokens of a batch, padding included, that the judge scores at once: what bounds its memory."""
+_BATCH_TOKENS = 2048
+"""Tokens of a batch, padding included, that the judge scores at once on a CPU, eight times as many on a GPU: what bounds
+its memory. More at once are no faster on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,10 @@ class Judge:
         """Yield windows, in their order, as many at once as a batch may hold."""
         chunk: list[Sequence[int]] = []
         longest = 0
+        most = _BATCH_TOKENS if self.device.type == "cpu" else 8 * _BATCH_TOKENS
         for window in packed:
             length = start + sum(block_tokens[block] for block in window)
-            if chunk and max(longest, length) * (len(chunk) + 1) > _BATCH_TOKENS:
+            if chunk and max(longest, length) * (len(chunk) + 1) > most:
                 yield chunk
                 chunk, longest = [], 0
             chunk.append(window)
