@@ -34,8 +34,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 BLOCK_TOKENS = 63
 """Tokens of a block at most; with its separator it takes up 64 of a window."""
 _BATCH_TOKENS = 2048
-"""Tokens of a batch, padding included, that the judge scores at once on a CPU; eight times as many on a GPU. That bounds
-its memory, and more are no faster on a CPU."""
+"""Tokens of a batch, padding included, that the judge scores at once on a CPU; eight times as many on a GPU. That
+bounds its memory, and more are no faster on a CPU."""
 
 
 @dataclass(frozen=True)
