@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -100,10 +101,38 @@ def test_metrics_show_the_answers_beside_the_stream(undisturbed):
         assert 0 < own["share"] < 1 and own["mean_length"] >= 1
         assert own["reverse_kl"] is None or math.isfinite(own["reverse_kl"])  # no row of one token is fused
         assert row["data_wait_seconds"] < row["step_seconds"]
-        # Own answers are learned from by the fused rows alone.
-        streamed = row["tokens"] * (1 - own["share"])
-        assert row["loss"] < 0.3 * row["clm"] * streamed / row["tokens"] + row["fusion"] + 0.1
     assert read_rows(undisturbed.files.metrics)[-1]["total_windows"] == 24
+
+
+def rows_of(model, fusion: FakeFusion, block: Block, before: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Minus the target's log-probability of every token, and the reverse KL of every row, by transformers' logits."""
+    context = [fusion.vocabulary.bos_id, *fusion.vocabulary.encode(before).token_ids_T.tolist()]
+    tokens = torch.from_numpy(block.token_ids_T).long()
+    with torch.no_grad():
+        logits = model(torch.cat([torch.tensor(context), tokens])[None]).logits[0, len(context) - 1 : -1].double()
+    logprobs = torch.log_softmax(logits, dim=-1)
+    own = logprobs.gather(1, torch.from_numpy(block.topk_ids_TK).long())
+    own = torch.cat([own, torch.log1p(-own.exp().sum(1, keepdim=True))], dim=1)
+    fused = torch.from_numpy(np.concatenate([block.topk_logprobs_TK, block.tail_T[:, None]], axis=1)).double()
+    return -logprobs.gather(1, tokens[:, None])[:, 0], (own.exp() * (own - torch.log_softmax(fused, dim=1))).sum(1)
+
+
+def test_lambda_is_that_of_the_recipe_on_windows_and_0_on_answers(undisturbed, target):
+    texts, fusion, model = corpus(NUM_WINDOWS), FakeFusion(target, []), load_model(target).eval()
+    row, ledger = read_rows(undisturbed.files.metrics)[0], read_rows(undisturbed.files.ledger)[0]
+    answers = [ledgers(undisturbed)[0].answers[place] for place in ledger["answers"]]
+    parts = [(texts[index], b"", False, 0.3) for index in ledger["windows"]]
+    parts += [(answer.text, answer.prompt, answer.ends, 0.0) for answer in answers]
+    clm = kl = weighted = 0.0
+    fused = tokens = 0
+    for text, before, ends, lambda_ in parts:
+        block = fusion.block(text, tokens_only=False, k=8, ends=ends)
+        nats_T, kl_T = rows_of(model, fusion, block, before)
+        kl_T = kl_T[torch.from_numpy(block.mask_T)]
+        clm, weighted = clm + lambda_ * float(nats_T.sum()), weighted + (1 - lambda_) * float(kl_T.sum())
+        kl, fused, tokens = kl + float(kl_T.sum()), fused + len(kl_T), tokens + block.num_tokens
+    assert answers and (row["tokens"], row["fusion"]) == (tokens, pytest.approx(kl / fused, abs=1e-4))
+    assert row["loss"] == pytest.approx(clm / tokens + weighted / fused, abs=1e-4)
 
 
 def test_with_share_1_the_loss_is_that_of_the_fused_rows_whatever_lambda_says(tmp_path, target, prompts):
@@ -115,16 +144,12 @@ def test_with_share_1_the_loss_is_that_of_the_fused_rows_whatever_lambda_says(tm
     [ledger] = ledgers(job)
     summary = summarise(job.files.metrics)
     assert summary is not None and summary.clm is None and summary.fusion == pytest.approx(row["fusion"])
-    assert row["clm"] is None and row["loss"] == pytest.approx(row["fusion"] * row["windows"] / 4, rel=1e-5)
+    assert row["clm"] is None and row["loss"] == pytest.approx(row["fusion"], rel=1e-5)
     # The estimate of the reverse KL from what was sampled, by transformers' own logits, one answer at a time.
     model, nats, count = load_model(target).eval(), 0.0, 0
     for answer in ledger.answers:
         block = fusion.block(answer.text, tokens_only=False, k=8, ends=answer.ends)
-        before = [fusion.vocabulary.bos_id, *fusion.vocabulary.encode(answer.prompt).token_ids_T.tolist()]
-        ids = torch.tensor([[*before, *block.token_ids_T.tolist()]])
-        with torch.no_grad():
-            logprobs = torch.log_softmax(model(ids).logits[0, len(before) - 1 : -1], dim=-1)
-        own = logprobs.gather(1, ids[0, len(before) :, None])[:, 0]
+        own = -rows_of(model, fusion, block, answer.prompt)[0]
         counted = torch.from_numpy(block.mask_T)
         nats += float((own - torch.from_numpy(block.gold_T))[counted].sum())
         count += int(counted.sum())
