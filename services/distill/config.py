@@ -150,8 +150,6 @@ class DistillConfig(Settings):
             raise ValueError("lambda: below 1 with on_policy: own answers are learned from by the sources' rows alone")
         if self.reward_weighting:
             raise ValueError("reward_weighting: not with on_policy, where an answer is no text to be learned by heart")
-        if self.parallel == "fsdp":
-            raise ValueError("parallel: ddp with on_policy: every worker answers prompts with the whole target")
         if self.own_windows < 1:
             raise ValueError(
                 f"on_policy.share: {self.on_policy.share:g} of batch_windows = {self.batch_windows} is no whole window"

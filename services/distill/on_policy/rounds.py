@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fusion_core.blocks import Block
 from services.base.errors import FailedPreconditionError
 from services.distill.on_policy.config import OnPolicyConfig
 from services.distill.on_policy.feed import AnswerFeed
 from services.distill.on_policy.ledger import RoundLedger
-from services.distill.on_policy.writer import AnswerWriter, weights_hash
+from services.distill.on_policy.whole_target import WholeTarget
+from services.distill.on_policy.writer import AnswerWriter
 from services.distill.step_meter import StepLosses, StepTotals
 from services.distill.workers.world import World
 
@@ -44,13 +43,20 @@ class Rounds:
     """The answers that the steps of a run take, a worker its part; `begin` opens a round before its first step."""
 
     def __init__(
-        self, folder: Path, config: OnPolicyConfig, writer: AnswerWriter, feed: AnswerFeed, world: World
+        self,
+        folder: Path,
+        config: OnPolicyConfig,
+        target: WholeTarget,
+        writer: AnswerWriter,
+        feed: AnswerFeed,
+        world: World,
     ) -> None:
-        self._folder, self._config, self._writer, self._feed, self._world = folder, config, writer, feed, world
+        self._folder, self._config, self._target, self._writer = folder, config, target, writer
+        self._feed, self._world = feed, world
         self._ledger: RoundLedger | None = None
         self._number = 0
 
-    def begin(self, number: int, step: int, module: nn.Module, *, identity: str, begun: str | None) -> str:
+    def begin(self, number: int, step: int, *, identity: str, begun: str | None) -> str:
         """Open the round that `step` belongs to, and return its name; all workers call it together.
 
         A round that has begun is the one that the checkpoint names. Another is written, unless these weights have
@@ -59,7 +65,6 @@ class Rounds:
         Args:
             number: of the round, from 0.
             step: the next one, counted from 0 over the run.
-            module: the bare model.
             identity: of the run.
             begun: name of the round of the last step; None before the first one.
 
@@ -71,7 +76,7 @@ class Rounds:
             if ledger is None:
                 raise FailedPreconditionError(f"round: {self._folder / begun} is gone; start the run over")
         else:
-            ledger = self._written(number, module, identity)
+            ledger = self._written(number, identity)
         self._ledger, self._number = ledger, number
         # What is left of the round, in the order of its steps.
         left = [self._places(within)[self._world.rank :: self._world.size] for within in range(first, self._steps)]
@@ -132,8 +137,8 @@ class Rounds:
     def _steps(self) -> int:
         return self._config.round_steps
 
-    def _written(self, number: int, module: nn.Module, identity: str) -> RoundLedger:
-        weights = self._world.gather(weights_hash(module, identity) if self._world.rank == 0 else "")[0]
+    def _written(self, number: int, identity: str) -> RoundLedger:
+        weights = self._target.renew(identity)
         folder = self._folder / f"{number:05d}-{weights}"
         there = _sound(folder) if self._world.rank == 0 else None
         if self._world.gather(there is not None)[0]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fusion_core.vocabulary import Vocabulary
 from services.base.errors import FailedPreconditionError, SettingError
@@ -18,6 +16,7 @@ from services.distill.on_policy.config import OnPolicyConfig
 from services.distill.on_policy.ledger import OwnAnswer
 from services.distill.on_policy.prompts import KEY, PromptFiles
 from services.distill.on_policy.sampling import sample_ids
+from services.distill.on_policy.whole_target import WholeTarget
 from services.distill.workers.world import World
 from services.models.chat_template import TurnRefusedError
 from services.models.chat_tokenizer import open_chat
@@ -30,7 +29,7 @@ class AnswerWriter:
 
     def __init__(
         self,
-        model: Any,
+        target: WholeTarget,
         target_folder: Path,
         chat_template: str | None,
         config: DistillConfig,
@@ -38,9 +37,9 @@ class AnswerWriter:
         *,
         bos: int,
     ) -> None:
-        """Take the model, its folder with the tokenizer, and the template by which it reads messages."""
+        """Take the target, its folder with the tokenizer, and the template by which it reads messages."""
         assert config.on_policy is not None
-        self._model, self._config, self._world = model, config, world
+        self._target, self._config, self._world = target, config, world
         self._on_policy: OnPolicyConfig = config.on_policy
         self._prompts = PromptFiles.read(config.on_policy.prompts)
         self._prompts.check_template(chat_template)
@@ -52,7 +51,7 @@ class AnswerWriter:
             raise SettingError("distill.on_policy", "the target's tokenizer has no EOS, so that no answer could end")
         self._stop_id = plain.eos_id
         lengths_V = np.diff(plain.byte_table.offsets_V1)
-        self._allowed_V = torch.zeros(int(model.get_output_embeddings().weight.shape[0]), dtype=torch.bool)
+        self._allowed_V = torch.zeros(int(target.model.get_output_embeddings().weight.shape[0]), dtype=torch.bool)
         size = min(plain.size, len(self._allowed_V))
         self._allowed_V[:size] = torch.from_numpy(lengths_V[:size] > 0)
         self._allowed_V[self._stop_id] = True
@@ -74,9 +73,10 @@ class AnswerWriter:
         # The first answers to all prompts, then the second ones: the prompts of a step differ.
         wanted = [divmod(place, num_prompts) for place in range(self.num_answers)]
         fitting = [(n, index) for n, index in wanted if len(ids[index]) + self._on_policy.max_new_tokens <= self._room]
-        own = fitting[self._world.rank :: self._world.size]
+        answering = self._target.num_answering
+        own = fitting[self._world.rank :: answering] if self._world.rank < answering else []
         sampled = sample_ids(
-            self._model,
+            self._target.model,
             [ids[index] for _, index in own],
             [self._seed(number, number * num_prompts + index, prompts[index], n) for n, index in own],
             allowed_V=self._allowed_V,
@@ -90,7 +90,7 @@ class AnswerWriter:
             self._answer(number * num_prompts + i, n, prompts[i], s) for (n, i), s in zip(own, sampled, strict=True)
         ]
         gathered = self._world.gather(made)
-        answers = [gathered[place % self._world.size][place // self._world.size] for place in range(len(fitting))]
+        answers = [gathered[place % answering][place // answering] for place in range(len(fitting))]
         kept = [answer for answer in answers if answer.text]
         left_out = Counter({"too_long": len(wanted) - len(fitting), "empty": len(answers) - len(kept)})
         if not kept:
@@ -102,7 +102,7 @@ class AnswerWriter:
 
     @property
     def _room(self) -> int:
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(self._target.model.config.get_text_config(), "max_position_embeddings", None)
         return int(positions) if positions else 2**31
 
     def _ids(self, prompt: AnswerPrompt) -> list[int]:
@@ -135,16 +135,6 @@ class AnswerWriter:
         """Return the seed of an answer, of run, round, prompt and the answer's number alone."""
         key = f"llm-fusion round:{self._config.seed}:{number}:{draw}:{answer}:".encode()
         return int.from_bytes(hashlib.sha256(key + prompt.identity).digest()[:8], "little") >> 1
-
-
-def weights_hash(module: nn.Module, identity: str) -> str:
-    """Return the hash of all weights that are trained, and of the run that they belong to."""
-    digest = hashlib.sha256(identity.encode())
-    for name, weight in sorted(module.named_parameters()):
-        if weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _valid(data: bytes) -> bytes:

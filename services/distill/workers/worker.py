@@ -20,6 +20,7 @@ from services.distill.job import DistillJob
 from services.distill.objective import FusionObjective
 from services.distill.on_policy.feed import AnswerFeed, TextFuser
 from services.distill.on_policy.rounds import Rounds
+from services.distill.on_policy.whole_target import WholeTarget
 from services.distill.on_policy.writer import AnswerWriter
 from services.distill.optimizer import TargetOptimizer
 from services.distill.plan import RunPlan
@@ -160,9 +161,7 @@ class DistillWorker:
             set_rope_theta(self._target.model, theta)
         if self._rounds is not None:
             position = self._accounts.position
-            name = self._rounds.begin(
-                stage, position.step, self._module, identity=position.identity, begun=position.round
-            )
+            name = self._rounds.begin(stage, position.step, identity=position.identity, begun=position.round)
             self._accounts.begin_round(name)
 
     def _make_rounds(self) -> Rounds | None:
@@ -174,10 +173,16 @@ class DistillWorker:
             raise FailedPreconditionError("distill.on_policy: this stream fuses no texts of its client")
         template = self._plan.settings.get("target.chat_template")
         folder, config, bos = self._job.target_folder, self._config, self._plan.bos
-        writer = AnswerWriter(self._target.model, folder, template, config, self._world, bos=bos)
+        target = WholeTarget(
+            self._module,
+            self._world,
+            adapters=self._target.has_adapters,
+            make_copy=lambda: TrainedTarget(folder, config, restore_from=None).model,
+        )
+        writer = AnswerWriter(target, folder, template, config, self._world, bos=bos)
         sources = self._config.sources or ()
         feed = AnswerFeed(self._client, k=self._config.k, sources=sources, in_flight=on_policy.in_flight)
-        return Rounds(self._job.files.rounds, on_policy, writer, feed, self._world)
+        return Rounds(self._job.files.rounds, on_policy, target, writer, feed, self._world)
 
     def _evaluate(self) -> float:
         return heldout_nats_per_byte(

@@ -12,6 +12,7 @@ from fusion_core.vocabulary import Vocabulary
 from services.distill.config import DistillConfig
 from services.distill.data.batch import collate, pack
 from services.distill.on_policy.feed import AnswerFeed
+from services.distill.on_policy.whole_target import WholeTarget
 from services.distill.on_policy.writer import AnswerWriter
 from services.distill.target.module import DistillModule
 from services.distill.workers.world import World
@@ -53,10 +54,11 @@ def reverse_kl(model_folder: Path, prompts: Path, size: Size, address: str) -> S
     bos = vocabulary.bos_id if vocabulary.bos_id is not None else vocabulary.eos_id
     assert bos is not None
     model = load_model(model_folder).eval()
-    answers, _ = AnswerWriter(model, model_folder, None, config, World(), bos=bos).write(0)
+    module = DistillModule(model, vocabulary_size=vocabulary.size, loss="reverse_kl")
+    target = WholeTarget(module, World(), adapters=False, make_copy=lambda: model)
+    answers, _ = AnswerWriter(target, model_folder, None, config, World(), bos=bos).write(0)
     feed = AnswerFeed(FusionClient(address, timeout_seconds=3600), k=None, sources=(), in_flight=4)
     feed.put([answer.passage for answer in answers])
-    module = DistillModule(model, vocabulary_size=vocabulary.size, loss="reverse_kl")
     nats_P, rows_P = np.zeros(size.num_prompts), np.zeros(size.num_prompts)
     for answer, block in zip(answers, feed.take(len(answers)), strict=True):
         if block is None:
