@@ -98,12 +98,12 @@ class Fusion:
                 "gate": {
                     "prompts": [str(self.folder / "held_out.jsonl")],
                     "max_new_tokens": _MAX_TOKENS,
-                    "batch_size": 48,
+                    "batch_size": 96,
                     "overlap_share": 1.0,
                 },
                 "num_workers": 0,
                 "device": "cpu",
-                "torch_threads": 1,
+                "torch_threads": 2,
             }
         )
         _, data = read_data(config)
@@ -136,7 +136,7 @@ def sample_source(name: str, model: Path, prompts: Sequence[dict[str, Any]]) -> 
         [tokens.prompt_ids(row["messages"]) for row, _ in asked],
         max_new_tokens=_MAX_TOKENS,
         temperature=_TEMPERATURE,
-        batch_size=48,
+        batch_size=96,
         seed=0,
     )
     for (row, number), ids in zip(asked, sampled, strict=True):
