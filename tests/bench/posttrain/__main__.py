@@ -2,8 +2,9 @@
 
 `rewards-SEED`: a target of 0.1M parameters that SFT left half-taught; a GRPO stage then trains it on prompts alone.
 Held-out sums are in no stage; the likeliest tokens are their answers, and intervals are bootstraps over the sums.
-`implicit`: see `implicit.py`. `gate`: a stage that learns wrong sums, and one whose learning rate changes next to
-nothing, must be held back. `preference`: the loss of LN-DPO against its formula.
+`gate`: a stage that learns wrong sums, and one whose learning rate changes next to
+nothing, must be held back. `preference`: the loss of LN-DPO against its formula. `implicit`, described in `implicit.py`, runs
+only when it is named with --only.
 
 A finished part is kept below runs/bench/posttrain-parts, so what broke off goes on; remove the folder to measure all
 anew.
@@ -47,7 +48,7 @@ def main() -> None:
         parser.error(f"--only: no part is called {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
     report = Report("posttrain")
     files = Path("runs/bench") / f"posttrain-parts{'-quick' if quick else ''}"
-    for name in options.only or parts:
+    for name in options.only or [name for name in parts if name != "implicit"]:
         with tempfile.TemporaryDirectory(prefix="bench-posttrain-") as folder:
             measure = partial(parts[name], folder=Path(folder) / name)
             part = kept("posttrain", files / f"{name}.json", measure)

@@ -86,7 +86,7 @@ STILL = {**BASE, "learning_rate": 1e-8, "max_steps": 2}
 GRPO = {
     "kind": "grpo",
     "learning_rate": 1e-3,
-    "max_steps": 800,
+    "max_steps": 600,
     "per_device_train_batch_size": 512,
     "num_generations": 16,
     "max_completion_length": 4,

@@ -103,7 +103,7 @@ class Fusion:
                 },
                 "num_workers": 0,
                 "device": "cpu",
-                "torch_threads": 2,
+                "torch_threads": 1,
             }
         )
         _, data = read_data(config)
