@@ -2,9 +2,9 @@
 
 `rewards-SEED`: a target of 0.1M parameters that SFT left half-taught; a GRPO stage then trains it on prompts alone.
 Held-out sums are in no stage; the likeliest tokens are their answers, and intervals are bootstraps over the sums.
-`gate`: a stage that learns wrong sums, and one whose learning rate changes next to
-nothing, must be held back. `preference`: the loss of LN-DPO against its formula. `implicit`, described in `implicit.py`, runs
-only when it is named with --only.
+`gate`: a stage that learns wrong sums, and one whose learning rate changes next to nothing, must be held back.
+`preference`: the loss of LN-DPO against its formula. `implicit`, described in `implicit.py`, runs only when it is named
+with --only.
 
 A finished part is kept below runs/bench/posttrain-parts, so what broke off goes on; remove the folder to measure all
 anew.
