@@ -28,10 +28,10 @@ from services.recipes.recipe import Recipe
 from tests.bench.on_policy.services import Size
 from tests.fakes.training import keeping
 
-ROUNDS, SHARE, BATCH = 3, 0.5, 8
+ROUNDS, SHARE = 3, 0.5
 _PROMPT_BYTES = 60
 _COMMON = {
-    "lambda": 0.0, "loss": "reverse_kl", "batch_windows": BATCH, "learning_rate": 5e-4, "schedule": "constant",
+    "lambda": 0.0, "loss": "reverse_kl", "learning_rate": 5e-4, "schedule": "constant",
     "warmup_share": 0.0, "keep_checkpoints": 99,
 }  # fmt: skip
 
@@ -70,17 +70,22 @@ class Runs:
             "share": SHARE, "max_new_tokens": self.size.max_new_tokens, "in_flight": 4,
         }  # fmt: skip
         checkpoints = {"checkpoint_every_steps": self.size.round_steps}
-        return self.job(name, target, _COMMON | checkpoints | settings | {"on_policy": on_policy})
+        return self.job(name, target, self._common | checkpoints | settings | {"on_policy": on_policy})
 
     def off_policy(self, name: str, target: Path, on_policy: DistillJob) -> DistillJob:
         """The run over the stream alone, with at least as many tokens as `on_policy` took."""
         rows = read_rows(on_policy.files.metrics)
         streamed = sum(row["tokens"] * (1 - row["on_policy"]["share"]) for row in rows)
+        batch = self.size.batch_windows
         windows = sum(row["windows"] - row["on_policy"]["windows"] for row in rows)
-        steps = -(-rows[-1]["total_tokens"] // (streamed / windows * BATCH * ROUNDS))
+        steps = -(-rows[-1]["total_tokens"] // (streamed / windows * batch * ROUNDS))
         stages = [{"name": "stream", "share": 1.0}]
-        settings = {"stages": stages, "num_windows": int(steps) * BATCH * ROUNDS, "checkpoint_every_steps": int(steps)}
-        return self.job(name, target, _COMMON | settings)
+        settings = {"stages": stages, "num_windows": int(steps) * batch * ROUNDS, "checkpoint_every_steps": int(steps)}
+        return self.job(name, target, self._common | settings)
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return _COMMON | {"batch_windows": self.size.batch_windows}
 
     def job(self, name: str, target: Path, settings: dict[str, Any]) -> DistillJob:
         config = DistillConfig.model_validate({"device": "cpu", "torch_threads": 1, **settings})

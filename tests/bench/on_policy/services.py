@@ -24,6 +24,7 @@ class Size:
         train_bytes: of the text that the target is first trained on, and that the stream has.
         shape, vocabulary_size: of the target.
         warm_epochs: passes over the text, CLM only, before anything is compared.
+        batch_windows: windows of a step, of which half are answers in the rounds.
         round_steps: steps of each of the three rounds.
         num_prompts: held-out prompts that the target answers after each round.
     """
@@ -34,6 +35,7 @@ class Size:
     shape: Mapping[str, int]
     vocabulary_size: int
     warm_epochs: int
+    batch_windows: int
     round_steps: int
     num_prompts: int
     max_new_tokens: int
@@ -41,8 +43,8 @@ class Size:
 
 _SHAPE = {"hidden_size": 192, "num_layers": 4, "num_heads": 4, "intermediate_size": 512, "max_positions": 512}
 _TINY = {"hidden_size": 96, "num_layers": 2, "num_heads": 2, "intermediate_size": 192, "max_positions": 512}
-FULL = Size("on-policy", 100_000, 16_000, _SHAPE, 2048, 8, round_steps=8, num_prompts=32, max_new_tokens=40)
-QUICK = Size("on-policy-quick", 30_000, 5_000, _TINY, 768, 6, round_steps=4, num_prompts=6, max_new_tokens=16)
+FULL = Size("on-policy", 100_000, 16_000, _SHAPE, 2048, 8, 8, round_steps=8, num_prompts=32, max_new_tokens=40)
+QUICK = Size("on-policy-quick", 30_000, 5_000, _TINY, 768, 6, 4, round_steps=4, num_prompts=6, max_new_tokens=16)
 
 
 def recipe_of(size: Size) -> Recipe:
