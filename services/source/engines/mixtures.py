@@ -76,8 +76,9 @@ def _check_latent(config: SourceConfig, settings: dict[str, Any]) -> None:
     if config.num_gpus == 0:
         raise SettingError(
             "model",
-            f"{config.model}: on a CPU vLLM computes a {kind}, whose attention is latent, otherwise than its authors "
-            "meant, with and without VLLM_MLA_DISABLE; give the source GPUs (num_gpus), or use engine transformers",
+            f"{config.model}: a {kind} has latent attention, for which vLLM on a CPU gives numbers that are not the "
+            "model's (seen with deepseek_v2, with and without VLLM_MLA_DISABLE); give the source GPUs (num_gpus), or "
+            "use engine transformers",
         )
     if kind == "deepseek_v3" and settings.get("topk_method") != "noaux_tc":
         raise SettingError(
