@@ -60,8 +60,9 @@ format: setup ## ruff's fixes and formatting
 
 bench: setup ## all benchmarks in quick mode; results in runs/bench
 	@mkdir -p runs/bench
-	@for file in $$(grep -l __main__ tests/bench/*.py tests/bench/*/__main__.py || true); do \
-	  name=$$(echo $$file | sed 's,^tests/bench/,,; s,/__main__,,; s,\.py$$,,'); echo "== $$name"; \
+	@for file in $$(grep -l __main__ tests/bench/*.py tests/bench/*/__main__.py \
+	    tests/bench/corpus/teacher_seconds.py || true); do \
+	  name=$$(echo $$file | sed 's,^tests/bench/,,; s,/__main__,,; s,\.py$$,,; s,/,.,g'); echo "== $$name"; \
 	  $(BIN)/python -m tests.bench.$$name --quick --json runs/bench/$$name.json; \
 	done
 
