@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[3]
 
 
 class DeadlyFuser(FakeFusion):
-    """Kills the worker that is first asked for its tenth text, once, and leaves a note."""
+    """Kills the worker that is the first to be asked for its third text, once, and leaves a note."""
 
     def __init__(self, tokenizer: Path, note: Path) -> None:
         super().__init__(tokenizer, corpus(18))
         self.note = note
 
     def fuse(self, texts: Sequence[bytes | Passage], **settings: Any) -> list[Block]:
-        if len(self.fused) == 9 and not self.note.exists():
+        if len(self.fused) == 2 and not self.note.exists():
             self.note.write_text("killed")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fuse(texts, **settings)
