@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ configs:
 - config_name: default
   data_files:
   - split: {name}
-    path: "{name}-*.parquet"
+    path: "{files}-*.parquet"
 ---
 # {corpus}/{split}, fused
 
@@ -119,6 +120,8 @@ async def _export(
     distillkit_length: int | None,
 ) -> Exported:
     done, name, number = Exported(), split.replace("/", "_").replace("-", "_").replace(".", "_"), 0
+    # `datasets` finds what it has read before by the folder's name and this pattern: every export needs another one.
+    files = f"{name}-{os.urandom(4).hex()}"
     async with opened_fuser(recipe) as fuser:
         first = first_token(fuser.target)
         async for windows in _fused(fuser, corpus, split, done):
@@ -128,11 +131,12 @@ async def _export(
                 else:
                     rows = [_nested(distillkit_example_of(block, first, distillkit_length)) for _, block in windows]
                     schema = _DISTILLKIT_SCHEMA
-                await asyncio.to_thread(_write, folder / f"{name}-{number:05}.parquet", rows, schema)
+                await asyncio.to_thread(_write, folder / f"{files}-{number:05}.parquet", rows, schema)
                 number += 1
             progress(split, done.windows + sum(done.left_out.values()), corpus.num_windows(split))
         card = _CARD.format(
             name=name,
+            files=files,
             corpus=corpus.name,
             split=split,
             num_windows=done.windows,
