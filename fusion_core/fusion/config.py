@@ -29,7 +29,8 @@ class FusionConfig(BaseModel):
         rate: share of a token's posterior in the next token's weights, for `online`.
         prior: weight of each source at a window's start for `online`, by name, normalised over the sources that
             answered; all alike when empty.
-        min_weight: weight m that every one of n sources has at least: a weight w becomes m + (1 - n m) w.
+        min_weight: weight m that each of the n sources that take part has at least: a weight w becomes
+            m + (1 - n m) w. Those with a row in the window or span take part; with `online` those that have the row.
         soften: power of the fused probabilities: a row's candidates, and its tail as one outcome, are raised to it and
             scaled to sum to one; 1 leaves them, less makes them flatter.
         k_out: candidates kept per fused row, the realised token always among them; the rest goes to the tail.

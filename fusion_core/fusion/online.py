@@ -48,7 +48,7 @@ def _follow(prior_S: Float64, gold_ST: Float64, usable_ST: Bool, rate: float, we
             continue
         total = 0.0
         for s in range(num_sources):
-            joint_S[s] = now_S[s] * np.exp(gold_ST[s, t] - highest) if usable_ST[s, t] else 0.0
+            joint_S[s] = now_S[s] * np.exp(gold_ST[s, t] - highest) if usable_ST[s, t] and now_S[s] > 0.0 else 0.0
             total += joint_S[s]
         for s in range(num_sources):
             if usable_ST[s, t]:

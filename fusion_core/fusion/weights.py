@@ -47,9 +47,10 @@ def weigh(
             weighed like the token before it.
 
     Returns:
-        Weights [S, T] that sum to one over the sources. A source without a row in the span (or window) has weight 0
-        there; where none has one, all sources weigh as in the window, or the same. Losses [S] are NaN for a source
-        without a row, and where no bytes tell a loss.
+        Weights [S, T] that sum to one over the sources. A source without a row in the span (or window; with `online`
+        without this row) has weight 0 there; where none has one, all sources weigh as in the window, with `online` as
+        the text before says, or the same. Losses [S] are NaN for a source without a row, and where no bytes tell a
+        loss.
 
     Raises ValueError when strategy `online` has a prior, but not for a source, or `min_weight` is too large for the
     number of sources.
@@ -67,7 +68,8 @@ def weigh(
     if config.strategy == "online":
         prior_S = _normalised(_prior(config, names)[:, None], window.takes_part_SP)[:, 0]
         weight_ST = online_weights(prior_S, gold_ST, usable_ST, config.rate)
-        return _with_floor(weight_ST, window.takes_part_SP, config.min_weight), loss_S
+        # The floor is for the sources that have the row: which ones have rows later must not change it.
+        return _with_floor(_normalised(weight_ST, usable_ST), usable_ST, config.min_weight), loss_S
     weight_S1 = _by_loss(config, window.loss_SP, window.takes_part_SP)
     if config.scope == "window":
         return np.repeat(weight_S1, target.num_tokens, axis=1), loss_S

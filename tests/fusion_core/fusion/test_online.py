@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,26 @@ def test_bytes_behind_a_place_change_no_row_before_it(
     assert np.array_equal(first.topk_ids_TK[:count], second.topk_ids_TK[:count])
     for column in ("topk_logprobs_TK", "tail_T", "gold_T", "mask_T"):
         assert np.array_equal(getattr(first, column)[:count], getattr(second, column)[:count]), column
+
+
+@pytest.mark.parametrize("values", ONLINE)
+def test_a_source_whose_first_row_comes_later_changes_no_row_before_it(values: dict[str, Any]) -> None:
+    config = FusionConfig.model_validate({"strategy": "online", **values})
+    text = (0, 1, 0, 1, 1, 0)
+    encoding = Encoding(np.array(text, np.int32), np.arange(1, 7, dtype=np.int32), np.ones(6, np.bool_))
+
+    def gold(rows_of_c: ProjectedRows) -> np.ndarray:
+        sources = {"a": rows_of(0, text, gaps=False), "b": rows_of(1, text, gaps=False), "c": rows_of_c}
+        return fuse(b"x" * 6, encoding, sources, config, "target").gold_T
+
+    whole = rows_of(2, text, gaps=False)
+    never, late = (
+        replace(whole, mask_T=has_T, ids_TM=np.where(has_T[:, None], whole.ids_TM, np.int32(-1)),
+                probs_TM=whole.probs_TM * has_T[:, None], tail_T=(~has_T).astype(np.float32))
+        for has_T in (np.arange(6) >= 6, np.arange(6) >= 4)
+    )  # fmt: skip
+    assert np.allclose(gold(never)[:4], gold(late)[:4], atol=1e-6)
+    assert not np.allclose(gold(never)[4:], gold(late)[4:], atol=1e-3)
 
 
 def test_the_window_s_own_loss_does_change_rows_before() -> None:

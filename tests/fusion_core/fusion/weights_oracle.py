@@ -98,15 +98,14 @@ def oracle_online(sources: dict[str, ProjectedRows], num_tokens: int, config: Fu
     taking_part = [name for name, rows in sources.items() if rows.mask_T.any()] or list(sources)
     prior = {name: config.prior.get(name, 1.0) for name in taking_part}
     now = {name: x / sum(prior.values()) for name, x in prior.items()}
-    any_rows = any(rows.mask_T.any() for rows in sources.values())
     weights = []
     for t in range(num_tokens):
-        row = floored(now, config.min_weight) if any_rows else now
-        weights.append({name: row.get(name, 0.0) for name in sources})
         having = [name for name in taking_part if sources[name].mask_T[t]]
+        held = sum(now[name] for name in having)
+        row = floored({name: now[name] / held for name in having}, config.min_weight) if having else now
+        weights.append({name: row.get(name, 0.0) for name in sources})
         likely = {name: now[name] * math.exp(float(sources[name].gold_T[t])) for name in having}
         if sum(likely.values()) > 0:
-            held = sum(now[name] for name in having)
             posterior = {name: now[name] for name in taking_part}
             posterior |= {name: held * x / sum(likely.values()) for name, x in likely.items()}
             now = {name: (1 - config.rate) * now[name] + config.rate * posterior[name] for name in taking_part}
