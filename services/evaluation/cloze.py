@@ -61,17 +61,23 @@ def cloze_questions(windows: Sequence[Window], *, per_document: int, seed: int) 
 def write_cloze_tasks(questions: Iterable[Question], folder: Path) -> dict[str, int]:
     """Write a task file and its questions for every domain; return the number of questions by the task's name.
 
-    The harness scores `acc`, and `acc_norm` by the choices' bytes. Raises ValueError when there is no question.
+    The harness scores `acc`, and `acc_norm` by the choices' bytes. Raises ValueError when there is no question, or when
+    two domains would give one name.
     """
     by_domain: defaultdict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_domain[question.domain].append(question)
     if not by_domain:
         raise ValueError("cloze: the documents are too short for a question")
+    domain_of: dict[str, str] = {}
+    for domain in sorted(by_domain):
+        other = domain_of.setdefault(_task_name(domain), domain)
+        if other != domain:
+            raise ValueError(f"cloze: the domains {other!r} and {domain!r} would both be the task {_task_name(domain)}")
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for domain, of_domain in sorted(by_domain.items()):
-        name = "cloze_" + re.sub(r"\W", "_", domain) if domain else "cloze"
+    for name, domain in domain_of.items():
+        of_domain = by_domain[domain]
         lines = [json.dumps(_record(question), ensure_ascii=False) for question in of_domain]
         data = (folder / f"{name}.jsonl").absolute()
         write_whole(data, "\n".join(lines) + "\n")
@@ -143,6 +149,10 @@ def _last_words(text: str) -> str:
 def _rest_of_sentence(text: str, start: int) -> str:
     end = _END.search(text, start)
     return text[start : min(end.end() if end else len(text), start + _MAX_BEHIND)].rstrip("\n")
+
+
+def _task_name(domain: str) -> str:
+    return "cloze_" + re.sub(r"\W", "_", domain) if domain else "cloze"
 
 
 def _record(question: Question) -> dict[str, object]:

@@ -65,6 +65,13 @@ def test_every_domain_is_a_task_with_words_of_its_own(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "cloze_b_c.yaml").read_text())["task"] == "cloze_b_c"
 
 
+def test_domains_that_would_share_a_task_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    domains = [replace(window, domain=("c+", "c-", "d")[window.index % 3]) for window in WINDOWS]
+    with pytest.raises(ValueError, match=r"the domains 'c\+' and 'c-' would both be the task cloze_c_"):
+        write_cloze_tasks(cloze_questions(domains, per_document=2, seed=1), tmp_path / "tasks")
+    assert not (tmp_path / "tasks").exists()
+
+
 def test_texts_that_are_too_short_are_refused(tmp_path: Path) -> None:
     short = [replace(window, text=b"A few words only.") for window in WINDOWS]
     with pytest.raises(ValueError, match="cloze: the documents are too short"):
