@@ -140,6 +140,18 @@ def test_a_text_is_typed_coloured_and_worked_by_keyboard(opened: Browser) -> Non
 
 
 @IN_BROWSER
+def test_a_window_that_is_not_there_does_not_keep_a_text_back(opened: Browser) -> None:
+    opened.evaluate("ask.elements.window.value = '99'")
+    ask_for(opened, "text")
+    opened.click("#own")
+    opened.type("The cat sat.")
+    submit(opened)
+    assert shown(opened).startswith("The cat sat.")
+    ask_for(opened, "window")
+    assert opened.evaluate("[ask.elements.window.disabled, ask.checkValidity()]") == [False, False]
+
+
+@IN_BROWSER
 def test_a_conversation_is_scored_behind_its_first_messages(opened: Browser) -> None:
     ask_for(opened, "messages")
     for number, words in ((1, "<b>Who</b> sat?"), (2, "The cat.")):

@@ -13,6 +13,8 @@ function kind() { return ask.elements.kind.value; }
 
 function showKind() {
   KINDS.forEach((each) => { document.getElementById("ask-" + each).hidden = each !== kind(); });
+  // A number out of range would stop the form without a word where it is hidden.
+  ask.elements.window.disabled = kind() !== "window";
 }
 
 function showLast() {
