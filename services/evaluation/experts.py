@@ -33,8 +33,8 @@ def describe_experts(
     where documents differ in these: `kinds`, `load` (layer by kind by expert), `information_nats`, `shuffled_nats` and
     `shuffled_95_percent` by layer (see `fusion_core.moe.specialisation`).
     """
-    names = list(dict.fromkeys(documents))
-    number_W = np.array([names.index(document) for document in documents])
+    numbers = {document: number for number, document in enumerate(dict.fromkeys(documents))}
+    number_W = np.array([numbers[document] for document in documents])
     kinds = {"domain": _domains(documents, domains)}
     if len(sources) > 1:
         kinds["source"] = _preferred({name: scores[name] for name in sources}, number_W)
