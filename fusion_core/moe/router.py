@@ -3,7 +3,7 @@
 A row for each expert would fall apart with the first steps, and a token would be sent to some shards of its copy twice
 and to others never. So the rows of a copy are averaged in the forward pass: each gets the same gradient, and AdamW
 keeps equal rows equal. What is saved are ordinary rows, which any engine reads. The loss of the text has no slope in
-these rows (see `_without_slope`): a balance loss alone moves them.
+these rows (see `_without_slope`): a balance loss alone turns them, and weight decay shortens them.
 """
 
 from __future__ import annotations
