@@ -70,6 +70,10 @@ def view(
         from services.commands.prepare import corpus_and_target, prepare
         from services.web.served_page import AskedView
 
+        if text is not None and file is not None:
+            raise ValueError("--text, --file: give one of them")
+        if html is not None and port:
+            raise ValueError("--port: not with --html, which writes a file and serves nothing")
         checked = read_recipe(recipe, set_)
         given = file.read_bytes() if file is not None else text.encode() if text is not None else None
         prepare(checked, save=False)

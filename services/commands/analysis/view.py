@@ -62,8 +62,9 @@ def corpus_window(recipe: Recipe, corpus: Corpus, split: str, window: int) -> Ch
     """Return the passage of a window; RecipeError names the split or window that is not there."""
     if split not in corpus.splits:
         raise RecipeError(f"--split {split}: the corpus has {', '.join(corpus.splits)}")
-    if window >= corpus.num_windows(split):
-        raise RecipeError(f"--window {window}: split {split} has windows 0 to {corpus.num_windows(split) - 1}")
+    if window >= (number := corpus.num_windows(split)):
+        there = f"windows 0 to {number - 1}" if number else "no windows"
+        raise RecipeError(f"--window {window}: split {split} has {there}")
     found = corpus.window(split, window)
     title = f"{recipe.name}: window {window} of {split}, document {found.document}"
     return ChosenPassage(found.passage, Place(corpus.fingerprint(split), window), title, found)

@@ -56,6 +56,8 @@ def test_mistakes_name_the_option(recipe: str, models: dict[str, Path], tmp_path
         (("--text", ""), "--text, --file: must not be empty"),
         (("--file", str(latin)), "--text, --file: must be UTF-8, byte 3 is not"),
         (("--text", "x" * 100_000), "service.max_text_bytes allows"),
+        (("--text", "a", "--file", str(latin)), "--text, --file: give one of them"),
+        (("--port", "8765"), "--port: not with --html"),
     ):
         done = run(recipe, "--html", page, *options)
         assert done.exit_code == 2 and message in done.output, done.output
