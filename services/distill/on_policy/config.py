@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from services.base.home import expand_user
 from services.base.settings import Settings
 
 
@@ -21,3 +22,9 @@ class OnPolicyConfig(Settings):
     max_new_tokens: int = Field(128, ge=1, description="most tokens of an answer")
     answers_at_once: int = Field(16, ge=1, description="answers that a worker samples at once")
     in_flight: int = Field(16, ge=1, description="answers that a worker has the sources score at once")
+
+    @field_validator("prompts")
+    @classmethod
+    def _from_any_working_directory(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        # Ray gives a submitted job, and each of its workers, a working directory of their own.
+        return tuple(str(expand_user(pattern, "prompts").absolute()) for pattern in prompts)

@@ -243,6 +243,14 @@ def test_settings_that_contradict_each_other_are_refused(changes, message):
     assert message.replace("on_policy.", "", 1) in str(refused.value) or message in str(refused.value)
 
 
+def test_relative_prompts_start_where_the_recipe_was_read(tmp_path, target, prompts, monkeypatch):
+    fusion = FakeFusion(target, corpus(NUM_WINDOWS))
+    monkeypatch.chdir(prompts.parent)
+    job = job_with(tmp_path, target, Path(prompts.name))
+    monkeypatch.chdir(tmp_path)  # Ray Train changes the working directory of its workers
+    assert make_plan(job, fusion).identity == make_plan(job_with(tmp_path, target, prompts), fusion).identity
+
+
 def test_prompts_are_part_of_a_run_and_checked_before_it(tmp_path, target, prompts):
     fusion = FakeFusion(target, corpus(NUM_WINDOWS))
     identity = make_plan(job_with(tmp_path, target, prompts), fusion).identity
