@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
 
 from fusion_core.blocks import Block
-from services.base.errors import DeadlineExceededError, InvalidArgumentError, UnavailableError
+from services.base.errors import DeadlineExceededError, FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.base.retry import Backoff
 from services.wire.passage import Passage
 
@@ -43,11 +43,13 @@ class AnswerFeed:
         *,
         k: int | None,
         sources: Sequence[str],
+        vocabulary: str,
         in_flight: int,
         patience_seconds: float = 300.0,
     ) -> None:
+        """`vocabulary` is the fingerprint of the target's tokenizer, in which every block must come."""
         self.wait_seconds = 0.0
-        self._client, self._k, self._sources = client, k, tuple(sources)
+        self._client, self._k, self._sources, self._vocabulary = client, k, tuple(sources), vocabulary
         self._in_flight, self._patience_seconds = in_flight, patience_seconds
         self._threads = ThreadPoolExecutor(in_flight, thread_name_prefix="answer-feed")
         self._closed = threading.Event()
@@ -90,4 +92,9 @@ class AnswerFeed:
                 if backoff.exhausted or self._closed.wait(backoff.next_pause()):
                     raise
             else:
+                if block.vocabulary != self._vocabulary:
+                    raise FailedPreconditionError(
+                        f"vocabulary: an answer's rows come in {block.vocabulary}, the target's tokenizer is "
+                        f"{self._vocabulary}; the fusion service was started for another target"
+                    )
                 return block

@@ -181,7 +181,8 @@ class DistillWorker:
         )
         writer = AnswerWriter(target, folder, template, config, self._world, bos=bos)
         sources = self._config.sources or ()
-        feed = AnswerFeed(self._client, k=self._config.k, sources=sources, in_flight=on_policy.in_flight)
+        vocabulary, in_flight = self._plan.vocabulary, on_policy.in_flight
+        feed = AnswerFeed(self._client, k=self._config.k, sources=sources, vocabulary=vocabulary, in_flight=in_flight)
         return Rounds(self._job.files.rounds, on_policy, target, writer, feed, self._world)
 
     def _evaluate(self) -> float:

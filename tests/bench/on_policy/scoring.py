@@ -57,7 +57,8 @@ def reverse_kl(model_folder: Path, prompts: Path, size: Size, address: str) -> S
     module = DistillModule(model, vocabulary_size=vocabulary.size, loss="reverse_kl")
     target = WholeTarget(module, World(), adapters=False, make_copy=lambda: model)
     answers, _ = AnswerWriter(target, model_folder, None, config, World(), bos=bos).write(0)
-    feed = AnswerFeed(FusionClient(address, timeout_seconds=3600), k=None, sources=(), in_flight=4)
+    client = FusionClient(address, timeout_seconds=3600)
+    feed = AnswerFeed(client, k=None, sources=(), vocabulary=vocabulary.fingerprint, in_flight=4)
     feed.put([answer.passage for answer in answers])
     nats_P, rows_P = np.zeros(size.num_prompts), np.zeros(size.num_prompts)
     for answer, block in zip(answers, feed.take(len(answers)), strict=True):

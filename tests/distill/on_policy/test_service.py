@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fusion_core.vocabulary import Vocabulary
-from services.base.errors import InvalidArgumentError, UnavailableError
+from services.base.errors import FailedPreconditionError, InvalidArgumentError, UnavailableError
 from services.distill.job import DistillJob
 from services.distill.on_policy.feed import AnswerFeed
 from services.distill.on_policy.ledger import RoundLedger
@@ -135,17 +135,27 @@ class Moody:
 
 
 def test_the_feed_asks_again_and_leaves_out_what_cannot_be_fused(target):
-    moody = Moody(FakeFusion(target, []).block)
-    feed = AnswerFeed(moody, k=4, sources=(), in_flight=2)
+    fusion = FakeFusion(target, [])
+    moody, settings = Moody(fusion.block), {"k": 4, "sources": (), "vocabulary": fusion.vocabulary.fingerprint}
+    feed = AnswerFeed(moody, **settings, in_flight=2)
     feed.put([Passage(text) for text in (b"one", b"flaky", b"odd", b"two")])
     texts = [None if block is None else block.text_bytes for block in feed.take(3)]
     assert texts == [b"one", b"flaky", None] and moody.asked.count(b"flaky") == 2 and feed.wait_seconds > 0
     [last] = feed.take(1)
     assert last is not None and last.text_bytes == b"two"
     feed.close()
-    hopeless = AnswerFeed(moody, k=4, sources=(), in_flight=1, patience_seconds=0)
+    hopeless = AnswerFeed(moody, **settings, in_flight=1, patience_seconds=0)
     moody.asked.clear()
     hopeless.put([Passage(b"flaky")])
     with pytest.raises(UnavailableError, match="1 of 2 sources"):
         hopeless.take(1)
     hopeless.close()
+
+
+def test_rows_in_the_vocabulary_of_another_target_are_refused(target):
+    fusion = FakeFusion(target, [])
+    feed = AnswerFeed(fusion, k=4, sources=(), vocabulary="another", in_flight=1)
+    feed.put([Passage(b"one")])
+    with pytest.raises(FailedPreconditionError, match=rf"come in {fusion.vocabulary.fingerprint}, .* is another"):
+        feed.take(1)
+    feed.close()
