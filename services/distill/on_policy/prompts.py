@@ -53,6 +53,11 @@ class PromptFiles:
         if self.has_messages and chat_template is None:
             raise SettingError(KEY, "a row holds messages, and the target reads none; set target.chat_template")
 
+    def check_same(self, fingerprint: str) -> None:
+        """Raise FailedPreconditionError when the files hold others than the prompts with this fingerprint."""
+        if fingerprint != self.fingerprint:
+            raise FailedPreconditionError(f"{KEY}: the files have changed since the run began")
+
     def drawn(self, first: int, count: int, seed: int) -> list[AnswerPrompt]:
         """Return the prompts of draws `first` to `first + count - 1`; no prompt comes again before all have come.
 
@@ -65,8 +70,7 @@ class PromptFiles:
             digest.update(prompt.identity)
             if place in wanted:
                 found[place] = prompt
-        if digest.hexdigest()[:32] != self.fingerprint:
-            raise FailedPreconditionError(f"{KEY}: the files have changed since the run began")
+        self.check_same(digest.hexdigest()[:32])
         return [found[place] for place in places]
 
     def _place(self, draw: int, seed: int) -> int:

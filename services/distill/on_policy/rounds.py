@@ -68,7 +68,7 @@ class Rounds:
             identity: of the run.
             begun: name of the round of the last step; None before the first one.
 
-        Raises FailedPreconditionError when the round's folder is gone or damaged, or no answer has text.
+        Raises FailedPreconditionError when the round's folder is gone or damaged, or too few answers have text.
         """
         first = step - number * self._config.round_steps
         if first and begun is not None:

@@ -37,7 +37,10 @@ class AnswerWriter:
         *,
         bos: int,
     ) -> None:
-        """Take the target, its folder with the tokenizer, and the template by which it reads messages."""
+        """Take the target, its folder with the tokenizer, and the template by which it reads messages.
+
+        Raises SettingError for prompts that cannot be read, and for a target whose answers could not end.
+        """
         assert config.on_policy is not None
         self._target, self._config, self._world = target, config, world
         self._on_policy: OnPolicyConfig = config.on_policy
@@ -56,6 +59,10 @@ class AnswerWriter:
         self._allowed_V[:size] = torch.from_numpy(lengths_V[:size] > 0)
         self._allowed_V[self._stop_id] = True
 
+    def check_prompts(self, fingerprint: str) -> None:
+        """Raise FailedPreconditionError when the prompts are not those that the run was planned with."""
+        self._prompts.check_same(fingerprint)
+
     @property
     def num_answers(self) -> int:
         """The number of answers that a round asks for: as many as its steps have room for."""
@@ -65,7 +72,7 @@ class AnswerWriter:
         """Return the answers of a round, alike on all workers, and the numbers of those left out by reason.
 
         An answer without text cannot be scored, and a prompt that leaves no room for an answer gets none. Raises
-        FailedPreconditionError when no answer is left.
+        FailedPreconditionError when too few answers are left.
         """
         num_prompts = -(-self.num_answers // self._on_policy.answers)
         prompts = self._prompts.drawn(number * num_prompts, num_prompts, self._config.seed)
@@ -93,12 +100,18 @@ class AnswerWriter:
         answers = [gathered[place % answering][place // answering] for place in range(len(fitting))]
         kept = [answer for answer in answers if answer.text]
         left_out = Counter({"too_long": len(wanted) - len(fitting), "empty": len(answers) - len(kept)})
-        if not kept:
+        if len(kept) < self._fewest_answers:
             raise FailedPreconditionError(
-                f"distill.on_policy: round {number} has no answer with text: {left_out['empty']} are empty, and "
-                f"{left_out['too_long']} prompts leave no room for max_new_tokens"
+                f"distill.on_policy: round {number} has {len(kept)} answers with text, and needs "
+                f"{self._fewest_answers}: {left_out['empty']} are empty, and {left_out['too_long']} were not asked "
+                "for, because their prompts leave no room for max_new_tokens"
             )
         return kept, dict(left_out)
+
+    @property
+    def _fewest_answers(self) -> int:
+        """The number of answers without which a step of a round would have no window at all."""
+        return 1 if self._config.stream_windows else self._on_policy.round_steps
 
     @property
     def _room(self) -> int:

@@ -180,6 +180,7 @@ class DistillWorker:
             make_copy=lambda: TrainedTarget(folder, config, restore_from=None).model,
         )
         writer = AnswerWriter(target, folder, template, config, self._world, bos=bos)
+        writer.check_prompts(self._plan.settings["distill.on_policy"]["prompts"])
         sources = self._config.sources or ()
         vocabulary, in_flight = self._plan.vocabulary, on_policy.in_flight
         feed = AnswerFeed(self._client, k=self._config.k, sources=sources, vocabulary=vocabulary, in_flight=in_flight)

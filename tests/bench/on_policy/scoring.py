@@ -46,10 +46,12 @@ def reverse_kl(model_folder: Path, prompts: Path, size: Size, address: str) -> S
     """Let a target answer, with the same seeds for every target, and score its answers."""
     torch.set_num_threads(1)
     settings = {
-        "prompts": [str(prompts)], "rounds": 1, "round_steps": size.num_prompts, "share": 1,
+        "prompts": [str(prompts)], "rounds": 1, "round_steps": 1, "share": 1,
         "max_new_tokens": size.max_new_tokens,
     }  # fmt: skip
-    config = DistillConfig.model_validate({"loss": "reverse_kl", "batch_windows": 1, "seed": 77, "on_policy": settings})
+    config = DistillConfig.model_validate(
+        {"loss": "reverse_kl", "batch_windows": size.num_prompts, "seed": 77, "on_policy": settings}
+    )
     vocabulary = Vocabulary.from_pretrained(model_folder)
     bos = vocabulary.bos_id if vocabulary.bos_id is not None else vocabulary.eos_id
     assert bos is not None

@@ -24,6 +24,8 @@ from services.distill.config import DistillConfig
 from services.distill.job import DistillJob
 from services.distill.on_policy.ledger import RoundLedger
 from services.distill.plan import make_plan
+from services.distill.workers.worker import DistillWorker
+from services.distill.workers.world import World
 from services.evaluation.report.run_summary import summarise
 from services.jobs.step_log import read_rows
 from services.models.weights import load_model
@@ -241,6 +243,26 @@ def test_settings_that_contradict_each_other_are_refused(changes, message):
     with pytest.raises(ValueError) as refused:
         DistillConfig.model_validate(settings)
     assert message.replace("on_policy.", "", 1) in str(refused.value) or message in str(refused.value)
+
+
+def test_a_round_with_fewer_answers_than_steps_that_need_one_is_refused(tmp_path, target):
+    rows = [{"prompt": "word " * 600}, *({"prompt": text.decode()[:20]} for text in corpus(2))]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    on_policy = {"share": 1, "rounds": 1, "round_steps": 3, "answers": 1}
+    job = job_with(tmp_path, target, prompts, on_policy=on_policy, batch_windows=1)
+    with pytest.raises(FailedPreconditionError, match=r"round 0 has [012] answers with text, and needs 3: .* 1 were"):
+        train(job, FakeFusion(target, corpus(NUM_WINDOWS)))
+
+
+def test_prompts_that_changed_after_the_plan_are_refused(tmp_path, target, prompts):
+    moved, fusion = tmp_path / "moved.jsonl", FakeFusion(target, corpus(NUM_WINDOWS))
+    moved.write_bytes(prompts.read_bytes())
+    job = job_with(tmp_path, target, moved)
+    plan = make_plan(job, fusion)
+    moved.write_text('{"prompt": "another"}\n')
+    with pytest.raises(FailedPreconditionError, match=r"distill\.on_policy\.prompts: the files have changed"):
+        DistillWorker(job, plan, fusion, World())
 
 
 def test_relative_prompts_start_where_the_recipe_was_read(tmp_path, target, prompts, monkeypatch):
