@@ -50,14 +50,17 @@ def join_location(location: str | Path, *parts: str) -> str:
 class Files:
     """The files below `root`: a local folder, or a URL such as s3://bucket/folder or memory://folder.
 
-    Paths are relative to the root, with `/`. Raises ValueError naming `setting` when the root cannot be written.
+    Paths are relative to the root, with `/`. Raises ValueError naming `setting` when the root cannot be written, which
+    is not tried with `read_only`.
     """
 
-    def __init__(self, root: str, setting: str = "service.store") -> None:
+    def __init__(self, root: str, setting: str = "service.store", *, read_only: bool = False) -> None:
         self.root = root
         self._files, self._folder = open_location(root, setting)
         self._local = isinstance(self._files, fs.LocalFileSystem)
         self._has_folders = root.partition("://")[0] not in PROTOCOLS
+        if read_only:
+            return
         try:
             self.write(".writable", b"")
             self.delete(".writable")

@@ -64,7 +64,7 @@ def corpus_and_target(recipe: Recipe, print_line: Callable[[str], None] = lambda
             ledger = check_curated(recipe.curate, recipe.curated_location)
             if (url := recipe.curate.folder) is not None:
                 copy_documents(url, ledger["identity"], recipe.curated_folder.absolute() / DOCUMENTS)
-        except SettingError as error:
+        except ValueError as error:
             raise RecipeError(f"curate.{error}") from error
     try:
         config = recipe.corpus if recipe.corpus.recall is None else recalled_corpus(recipe, print_line)

@@ -49,6 +49,12 @@ def test_a_root_that_cannot_be_written_names_the_setting(tmp_path: Path) -> None
         Files(str(tmp_path / "file"))
 
 
+def test_nothing_is_written_to_a_root_that_is_only_read(tmp_path: Path) -> None:
+    files = Files(str(tmp_path / "none"), read_only=True)
+    assert (files.read("a"), files.sizes("")) == (None, {})
+    assert not (tmp_path / "none").exists()
+
+
 def test_half_written_files_are_swept(tmp_path: Path) -> None:
     files = Files(str(tmp_path))
     files.write("a/b/whole", b"1")

@@ -90,6 +90,12 @@ def test_steps_ledger_and_page_lie_at_a_url_and_the_run_has_a_copy_of_the_docume
     assert corpus_and_target(load_recipe(file)).record == corpus.record
 
 
+def test_a_url_that_nothing_can_open_is_named_as_what_it_is(recipe: dict[str, Any]) -> None:
+    recipe["curate"] |= {"folder": "nowhere://bucket/cleaned"}
+    with pytest.raises(RecipeError, match=r"^curate\.folder: cannot open nowhere://bucket/cleaned"):
+        corpus_and_target(load_recipe(written(recipe)))
+
+
 def test_a_corpus_of_its_own_files_is_left_alone(recipe: dict[str, Any]) -> None:
     checked = load_recipe(written(recipe | {"corpus": {"files": ["a.jsonl"]}}))
     assert checked.corpus.files == ("a.jsonl",)

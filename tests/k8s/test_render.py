@@ -129,6 +129,10 @@ def test_a_base_by_url_is_the_same_from_every_folder() -> None:
         ({"sources": [{"name": "a", "model": "models/a"}]}, "sources.0.model: models/a is not below /data/models"),
         ({"target": {"model": "~/target"}}, "target.model: ~/target is not below"),
         ({"corpus": {"files": ["text/*.txt"]}}, "corpus.files: text/*.txt is not below /data/runs"),
+        (
+            {"distill": {"loss": "jsd", "on_policy": {"prompts": ["/text/p.jsonl"], "rounds": 1, "round_steps": 1}}},
+            "distill.on_policy.prompts: /text/p.jsonl is not below /data/runs",
+        ),
         ({"service": {"address": "fusion.example.com:9000"}}, "service.address: leave it out"),
     ],
 )

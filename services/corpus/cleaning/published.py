@@ -54,10 +54,13 @@ def publish(out: Files, last: Step, identity: str) -> None:
 
 
 def check_curated(config: CurateConfig, location: Path | str) -> dict[str, Any]:
-    """Return the ledger in a folder or URL; SettingError when it holds no documents that these settings made."""
+    """Return the ledger in a folder or URL; SettingError when it holds no documents that these settings made.
+
+    Raises ValueError naming `folder` for a URL that cannot be opened.
+    """
     place = without_credentials(join_location(location, LEDGER))
+    files, root = open_location(location, "folder")
     try:
-        files, root = open_location(location, "folder")
         with files.open_input_stream(f"{root}/{LEDGER}") as stream:
             ledger: dict[str, Any] = json.loads(stream.read())
         made_with = ledger["settings"]
@@ -77,11 +80,11 @@ def copy_documents(location: str, identity: str, folder: Path) -> None:
     """Copy the documents from a URL into `folder`, which appears whole; nothing is done where it has them.
 
     The files' times are made from the identity, so that a corpus is the same with copies made at another time.
-    SettingError when `location` holds other documents.
+    SettingError when `location` holds other documents. Rights to read are enough.
     """
     if (folder / _MADE_FROM).is_file() and (folder / _MADE_FROM).read_text() == identity:
         return
-    out = Files(location, "folder")
+    out = Files(location, "folder", read_only=True)
     if (out.read(f"{DOCUMENTS}/{_MADE_FROM}") or b"").decode() != identity:
         raise SettingError("files", "their documents are not whole; run `fusion corpus` again")
     changed = int(hashlib.sha256(identity.encode()).hexdigest()[:12], 16)

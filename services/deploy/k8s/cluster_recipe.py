@@ -132,9 +132,12 @@ def _check_paths(recipe: Recipe) -> None:
         ("curate.folder", recipe.curate.folder if recipe.curate is not None else None),
     ):
         _check_shared(key, place)
-    for pattern in recipe.corpus.files or ():
+    patterns = [("corpus.files", pattern) for pattern in recipe.corpus.files or ()]
+    if recipe.distill.on_policy is not None:
+        patterns += [("distill.on_policy.prompts", pattern) for pattern in recipe.distill.on_policy.prompts]
+    for key, pattern in patterns:
         if not PurePosixPath(pattern).is_relative_to(RUNS_FOLDER):
-            raise RecipeError(f"corpus.files: {pattern} is not below {RUNS_FOLDER}, where pods find shared files")
+            raise RecipeError(f"{key}: {pattern} is not below {RUNS_FOLDER}, where pods find shared files")
     for index, source in enumerate(recipe.sources):
         if len(source.name) > _LONGEST_NAME:
             raise RecipeError(f"sources.{index}.name: {source.name} is longer than {_LONGEST_NAME} characters")
