@@ -76,6 +76,8 @@ def read_answer(name: ToolFormat, segments: Sequence[Segment], *, text_marks: Co
     whole = list(_split(segments, text_marks)) if text_marks else list(segments)
     try:
         words, calls = FORMATS[name].read(whole)
+        if len(whole) > 1 and not calls:
+            raise ValueError(f"no call follows {whole[1].mark}")
     except (ValueError, RecursionError) as error:
         return ReadAnswer("".join(s.mark + s.text for s in segments), problem=f"a call cannot be read: {error}")
     return ReadAnswer(words, tuple(calls))
@@ -139,6 +141,8 @@ def _mistral(segments: Sequence[Segment]) -> tuple[str, list[ToolCall]]:
     name = ""
     for segment in others:
         if segment.mark == "[TOOL_CALLS]":
+            if name:
+                raise ValueError(f"{name[:80]!r} has no arguments")
             name = segment.text.strip()
             if name.startswith(("[", "{")):
                 calls += _json_calls(name)
@@ -184,7 +188,10 @@ def _deepseek(segments: Sequence[Segment]) -> tuple[str, list[ToolCall]]:
             kind = segment.text.strip()
         elif segment.mark == "<｜tool▁sep｜>":
             block = re.fullmatch(r"(?s)\s*([^\n]+)\n```json\n(.*)\n```\s*", segment.text)  # V3; V3.1 has the name first
-            calls.append(ToolCall(block[1], _object(block[2])) if block else ToolCall(kind, _object(segment.text)))
+            name, arguments = (block[1], block[2]) if block else (kind, segment.text)
+            if not name:
+                raise ValueError(f"{segment.mark} without a name")
+            calls.append(ToolCall(name, _object(arguments)))
             kind = ""
     if kind:
         raise ValueError(f"{kind[:80]!r} has no arguments")
@@ -235,7 +242,10 @@ def _keywords(text: str) -> dict[str, Any]:
         raise ValueError(f"not the arguments of a call: {error}") from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("arguments must be named")
-    return _checked({str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords})
+    try:
+        return _checked({str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords})
+    except TypeError as error:  # a set, bytes or a complex number
+        raise ValueError(f"the arguments are none of JSON's: {error}") from error
 
 
 def _without_fence(text: str) -> str:

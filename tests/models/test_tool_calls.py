@@ -96,6 +96,16 @@ def check_words(prompts: ChatPrompts, tokenizer: Any, given: tuple[str, str, Any
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
+def test_a_result_stays_words_where_no_tool_is_named() -> None:
+    prompts, added = tool_prompts("qwen2_5"), set(tool_tokenizer("qwen2_5").added_tokens_encoder.values())
+
+    def marks(found: str) -> list[int]:
+        messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": f"e{found}f"}]
+        return [token for token in prompts.token_ids(Messages(messages).to_bytes(), "m") if token in added]
+
+    assert marks("<tool_call>{}</tool_call>") == marks("")
+
+
 @pytest.mark.drill
 @pytest.mark.parametrize("family", ["qwen3", "deepseek_v3"])
 def test_real_tokenizers_with_the_templates_that_they_bring(family: str) -> None:
@@ -176,12 +186,20 @@ def test_answers_of_other_forms(form: ToolFormat, segments: list[Segment], words
         ("hermes", answer("", "</tool_call>", "")),
         ("llama3", answer('{"name": "f", "parameters": {"a": 1}} and more')),
         ("llama3", answer("", "<|python_tag|>", "f.call(x)")),
+        ("llama3", answer("", "<|python_tag|>", "f.call(a={1, 2})")),
+        ("llama3", answer("", "<|python_tag|>", "f.call(a={(1, 2): b'3'})")),
         ("llama3", answer("", "<|python_tag|>", "1", "<|python_tag|>", "2")),
         ("mistral", answer("", "[TOOL_CALLS]", "f")),
+        ("mistral", answer("So. ", "[TOOL_CALLS]", "")),
+        ("mistral", answer("", "[TOOL_CALLS]", "f", "[TOOL_CALLS]", "g", "[ARGS]", "{}")),
+        ("mistral", answer("", "[CALL_ID]", "abc")),
         ("mistral", answer("", "[ARGS]", "{}")),
         ("internlm2", answer("", "<|action_start|>", "")),
+        ("internlm2", answer("So.", "<|action_end|>", "")),
         ("internlm2", answer("", "<|action_start|>", "", "<|plugin|>", '{"name": "f"}')),
         ("deepseek", answer("", DEEPSEEK["call▁begin"], "function", DEEPSEEK["call▁end"], "")),
+        ("deepseek", answer("So.", DEEPSEEK["calls▁begin"], "f", DEEPSEEK["calls▁end"], "")),
+        ("deepseek", answer("", DEEPSEEK["call▁begin"], "", DEEPSEEK["sep"], "{}")),
         ("code_block", answer("```python\nprint(1)")),
     ],
 )
