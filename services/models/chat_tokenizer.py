@@ -20,7 +20,7 @@ from fusion_core.arrays import Int32
 from fusion_core.vocabulary import Encoding, Vocabulary
 from fusion_core.vocabulary.tokenizer_files import load_tokenizer
 from services.models.chat_template import MODEL, ChatTemplate, TurnRefusedError
-from services.wire.messages import Messages
+from services.wire.messages import TOOL_ROLES, Messages
 
 _CONTROL_FORM = re.compile(r"<[|｜].+[|｜]>")  # DeepSeek's names have full-width bars
 """Pattern of the names of control tokens, also of unmarked ones: DeepSeek's <｜User｜> is not marked as special."""
@@ -93,10 +93,13 @@ class ChatTokenizer:
     def encode_messages(self, messages: Messages, *, add_generation_prompt: bool = True) -> Int32:
         """Return the ids of a whole conversation, by default with the template's beginning of an answer behind it.
 
-        Words that look like control tokens stay words; with tools, so do those that look like the tokens around calls
-        and results. Raises TurnRefusedError.
+        Words that look like control tokens stay words; with tools, calls or results, so do those that look like the
+        tokens around calls and results. Raises TurnRefusedError.
         """
-        shielded, mark = self._shielded([messages.messages, messages.tools], has_tools=bool(messages.tools))
+        has_tools = bool(messages.tools) or any(
+            m.get("tool_calls") or m["role"] in TOOL_ROLES for m in messages.messages
+        )
+        shielded, mark = self._shielded([messages.messages, messages.tools], has_tools=has_tools)
         text = self.template.render(*shielded, add_generation_prompt=add_generation_prompt)
         return self._ids(text, mark)
 
