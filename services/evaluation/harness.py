@@ -10,11 +10,14 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from fusion_core.arrays import Float64
 
@@ -50,11 +53,9 @@ def evaluate_tasks(
 def read_tasks(tasks: Path) -> dict[str, TaskDocuments]:
     """Return what is in every task of a folder, by name; ValueError as `evaluate_tasks`, without its option's name."""
     manager = _open(tasks)
-    try:
+    with _named(f"{', '.join(manager.all_subtasks)} in {tasks}"):
         loaded = manager.load(sorted(manager.all_subtasks))["tasks"]
         return {name: _documents(task) for name, task in sorted(loaded.items())}
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{', '.join(manager.all_subtasks)} in {tasks}: {error}") from error
 
 
 def score_tasks(folder: Path, tasks: Path, *, device: Device = "auto", batch_size: int = 8) -> dict[str, Float64]:
@@ -91,8 +92,14 @@ def _documents(task: Any) -> TaskDocuments:
 
 def _open(tasks: Path) -> Any:
     """Return the harness' index of the tasks in a folder."""
-    if not list(tasks.glob("**/*.yaml")):
+    files = sorted(tasks.glob("**/*.yaml"))
+    if not files:
         raise ValueError(f"no *.yaml in {tasks}")
+    for file in files:  # the harness passes over a file that it cannot read
+        try:
+            list(yaml.parse(file.read_bytes()))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{file} is no YAML: {error}") from error
     # Data that a task names must lie here: the packages read these when they are imported, and keep them.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_DATASETS_OFFLINE")):
@@ -102,7 +109,23 @@ def _open(tasks: Path) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ValueError(f"needs the extra lm-eval (pip install 'llm-fusion[lm-eval]'): {error}") from error
-    return TaskManager(include_path=str(tasks), include_defaults=False)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    if not manager.all_subtasks:
+        raise ValueError(f"no task in {tasks}; a task file has the key `task`")
+    return manager
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Raise ValueError naming the tasks for what the harness and its data raise."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except DatasetsError as error:
+        raise ValueError(f"{where}: {error.__cause__ or error}") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _evaluate(folder: Path, manager: Any, names: list[str], device: Device, batch_size: int) -> dict[str, Any]:
@@ -110,7 +133,7 @@ def _evaluate(folder: Path, manager: Any, names: list[str], device: Device, batc
     import torch
 
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    try:
+    with _named(f"{', '.join(names)} on {folder}"):
         found: Any = lm_eval.simple_evaluate(
             model="hf",
             model_args={"pretrained": str(folder), "dtype": "float32"},
@@ -119,6 +142,4 @@ def _evaluate(folder: Path, manager: Any, names: list[str], device: Device, batc
             device=where,
             batch_size=batch_size,
         )
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{', '.join(names)} on {folder}: {error}") from error
     return dict(found)

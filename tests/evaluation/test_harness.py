@@ -75,3 +75,17 @@ def test_what_is_not_here_is_refused_and_not_fetched(target, tmp_path):
         evaluate_tasks(target, tmp_path, device="cpu")
     with pytest.raises(ValueError, match=r"far in .*"):
         read_tasks(tmp_path)
+
+
+def test_a_broken_file_is_named(tasks):
+    (tasks / "data.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match=r"toy in .*JSON"):
+        read_tasks(tasks)
+    (tasks / "second.yaml").write_text("task: [a\n b: {")
+    with pytest.raises(ValueError, match=r"second\.yaml is no YAML"):
+        read_tasks(tasks)
+    for file in tasks.glob("*.yaml"):
+        file.unlink()
+    (tasks / "none.yaml").write_text("dataset_path: json\n")
+    with pytest.raises(ValueError, match="no task in "):
+        read_tasks(tasks)
