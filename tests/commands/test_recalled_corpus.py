@@ -92,6 +92,10 @@ def test_records_become_conversations_of_key_blocks_once(made: Made) -> None:
     assert "key blocks: 8 conversations" in lines
     again = corpus_and_target(recipe)  # without the service
     assert again.record == corpus.record
+    assert recipe.recall is not None
+    other = recipe.model_copy(update={"recall": recipe.recall.model_copy(update={"precision": "bfloat16"})})
+    with pytest.raises(UnavailableError):  # its scores are others
+        corpus_and_target(other)
     with pytest.raises(UnavailableError):
         corpus_and_target(made([*rows, rows[0]], address))
 

@@ -123,6 +123,7 @@ def _identity(recipe: Recipe, files: Sequence[Path]) -> str:
         "fields": [corpus.text_field, corpus.domain_field],
         "inputs": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
         "selection": [list(recall.hops), recall.rehearsal, recall.max_text_bytes, recall.max_question_bytes],
+        "precision": recall.precision,
         "judge": weights_revision(resolve_model(recall.judge or "")) if here else recall.judge,
     }
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
