@@ -76,12 +76,10 @@ def view(
             raise ValueError("--port: not with --html, which writes a file and serves nothing")
         checked = read_recipe(recipe, set_)
         given = file.read_bytes() if file is not None else text.encode() if text is not None else None
+        passage = None if given is None else own_text(checked, given, "--text, --file")
         prepare(checked, save=False)
         corpus = corpus_and_target(checked)
-        if given is not None:
-            passage = own_text(checked, given, "--text, --file")
-        else:
-            passage = corpus_window(checked, corpus, split, window)
+        passage = passage or corpus_window(checked, corpus, split, window)
         if html is not None:
             print_line(str(write_view(checked, passage, html, against=against, top=top)))
             return
