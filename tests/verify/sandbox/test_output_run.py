@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
-from services.base.errors import FailedPreconditionError
+from services.base.errors import FailedPreconditionError, UnavailableError
 from services.verify.sandbox.sandbox import Sandbox
 from tests.verify.sandbox.hacks import FOOLS_PLAIN_PYTHON, OTHERS
 from tests.verify.sandbox.test_hacks import sandbox_of
@@ -53,10 +54,9 @@ def test_an_output_is_cut_at_the_bound(sandbox: Sandbox) -> None:
 
 
 def test_time_is_up_whatever_a_program_does_with_its_output() -> None:
-    sandbox = sandbox_of(seconds=1)
     endless = "import os, time\nprint('begun')\nos.close(1)\nos.close(2)\nwhile True: time.sleep(1)"
-    for program, output in ((endless, b"begun\n"), ("while True: pass", b"")):
-        found = sandbox.run(program, 100).output()
+    for program, seconds, output in ((endless, 8, b"begun\n"), ("while True: pass", 1, b"")):
+        found = sandbox_of(seconds=seconds).run(program, 100).output()
         assert (found.end, found.output) == ("late", output)
 
 
@@ -65,7 +65,8 @@ def test_a_run_that_is_cancelled_ends(sandbox: Sandbox) -> None:
     timer = threading.Timer(0.3, run.cancel)
     timer.start()
     start = time.monotonic()
-    assert run.output().end == "failed"
+    with suppress(UnavailableError):  # it may not have begun
+        assert run.output().end == "failed"
     assert time.monotonic() - start < 50
 
 
