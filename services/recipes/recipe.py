@@ -65,7 +65,7 @@ class Recipe(Settings):
     reward: RewardConfig | None = Field(None, description="The reward model: its training, and its service.")
     posttrain: PosttrainConfig | None = Field(None, description="Stages that `fusion posttrain` runs one by one.")
     tracking: tuple[TrackerName, ...] = Field(
-        ("tensorboard",), description="where the curves of all jobs go: tensorboard, wandb, mlflow"
+        ("tensorboard",), description="Where the curves of all jobs go: tensorboard, wandb, mlflow."
     )
     verify: VerifyConfig | None = Field(None, description="The verifier, served beside the sources where it is set.")
 
