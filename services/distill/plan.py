@@ -172,13 +172,20 @@ def settings_of_rows(served: Mapping[str, str], sources: Sequence[str]) -> dict[
 def check_expected(expected: Mapping[str, str], served: Mapping[str, str], address: str) -> None:
     """Raise FailedPreconditionError naming the first setting that the service at `address` runs otherwise.
 
-    Both are dotted recipe keys and values in JSON. A service that names no settings can only stream tokens.
+    Both are dotted recipe keys and values in JSON. Keys of section `fusion` that change nothing may be missing, so one
+    that only the service has is a difference. A service that names no settings can only stream tokens.
     """
     for key, value in expected.items() if served else ():
         if json.loads(served.get(key, "null")) != json.loads(value):
             raise FailedPreconditionError(
                 f"{key}: the recipe says {value}, the fusion service at {address} runs with "
                 f"{served.get(key, 'no such setting')}; leave it as it runs, or start the service with this recipe"
+            )
+    for key in sorted(served.keys() - expected.keys()) if expected else ():
+        if key.startswith("fusion."):
+            raise FailedPreconditionError(
+                f"{key}: the recipe leaves it out, the fusion service at {address} runs with {served[key]}; set it as "
+                "it runs, or start the service with this recipe"
             )
 
 

@@ -114,6 +114,14 @@ def test_a_recipe_that_says_otherwise_than_the_service_runs_is_refused(tmp_path,
         make_plan(job_in(tmp_path, target, expected=as_it_runs | {key: json.dumps(value)}), fusion)
 
 
+def test_a_service_that_fuses_by_a_key_which_the_recipe_leaves_out_is_refused(tmp_path, target):
+    fusion = FakeFusion(target, corpus(18))
+    as_it_runs = {name: json.dumps(setting) for name, setting in fusion.settings.items()}
+    fusion.settings["fusion.soften"] = 0.8
+    with pytest.raises(FailedPreconditionError, match=r"fusion\.soften: the recipe leaves it out, .* runs with 0\.8"):
+        make_plan(job_in(tmp_path, target, expected=as_it_runs), fusion)
+
+
 def test_a_service_that_does_not_name_its_settings_streams_tokens_only(tmp_path, target):
     fusion = FakeFusion(target, corpus(18))
     fusion.settings = {}
