@@ -11,17 +11,12 @@ A finished part is kept below runs/bench/moe-parts, so what broke off goes on; r
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
-from services.base.atomic import write_whole
 from services.models.fetch import fetch
 from tests.bench.moe.exactness import measure_bfloat16, measure_noise, measure_shapes, measure_smollm2
 from tests.bench.moe.experiment import measure_experiment
@@ -29,25 +24,10 @@ from tests.bench.moe.models import MODEL, text_ids
 from tests.bench.moe.served import measure_vllm
 from tests.bench.moe.sources import measure_source
 from tests.bench.moe.training import ids_of, measure_copies, measure_cost
-from tests.bench.parts.report import Check, Report, arguments
+from tests.bench.parts.report import Report, arguments, kept
 from tests.fakes.files.tiny_mixtures import LATENT, MIXTURES, REFUSED
 
 STEPS = 40
-
-
-def measured(file: Path, measure: Callable[[Report], None]) -> Report:
-    """Return what a part has measured, now or earlier."""
-    part = Report("moe")
-    if file.is_file():
-        found = json.loads(file.read_text())
-        part.rows, part.checks = found["rows"], [Check(**check) for check in found["checks"]]
-        return part
-    started = perf_counter()
-    measure(part)
-    print(f"{file.stem}: {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps({"rows": part.rows, "checks": [asdict(check) for check in part.checks]}, indent=1))
-    return part
 
 
 def main() -> None:
@@ -63,7 +43,7 @@ def main() -> None:
     report = Report("moe")
     folder = Path("runs/bench") / f"moe-parts{'-quick' if quick else ''}"
     for name in options.only or [name for name, (_, always) in parts.items() if always]:
-        part = measured(folder / f"{name}.json", parts[name][0])
+        part = kept("moe", folder / f"{name}.json", parts[name][0])
         report.rows += part.rows
         report.checks += part.checks
     report.finish(options.json)

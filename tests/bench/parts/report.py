@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -97,15 +97,23 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def kept(name: str, file: Path, measure: Callable[[Report], None]) -> Report:
-    """Return what a part of a benchmark has measured, now or, where the file is there already, earlier."""
+    """Return what a part of a benchmark has measured, now or, where the file is there already, earlier.
+
+    A line on stderr tells when that was at another commit, which the results do not name.
+    """
     part = Report(name)
     if file.is_file():
         found = json.loads(file.read_text())
+        if (before := found.get("git_revision")) != git_revision():
+            print(f"{file}: measured at {before}; remove it to measure again", file=sys.stderr, flush=True)
         part.rows, part.checks = found["rows"], [Check(**check) for check in found["checks"]]
         return part
+    started = perf_counter()
     measure(part)
+    print(f"{file.stem}: {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"rows": part.rows, "checks": [asdict(check) for check in part.checks]}
+    checks = [asdict(check) for check in part.checks]
+    content = {"git_revision": git_revision(), "rows": part.rows, "checks": checks}
     write_whole(file, json.dumps(content, indent=1, default=_plain))
     return part
 
