@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -182,9 +181,9 @@ def test_hostile_texts_and_errors_are_shown_and_not_run(opened: Browser) -> None
 
 
 @IN_BROWSER
-def test_two_thousand_tokens_are_shown_within_a_second(opened: Browser, tmp_path: Path) -> None:
+def test_two_thousand_tokens_are_shown_within_a_second(opened: Browser) -> None:
     text = "The cat sat on the mat, and 12 * 12 = 144; das Ende. " * 110
-    took = opened.evaluate(
+    opened.evaluate(
         "(async () => { const asked = await (await fetch('view', { method: 'POST', headers: { 'Content-Type': "
         f"'application/json', Authorization: 'Bearer {TOKEN}' }}, body: JSON.stringify({{ text: {json.dumps(text)},"
         " strategies: ['recipe', 'min_ce'] }) })).text(); const start = performance.now(); showView(JSON.parse(asked));"
