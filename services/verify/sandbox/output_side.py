@@ -46,6 +46,8 @@ def _run(program: str) -> bool:
             if value is not None:
                 print(repr(value))
     except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)  # as an interpreter does
         return end.code in (None, 0)
     except BaseException as error:
         within = error.__traceback__

@@ -30,6 +30,7 @@ def sandbox() -> Sandbox:
         ("def f():\n    return 1 / 0\nf()", "failed", 'File "program", line 2, in f'),
         ("def f(:", "failed", "SyntaxError"),
         ("print('so')\nraise SystemExit(3)", "failed", "so\n"),
+        ("import sys\nsys.exit('no such key')", "failed", "no such key\n"),
         ("import os, sys\nprint('gone')\nos._exit(0)", "finished", "gone\n"),
         ("held = bytearray(10**9)", "failed", "MemoryError"),
         ("import os\nos.fork()", "failed", "PermissionError"),
