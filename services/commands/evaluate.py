@@ -17,7 +17,7 @@ from services.commands.prepare import corpus_and_target
 from services.corpus.ledger import Corpus, Window
 from services.evaluation.controls import training_of
 from services.evaluation.experts import describe_experts
-from services.evaluation.harness import evaluate_tasks
+from services.evaluation.harness import evaluate_tasks, read_tasks
 from services.evaluation.intervals import compare
 from services.evaluation.nats_per_byte import Scores, nats_per_byte
 from services.evaluation.report.report import EVALUATION
@@ -100,8 +100,13 @@ def evaluate(
         tasks: folder of task files for lm-evaluation-harness, which is then run on every model too.
         print_line: called with a line per model.
 
-    Raises RecipeError naming the model or split that is missing.
+    Raises RecipeError naming the model or split that is missing, or what is wrong with the tasks.
     """
+    if tasks is not None:
+        try:
+            read_tasks(tasks)  # before the scoring, which takes long
+        except ValueError as error:
+            raise RecipeError(f"--tasks: {error}") from error
     models = {str(folder): (resolve_model(str(folder)), None) for folder in folders} or _own_models(recipe)
     source_models = {f"source {source.name}": source for source in recipe.sources} if sources else {}
     models |= _source_models(recipe) if sources else {}

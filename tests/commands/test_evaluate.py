@@ -12,7 +12,7 @@ from services.commands.evaluate import evaluate, evaluate_sources
 from services.commands.prepare import corpus_and_target
 from services.corpus.config import CorpusConfig
 from services.corpus.prepare import plan_corpus, read_text
-from services.recipes.recipe import Recipe
+from services.recipes.recipe import Recipe, RecipeError
 from tests.fakes.answering import make_chat_model
 from tests.fakes.fusion_stream import FakeFusion, corpus, tiny_target
 
@@ -74,6 +74,18 @@ def test_a_turn_that_one_template_refuses_is_scored_by_no_model(tmp_path: Path) 
     kept = [window for window in windows if b"Be brief." not in window.messages]
     assert refused == len(windows) - len(kept) > 0
     assert evaluation["domains"]["all"]["bytes"] == sum(len(window.text) for window in kept)
+
+
+def test_tasks_are_looked_at_before_anything_else(tmp_path: Path) -> None:
+    values = {
+        "name": "none",
+        "output_dir": str(tmp_path / "runs"),
+        "corpus": {"files": [f"{tmp_path}/missing.txt"]},
+        "sources": [{"name": "one", "model": str(tmp_path / "missing"), "address": "127.0.0.1:1"}],
+        "target": {"model": str(tmp_path / "missing")},
+    }
+    with pytest.raises(RecipeError, match=r"--tasks: no \*\.yaml in"):
+        evaluate(Recipe.model_validate(values), [], "held_out", tasks=tmp_path)
 
 
 def _exchange(number: int) -> list[dict[str, str]]:
