@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -19,6 +20,8 @@ from services.source.engines.base import TokenSampling
 from services.source.scorer import Scorer
 from services.wire.answer import Answer, AnswerPrompt, FinishReason, Sampling, answer_seed
 from services.wire.protocol import MAX_BLOCK_BYTES
+
+logger = logging.getLogger("ray.serve")
 
 _TOKEN_COLUMNS_BYTES = 8
 _ANSWER_BYTES = 64
@@ -60,7 +63,14 @@ class Generator:
 
         def read() -> ChatPrompts:
             given = config.generation.tool_format
-            return ChatPrompts(folder, scorer.vocabulary, scorer.chat, source=config.name, tool_format=given)
+            chat = ChatPrompts(folder, scorer.vocabulary, scorer.chat, source=config.name, tool_format=given)
+            if given is not None and chat.tool_format is None:
+                logger.warning(
+                    "source %s: generation.tool_format is not used: no prompt may name tools, for which the chat "
+                    "template has no place",
+                    config.name,
+                )
+            return chat
 
         return cls(scorer, await asyncio.to_thread(read))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_the_recipe_s_format_goes_before_the_template_s(with_tools: Path) -> Non
         assert await format_of(source) == "llama3"
 
     with_source(with_tools, run, engine="synthetic", generation={"tool_format": "llama3"})
+
+
+def test_a_format_that_is_not_used_is_said(
+    folder: Path, with_tools: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+
+    async def run(source: AnsweringSource) -> None:
+        await format_of(source)
+
+    with_source(with_tools, run, engine="synthetic", generation={"tool_format": "hermes"})
+    assert "tool_format" not in caplog.text
+    with_source(folder, run, engine="synthetic", generation={"tool_format": "hermes"})
+    assert "source tiny: generation.tool_format is not used" in caplog.text
 
 
 def test_what_the_template_has_no_place_for_is_refused(folder: Path) -> None:
