@@ -181,6 +181,16 @@ def test_hostile_texts_and_errors_are_shown_and_not_run(opened: Browser) -> None
 
 
 @IN_BROWSER
+def test_a_colour_that_is_chosen_before_the_first_answer_is_that_of_the_answer(opened: Browser) -> None:
+    opened.evaluate("view = null")
+    opened.click("input[value=loss]")
+    assert opened.evaluate("mode") == "loss"
+    submit(opened)
+    assert opened.evaluate("spans.some((span) => /h\\d/.test(span.className))")
+    assert opened.errors == []
+
+
+@IN_BROWSER
 def test_two_thousand_tokens_are_shown_within_a_second(opened: Browser) -> None:
     text = "The cat sat on the mat, and 12 * 12 = 144; das Ende. " * 110
     opened.evaluate(

@@ -204,6 +204,7 @@ text.addEventListener("keydown", (event) => {
 document.getElementById("modes").addEventListener("change", (event) => {
   if (event.target.name === "mode") mode = event.target.value;
   if (event.target.name === "strategy") strategy = Number(event.target.value);
+  if (view === null) return;
   colour();
   if (selected >= 0) show(selected);
 });
