@@ -54,8 +54,9 @@ def _domains(documents: Sequence[str], domains: Sequence[str]) -> list[str]:
 
 
 def _preferred(scores: Mapping[str, Scores], number_W: np.ndarray) -> list[str]:
-    """Return the source with the fewest nats on each document: all have scored the same bytes."""
-    nats_SD = np.stack([np.bincount(number_W, weights=each.nats_W) for each in scores.values()])
+    """Return the source with the fewest nats on each document, of those that spell it byte for byte."""
+    nats_SW = (np.where(each.lossless_W, each.nats_W, np.inf) for each in scores.values())
+    nats_SD = np.stack([np.bincount(number_W, weights=nats_W) for nats_W in nats_SW])
     names = [name.removeprefix("source ") for name in scores]
     return [names[best] for best in nats_SD.argmin(axis=0)]
 

@@ -43,8 +43,8 @@ class Scores:
         hits_W: per window bool, whether the model's likeliest next token is the real one.
         lossless_W: bool, False where the tokenizer does not spell the text byte for byte (unknown characters,
             normalisation): the model then scored another text, and its nats are no bound for this one.
-        experts_WHE: int32, the tokens of the window that were sent to each expert; None for a model without experts,
-            and for one whose routers are not known (see `RouterRecorder`).
+        experts_WHE: int32, how often each expert was chosen where a token of the window is predicted; None for a model
+            without experts, and for one whose routers are not known (see `RouterRecorder`).
         layers: numbers of the layers with experts.
     """
 
@@ -196,8 +196,10 @@ def _score(
 
 
 def _expert_counts(indices: Sequence[torch.Tensor], prompts: Sequence[Prompt], num_experts: int) -> Int32:
-    """Return the tokens of each window that each expert of each layer got, [B, H, E]; contexts and padding do not
-    count. `indices` has the K experts of all B x L positions, for each layer."""
+    """Return how often each expert of each layer was chosen where a token of the window is predicted, [B, H, E].
+
+    `indices` has the K experts of all B x L positions, for each layer; the rest of contexts and padding do not count.
+    """
     counts_BHE = np.zeros((len(prompts), len(indices), num_experts), dtype=np.int32)
     for layer, indices_NK in enumerate(indices):
         indices_BLK = indices_NK.view(len(prompts), -1, indices_NK.shape[-1]).cpu().numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_domains_and_preferred_sources_are_told_apart(tmp_path: Path) -> None:
     assert "## Experts of mixture on held_out" in report and "nats between expert and preferred source" in report
     for picture in ("experts_mixture_by_domain.png", "experts_mixture_by_source.png"):
         assert f"({picture})" in report and (tmp_path / picture).stat().st_size > 1000
+
+
+def test_a_source_that_does_not_spell_a_text_is_not_preferred_there() -> None:
+    experts = np.ones((2, 1, 3), dtype=np.int32)
+    left, right = made([1.0, 1.0]), made([2.0, 2.0])
+    scores = {"mixture": made([1.0, 1.0], experts), "source left": left, "source right": right}
+    names = ["source left", "source right"]
+    assert "source" not in describe_experts(scores, ["a", "b"], ["x", "x"], sources=names)["mixture"]
+    scores["source left"] = replace(left, lossless_W=np.array([True, False]))
+    found = describe_experts(scores, ["a", "b"], ["x", "x"], sources=names)["mixture"]
+    assert found["source"]["kinds"] == ["left", "right"]
 
 
 def test_one_domain_and_one_source_tell_nothing() -> None:
