@@ -196,14 +196,20 @@ def _write_domains(source: StepFiles, task: int, folder: Path) -> None:
             writer.__exit__(None, None, None)
 
 
+def _record(out: Files, step: str, task: int) -> dict[str, Any]:
+    if (record := read_record(out, step, task)) is None:
+        place = out.location(StepFiles(out, step).folder(task))
+        raise RunFailedError(f"curate: {place} has changed while this run went on; does another one write there?")
+    return record
+
+
 def _ledger(config: CurateConfig, steps: list[Step], out: Files, identity: str) -> dict[str, Any]:
-    """Return the counts of all steps with documents, and of the whole."""
+    """Return the counts of all steps with documents, and of the whole; RunFailedError when a record has gone."""
     entries, hashes = [], []
     for step in steps:
-        records = [read_record(out, step.name, task) for task in range(step.num_tasks)]
-        found = [record for record in records if record is not None]
-        tallies = [record["tally"] for record in found if record["tally"] is not None]
-        hashes = [record["files"] for record in found]
+        records = [_record(out, step.name, task) for task in range(step.num_tasks)]
+        tallies = [record["tally"] for record in records if record["tally"] is not None]
+        hashes = [record["files"] for record in records]
         if tallies:
             entry = Tally.total(tallies).as_json()
             if entry["documents_in"] != entry["kept"] + entry["joined"] + sum(entry["dropped"].values()):

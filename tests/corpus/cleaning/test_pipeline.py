@@ -166,6 +166,20 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(heap: Made, cleaned: Any
     assert bytes_of(tmp_path / "out") == bytes_of(cleaned[1])
 
 
+def test_a_task_that_another_run_takes_away_is_named_and_not_left_out_of_the_counts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a few words"}) + "\n")
+    off = {"exact_duplicates": False, "language": None, "rules": None, "near_duplicates": None, "safety": None}
+    config = CurateConfig.model_validate({"files": [f"{tmp_path}/a.jsonl"], "shards": 1, **off})
+
+    def take_away(step: str, done: int, num_tasks: int) -> None:
+        if (step, done) == ("by_domain", num_tasks):
+            (tmp_path / "out/read/00000/record.json").unlink()
+
+    with local_workers(1) as run_all, pytest.raises(RunFailedError, match="out/read/00000 has changed while"):
+        clean(config, tmp_path / "out", run_all, take_away)
+    assert run_clean(config, tmp_path / "out")["kept"] == 1
+
+
 def test_an_object_store_ends_with_the_same_objects_whatever_kills_the_run(
     heap: Made, cleaned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
