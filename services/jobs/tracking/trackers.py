@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
+from services.base.credentials import without_credentials
 from services.base.errors import SettingError
 from services.jobs.run_folder import RunFolder
 from services.jobs.step_log import read_rows
@@ -79,8 +80,8 @@ class Trackers:
             except Exception as error:
                 if not after_step:
                     self.close(failed=True)
-                    raise SettingError("tracking", f"{name}: {error}") from error
-                logger.warning("tracking: %s is left out: %s", name, error)
+                    raise SettingError("tracking", f"{name}: {_words(error)}") from error
+                logger.warning("tracking: %s is left out: %s", name, _words(error))
         behind = min((tracker.last_step for tracker in self._trackers.values()), default=after_step)
         for row in read_rows(files.metrics) if behind < after_step else ():
             if row["step"] <= after_step:
@@ -95,7 +96,7 @@ class Trackers:
             try:
                 tracker.log(step, figures)
             except Exception as error:  # a server that is away must not end the training
-                logger.warning("tracking: %s is left out from step %d on: %s", name, step, error)
+                logger.warning("tracking: %s is left out from step %d on: %s", name, step, _words(error))
                 del self._trackers[name]
 
     def close(self, *, failed: bool) -> None:
@@ -104,7 +105,7 @@ class Trackers:
             try:
                 tracker.close(failed=failed)
             except Exception as error:
-                logger.warning("tracking: %s: %s", name, error)
+                logger.warning("tracking: %s: %s", name, _words(error))
         self._trackers = {}
 
     def __enter__(self) -> Trackers:
@@ -112,6 +113,11 @@ class Trackers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close(failed=error is not None)
+
+
+def _words(error: Exception) -> str:
+    """Return an error's message; a server's URL in it may hold a password."""
+    return without_credentials(str(error))
 
 
 _OPEN: dict[str, Callable[[Tracking, str, RunFolder, int], Tracker]] = {
