@@ -154,6 +154,11 @@ class DistillConfig(Settings):
             raise ValueError(
                 f"on_policy.share: {self.on_policy.share:g} of batch_windows = {self.batch_windows} is no whole window"
             )
+        if self.on_policy.share < 1 and self.stream_windows < 1:
+            raise ValueError(
+                f"on_policy.share: {self.on_policy.share:g} of batch_windows = {self.batch_windows} leaves the stream "
+                "no whole window; 1 streams none"
+            )
         return self
 
     @property

@@ -232,6 +232,7 @@ def test_a_run_that_broke_off_inside_a_round_reads_the_ledger_of_the_round(tmp_p
         ({"lambda": 1}, "lambda: below 1 with on_policy"),
         ({"reward_weighting": True}, "reward_weighting: not with on_policy"),
         ({"batch_windows": 1, "on_policy": {"share": 0.2}}, "on_policy.share: 0.2 of batch_windows = 1"),
+        ({"batch_windows": 8, "on_policy": {"share": 0.95}}, "on_policy.share: 0.95 of batch_windows = 8 leaves"),
         ({"on_policy": {"tempo": 1}}, "on_policy.tempo"),
         ({"on_policy": {"answers": 0}}, "on_policy.answers"),
         ({"on_policy": {"temperature": 0}}, "on_policy.temperature"),
