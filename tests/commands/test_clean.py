@@ -11,7 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from services.base.files import Files
+from services.base.progress_bars import plain_console
 from services.cli.app import app
+from services.commands.clean import clean_here
 from services.commands.prepare import corpus_and_target
 from services.corpus.prepare import plan_corpus, read_text
 from services.recipes import load_recipe
@@ -94,6 +96,8 @@ def test_a_url_that_nothing_can_open_is_named_as_what_it_is(recipe: dict[str, An
     recipe["curate"] |= {"folder": "nowhere://bucket/cleaned"}
     with pytest.raises(RecipeError, match=r"^curate\.folder: cannot open nowhere://bucket/cleaned"):
         corpus_and_target(load_recipe(written(recipe)))
+    with pytest.raises(ValueError, match=r"^curate\.folder: cannot open nowhere://bucket/cleaned"):
+        clean_here(load_recipe(written(recipe)), plain_console())
 
 
 def test_a_corpus_of_its_own_files_is_left_alone(recipe: dict[str, Any]) -> None:

@@ -58,13 +58,13 @@ def clean(
 
     Raises:
         SettingError: a setting cannot be honoured.
-        ValueError: a file cannot be read; the message names it.
-        RunFailedError: a worker died, or no document is left.
+        ValueError: a file cannot be read, or the folder cannot be written; the message names it.
+        RunFailedError: a worker died, a task's files went while cleaning went on, or no document is left.
     """
     require_extra()
     files = check_inputs(config)
     with exclusive(lock_place(str(folder))):
-        out = Files(str(folder), "folder")
+        out = Files(str(folder), "curate.folder")
         steps = list(_steps(config, files, out))
         before = ""
         for step in steps:
