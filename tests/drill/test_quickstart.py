@@ -1,4 +1,4 @@
-"""The quickstart's parts on a corpus of many shards: services, stream, store, training and evaluation, on S3 as well."""
+"""The parts of the quickstart on a corpus of many shards: services, stream, training, evaluation, on S3 as well."""
 
 from __future__ import annotations
 
