@@ -60,7 +60,7 @@ class Round:
     batch_windows: int
 
 
-_DENSE, _LONG = Round(150, 350, 24, 192, 8), Round(60, 900, 63, 512, 3)
+_DENSE, _LONG = Round(450, 350, 24, 192, 8), Round(200, 900, 63, 512, 3)
 _ROUNDS = (_DENSE, _LONG)
 """Short blocks in short texts first: more facts and rivals in as many tokens; then texts as they are."""
 _WAYS_WITHOUT_JUDGE: dict[str, Find] = {
@@ -79,7 +79,7 @@ def main() -> None:
     _split(report, 1_000 if options.quick else 10_000)
     fetch("all-minilm-l6-v2")
     quick = [Round(2, 350, 24, 192, 2), Round(2, 900, 63, 512, 1)]
-    folder = _judge(report, quick if options.quick else _ROUNDS, 2 if options.quick else 24)
+    folder = _judge(report, quick if options.quick else _ROUNDS, 2 if options.quick else 48)
     _speed(report)
     judge = Judge.load(folder, precision="auto")
     _blocks(report, judge, {2_000: 3} if options.quick else {2_000: 50, 8_000: 5})
