@@ -163,7 +163,10 @@ class Files:
 
     def _infos(self, folder: str) -> list[Any]:
         selector = fs.FileSelector(f"{self._folder}/{folder}".rstrip("/"), allow_not_found=True)
-        infos: list[Any] = self._files.get_file_info(selector)
+        try:
+            infos: list[Any] = self._files.get_file_info(selector)
+        except FileNotFoundError:  # in spite of `allow_not_found`, when the folder appears between Arrow's two looks
+            infos = self._files.get_file_info(selector)
         return infos
 
 

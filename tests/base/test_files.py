@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,20 @@ def test_the_explanation_of_a_mistake_repeats_no_secret() -> None:
         _Section(store="s3://id:secret@bucket/folder")
     assert "AWS_SECRET_ACCESS_KEY" in explain(mistake.value)
     assert "secret@" not in explain(mistake.value)
+
+
+def test_a_folder_that_appears_while_it_is_listed_is_no_error(tmp_path):
+    def look(folder: Path) -> None:
+        files = Files(str(folder.parent), "where")
+        while not files.sizes(folder.name):
+            pass
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(100):
+            folder = tmp_path / str(number) / "new"
+            folder.parent.mkdir()
+            looking = [pool.submit(look, folder) for _ in range(2)]
+            folder.mkdir()
+            (folder / "file").write_bytes(b"x")
+            for one in looking:
+                one.result(timeout=60)
