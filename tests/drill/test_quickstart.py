@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +14,16 @@ from services.evaluation.controls import CLM_ONLY, FUSED
 from services.recipes.recipe import Recipe
 from services.store.store import BlockStore
 from tests.fakes.files.many_shards import many_shards
-from tests.fakes.services.s3_server import rights_on_prefix, s3_server, s3_url
+from tests.fakes.services.places import PLACES, Place, place_in
 from tests.fakes.tiny_model import make_tiny_model, sentences
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(600)]
-Place = Callable[[str], str]
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Returns the folder or URL of a name; of the bucket, only the objects below a prefix may be touched."""
-    if request.param == "folder":
-        yield lambda name: str(tmp_path / "kept" / name)
-        return
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with s3_server("bucket") as server, rights_on_prefix(server, "bucket", "team") as (address, refused):
-        yield lambda name: s3_url(address, f"bucket/team/{name}")
-        assert refused == []
+    with place_in(request.param, tmp_path, monkeypatch) as opened:
+        yield opened
 
 
 def recipe_of(folder: Path, place: Place) -> Recipe:
